@@ -1,0 +1,41 @@
+"""Errors a user can meet. Each message is one sentence: what is wrong, where, what to do."""
+
+from __future__ import annotations
+
+
+class VerifierError(Exception):
+    """Base of all errors raised on purpose; ``exit_code`` is what the command line ends with."""
+
+    exit_code = 1
+
+
+class InputError(VerifierError):
+    """Bad usage or a malformed file (network, property, results, CSV)."""
+
+    exit_code = 2
+
+
+class ConfigError(InputError):
+    """A configuration key or value is wrong; the message names the nearest known key."""
+
+
+class UnsupportedError(VerifierError):
+    """A well-formed network or property uses something the verifier does not handle."""
+
+    exit_code = 3
+
+
+class UnsupportedOpError(UnsupportedError):
+    """The network contains operators without a rule; all offending nodes are named at once."""
+
+
+class UnsupportedPropertyError(UnsupportedError):
+    """The property uses a construct outside the supported fragment; the line is named."""
+
+
+class DeadlineExceeded(VerifierError):
+    """The time limit was reached; the pipeline turns it into the verdict ``timeout``."""
+
+
+class MemoryExceeded(VerifierError):
+    """The memory budget cannot hold even the smallest chunk; the verdict is ``unknown``."""

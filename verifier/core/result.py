@@ -1,0 +1,58 @@
+"""What a query ends with: a verdict, the reason, a witness and the figures of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+import numpy as np
+
+
+class Verdict(str, Enum):
+    """The five words of a VNN-COMP result file."""
+
+    SAT = "sat"
+    UNSAT = "unsat"
+    UNKNOWN = "unknown"
+    TIMEOUT = "timeout"
+    ERROR = "error"
+
+
+@dataclass(frozen=True)
+class Witness:
+    """A counterexample that onnxruntime has replayed (or, for a torch network, the module itself).
+
+    Attributes:
+        inputs: shape (n_in,), float64, row-major over the network input, exactly as printed in the result file.
+        outputs: shape (n_out,), float64, row-major over the network output at ``inputs``.
+        margin: the smallest slack ``d - c.y`` over the rows of the violated case (>= 0).
+        case: index of the case of the problem that the witness satisfies.
+    """
+
+    inputs: np.ndarray
+    outputs: np.ndarray
+    margin: float = 0.0
+    case: int = 0
+
+
+@dataclass(frozen=True)
+class Result:
+    """The answer to one query.
+
+    Attributes:
+        verdict: see :class:`Verdict`.
+        reason: one sentence on why; for ``unknown`` what is left and the final gap.
+        witness: present exactly when the verdict is ``sat``.
+        certified: True when an ``unsat`` rests on float64 bounds with every rounding charged.
+        seconds: wall time by phase, in seconds.
+        statistics: counters of the run (domains, bounds, attack candidates, ...), JSON-serialisable.
+    """
+
+    verdict: Verdict
+    reason: str = ""
+    witness: Witness | None = None
+    certified: bool = False
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    statistics: Mapping[str, Any] = field(default_factory=dict)

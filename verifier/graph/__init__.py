@@ -1,0 +1,1 @@
+"""The network as an immutable graph of ops, and the passes that bring it to canonical form."""

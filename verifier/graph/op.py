@@ -1,0 +1,183 @@
+"""What an op must say about itself. One op family is one file in ``verifier/ops``.
+
+Shape letters: N a flat batch axis, B domains, S rows, ``shape`` the value's own shape (the network's leading batch
+dimension of 1 included, if it has one). Every value tensor is (N, *shape). Coefficients of linear forms are
+(B, S, *shape); affine rules see them flattened to (N, *shape) with N = B * S.
+
+Parameters arrive as a tuple ``p`` in the order of ``Op.handles``; an op never stores tensors.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from verifier.core.handles import Handle
+from verifier.core.interval import Interval
+
+Shape = tuple[int, ...]
+Params = tuple[Tensor, ...]
+
+
+class Op(ABC):
+    """Base of all ops. Subclasses are frozen dataclasses; fields of type Handle are their parameters."""
+
+    @property
+    def handles(self) -> tuple[Handle, ...]:
+        """The op's parameters in field order."""
+        values = (getattr(self, f.name) for f in fields(self))  # type: ignore[arg-type]
+        return tuple(v for v in values if isinstance(v, Handle))
+
+    @property
+    def kind(self) -> str:
+        """Name shown to users."""
+        return type(self).__name__
+
+    @abstractmethod
+    def forward(self, xs: Sequence[Tensor], p: Params) -> Tensor:
+        """Evaluate: inputs (N, *shape_i) to output (N, *shape)."""
+
+    @abstractmethod
+    def interval(self, xs: Sequence[Interval], p: Params) -> Interval:
+        """Sound interval image in exact arithmetic on the given bounds; rounding is charged by the caller for affine
+        ops (see ``AffineOp``), and must be outward for nonlinear ops."""
+
+
+class AffineOp(Op):
+    """y = sum_i W_i x_i + b. Its backward rule is the VJP of its linear part."""
+
+    def linear(self, xs: Sequence[Tensor], p: Params) -> Tensor:
+        """The linear part, sum_i W_i x_i, (N, *shape). Default: forward minus forward at zero."""
+        zero = [torch.zeros_like(x[:1]) for x in xs]
+        return self.forward(xs, p) - self.forward(zero, p)
+
+    def transpose(self, a: Tensor, p: Params, in_shapes: Sequence[Shape]) -> tuple[Tensor, ...]:
+        """W_i^T a for every input.
+
+        Args:
+            a: coefficients on the output, (N, *shape).
+            in_shapes: shapes of the inputs (without N).
+
+        Returns:
+            one (N, *shape_i) tensor per input. Default: VJP of :meth:`linear`.
+        """
+        zeros = tuple(a.new_zeros((a.shape[0], *s)) for s in in_shapes)
+        return torch.func.vjp(lambda *xs: self.linear(xs, p), *zeros)[1](a)
+
+    def bias_dot(self, a: Tensor, p: Params) -> Tensor | None:
+        """a . b summed over the output, (N,); None when the op has no bias."""
+        return None
+
+    def magnitude(self, ms: Sequence[Tensor], p: Params) -> Tensor:
+        """|W| m + |b|, (N, *shape): bounds every partial sum of the op's inner products when |x_i| <= m_i.
+
+        For folded parameters |b| is replaced by the sum of the magnitudes that were folded into it.
+        """
+        raise NotImplementedError
+
+    def forward_terms(self, in_shapes: Sequence[Shape], out_shape: Shape) -> int:
+        """Rounded operations behind one entry of forward (fan-in + bias); 0 when forward only moves numbers."""
+        raise NotImplementedError
+
+    def backward_terms(self, in_shapes: Sequence[Shape], out_shape: Shape) -> int:
+        """Rounded operations behind one entry of transpose; 0 when it only moves numbers."""
+        raise NotImplementedError
+
+    def interval(self, xs: Sequence[Interval], p: Params) -> Interval:
+        """Centre and radius: W c + b -+ |W| r. Exact arithmetic assumed; ``bounds.ibp`` charges the rounding."""
+        centre = [(x.lower + x.upper) / 2 for x in xs]
+        radius = [torch.maximum(x.upper - c, c - x.lower) for x, c in zip(xs, centre, strict=True)]
+        zero = [torch.zeros_like(r) for r in radius]
+        mid = self.forward(centre, p)
+        rad = self.magnitude(radius, p) - self.magnitude(zero, p)
+        return Interval(mid - rad, mid + rad)
+
+
+class ParamSpec(NamedTuple):
+    """An optimisable relaxation parameter: initial value (B, 1, *shape), and scalar or tensor limits."""
+
+    initial: Tensor
+    low: Tensor | float
+    high: Tensor | float
+
+
+class Relaxation(ABC):
+    """Linear planes that enclose a nonlinear op on given input intervals; valid in exact arithmetic."""
+
+    @abstractmethod
+    def backward(self, a: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Lower-bound a . y by linear functions of the inputs.
+
+        Args:
+            a: (B, S, *shape) coefficients on the op's output.
+
+        Returns:
+            coefficients on each input, (B, S, *shape_i), and the constant, (B, S).
+        """
+
+    @abstractmethod
+    def forward(self, a: Tensor, zs: Sequence[Tensor]) -> Tensor:
+        """Value (B, S, *shape) of the planes that ``backward(a)`` chose, at inputs zs[i] (B, S, *shape_i)."""
+
+    @abstractmethod
+    def constant_magnitude(self, a: Tensor) -> Tensor:
+        """(B, S): sum over elements of |a| |intercept| for the chosen planes; the certificate charges its rounding."""
+
+    def gradients(self, a: Tensor, zs: Sequence[Tensor]) -> Mapping[str, Tensor]:
+        """d(bound)/d(parameter) with intermediate bounds fixed: a+- (dslope/dt z + dintercept/dt); same shapes as the
+        parameters the relaxation was built from (which lead with B, S)."""
+        return {}
+
+
+class NonlinearOp(Op):
+    """An op that is bounded by planes on [l, u]."""
+
+    def parameters(self, xs: Sequence[Interval]) -> Mapping[str, ParamSpec]:
+        """Optimisable parameters for inputs (B, *shape_i); empty when the relaxation has none."""
+        return {}
+
+    @abstractmethod
+    def relax(self, xs: Sequence[Interval], params: Mapping[str, Tensor] | None = None) -> Relaxation:
+        """Planes on the box ``xs`` (each (B, *shape_i)); ``params`` lead with (B, S or 1) and default to initial."""
+
+
+@dataclass(frozen=True)
+class UnaryPlanes(Relaxation):
+    """Elementwise planes: lower_slope z + lower_intercept <= f(z) <= upper_slope z + upper_intercept.
+
+    All four broadcast against (B, S, *shape). ``d_lower``/``d_upper`` map parameter names to (dslope, dintercept).
+    """
+
+    lower_slope: Tensor
+    lower_intercept: Tensor
+    upper_slope: Tensor
+    upper_intercept: Tensor
+    d_lower: Mapping[str, tuple[Tensor, Tensor]] | None = None
+    d_upper: Mapping[str, tuple[Tensor, Tensor]] | None = None
+
+    def backward(self, a: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+        pos, neg = a.clamp(min=0), a.clamp(max=0)
+        const = (pos * self.lower_intercept + neg * self.upper_intercept).flatten(2).sum(-1)
+        return (pos * self.lower_slope + neg * self.upper_slope,), const
+
+    def forward(self, a: Tensor, zs: Sequence[Tensor]) -> Tensor:
+        z = zs[0]
+        low = self.lower_slope * z + self.lower_intercept
+        return torch.where(a > 0, low, self.upper_slope * z + self.upper_intercept)
+
+    def constant_magnitude(self, a: Tensor) -> Tensor:
+        pos, neg = a.clamp(min=0), a.clamp(max=0)
+        return (pos * self.lower_intercept.abs() - neg * self.upper_intercept.abs()).flatten(2).sum(-1)
+
+    def gradients(self, a: Tensor, zs: Sequence[Tensor]) -> Mapping[str, Tensor]:
+        out: dict[str, Tensor] = {}
+        for part, deltas in ((a.clamp(min=0), self.d_lower), (a.clamp(max=0), self.d_upper)):
+            for name, (slope, intercept) in (deltas or {}).items():
+                term = part * (slope * zs[0] + intercept)
+                out[name] = out[name] + term if name in out else term
+        return out

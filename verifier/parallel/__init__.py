@@ -1,0 +1,1 @@
+"""Where weights and work live. The only folder that may import torch.distributed."""

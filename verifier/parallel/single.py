@@ -1,0 +1,57 @@
+"""One device: every weight resident, every chunk ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from verifier.core.handles import Handle
+from verifier.graph.graph import Graph
+
+
+class Resident:
+    """A weight store that keeps every parameter on the compute device; float64 copies are cached while small."""
+
+    def __init__(self, device: torch.device, cache_bytes: int = 256 << 20) -> None:
+        self.device = device
+        self._tensors: dict[Handle, Tensor] = {}
+        self._cast: dict[tuple[Handle, torch.dtype], Tensor] = {}
+        self._cache_left = cache_bytes
+
+    def put(self, handle: Handle, tensor: Tensor) -> None:
+        self._tensors[handle] = tensor.detach().to(self.device)
+
+    @contextmanager
+    def fetch(self, handles: Sequence[Handle], dtype: torch.dtype) -> Iterator[tuple[Tensor, ...]]:
+        yield tuple(self._get(h, dtype) for h in handles)
+
+    def _get(self, handle: Handle, dtype: torch.dtype) -> Tensor:
+        tensor = self._tensors[handle]
+        if tensor.dtype == dtype or not tensor.is_floating_point():
+            return tensor
+        key = (handle, dtype)
+        if key in self._cast:
+            return self._cast[key]
+        cast = tensor.to(dtype)
+        size = cast.numel() * cast.element_size()
+        if size <= self._cache_left:
+            self._cache_left -= size
+            self._cast[key] = cast
+        return cast
+
+    def prefetch(self, handles: Iterable[Handle]) -> None:
+        """Nothing to do: everything is resident."""
+
+    def resident_bytes(self) -> int:
+        return sum(t.numel() * t.element_size() for t in (*self._tensors.values(), *self._cast.values()))
+
+
+def load(graph: Graph, device: torch.device) -> Resident:
+    """Place a graph's parameters on one device."""
+    store = Resident(device)
+    for handle, tensor in graph.parameters.items():
+        store.put(handle, tensor)
+    return store
