@@ -8,12 +8,13 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from verifier.core.backend import Chunk, canonical_chunks
 from verifier.core.handles import Handle
 from verifier.graph.graph import Graph
 
 
 class Resident:
-    """A weight store that keeps every parameter on the compute device; float64 copies are cached while small."""
+    """A weight store that keeps every parameter on the compute device; converted copies are cached while small."""
 
     def __init__(self, device: torch.device, cache_bytes: int = 256 << 20) -> None:
         self.device = device
@@ -49,9 +50,27 @@ class Resident:
         return sum(t.numel() * t.element_size() for t in (*self._tensors.values(), *self._cast.values()))
 
 
-def load(graph: Graph, device: torch.device) -> Resident:
-    """Place a graph's parameters on one device."""
-    store = Resident(device)
-    for handle, tensor in graph.parameters.items():
-        store.put(handle, tensor)
-    return store
+class SingleBackend:
+    """The backend of one device."""
+
+    rank = 0
+    size = 1
+
+    def __init__(self, graph: Graph, device: torch.device, chunk_bytes: int = 256 << 20) -> None:
+        self.device = device
+        self.weights = Resident(device)
+        self.chunk_bytes = chunk_bytes
+        for handle, tensor in graph.parameters.items():
+            self.weights.put(handle, tensor)
+
+    def row_chunks(self, n_rows: int, row_bytes: int) -> Sequence[Chunk]:
+        return canonical_chunks(n_rows, row_bytes, self.chunk_bytes)
+
+    def gather_rows(self, n_rows: int, parts: Sequence[tuple[Chunk, Tensor]]) -> Tensor:
+        return torch.cat([value[:, : chunk.stop - chunk.start] for chunk, value in parts], dim=1)
+
+    def agree(self, value: float, op: str = "max") -> float:
+        return value
+
+    def close(self) -> None:
+        """Nothing to release."""
