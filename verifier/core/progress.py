@@ -1,0 +1,31 @@
+"""How a running query says what it is doing; the solver reports figures and never knows who listens."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Progress(Protocol):
+    """A listener. Both calls are cheap and may be made often; the listener thins them out.
+
+    Figures have plain names and numbers; the console shows ``open`` and ``done`` (domains), ``bound`` (the worst one)
+    and ``rate`` (domains per second), a JSON record of a run that was cut off holds the last values of all of them.
+    """
+
+    def phase(self, name: str) -> None:
+        """A new phase begins (``load``, ``attack``, ``root bounds``, ``branch and bound``, ...)."""
+        ...
+
+    def update(self, **figures: float | int | str | None) -> None:
+        """New values of some figures; the others stay as they were."""
+        ...
+
+
+class SilentProgress:
+    """Nobody listens."""
+
+    def phase(self, name: str) -> None:
+        pass
+
+    def update(self, **figures: float | int | str | None) -> None:
+        pass
