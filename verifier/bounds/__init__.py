@@ -1,1 +1,1 @@
-""""""
+"""Bound propagation: IBP, CROWN, alpha-CROWN and beta-CROWN as thin methods on one backward walk."""

@@ -1,0 +1,241 @@
+"""CROWN: bounds of unstable neurons and of specification rows by the backward walk, without optimisation.
+
+A ``BoundState`` is what is known about a batch of boxes. Hidden nodes are visited in topological order; rows start only
+at elements that the tighter of IBP and earlier knowledge leaves undecided, and what is found is intersected with it.
+
+When proofs are certified the walk runs in float64 with every rounding charged and the results are rounded outward to
+float32; otherwise it runs in float32 without charges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from verifier.bounds import ibp
+from verifier.bounds.forms import Dense, Form, OneHot
+from verifier.bounds.walk import Charges, Walk, backward, concretise
+from verifier.core.backend import ParallelBackend
+from verifier.core.deadline import Deadline
+from verifier.core.interval import Interval
+from verifier.core.numerics import finite_lower, outward
+from verifier.graph.graph import Graph, Node
+from verifier.graph.op import AffineOp, NonlinearOp, Relaxation
+from verifier.ops.relu import Relu
+
+SlopeParameters = Mapping[int, Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class BoundState:
+    """Bounds of a batch of boxes.
+
+    Attributes:
+        box: float32 (B, *input_shape).
+        bounds: node index to float32 (B, *shape); valid in exact arithmetic when ``certified``.
+        charges: float64 magnitudes for certificates (B, *shape), valid for every sub-box too.
+        certified: whether every bound is charged for rounding.
+    """
+
+    box: Interval
+    bounds: dict[int, Interval]
+    charges: Charges
+    certified: bool
+
+
+@dataclass(frozen=True)
+class Specification:
+    """Rows over the outputs (and perhaps the inputs) to be bounded from below.
+
+    Attributes:
+        y: float64 (B or 1, S, *output_shape).
+        x: float64 (B or 1, S, *input_shape) or None.
+    """
+
+    y: Tensor
+    x: Tensor | None = None
+
+    def forms(self, output: int, dtype: torch.dtype) -> dict[int, Form]:
+        out: dict[int, Form] = {output: Dense(self.y.to(dtype))}
+        if self.x is not None:
+            out[0] = Dense(self.x.to(dtype))
+        return out
+
+    def select(self, index: Tensor) -> Specification:
+        """The rows of some domains."""
+        x = None if self.x is None else (self.x if self.x.shape[0] == 1 else self.x[index])
+        return replace(self, y=self.y if self.y.shape[0] == 1 else self.y[index], x=x)
+
+
+def initial_state(graph: Graph, backend: ParallelBackend, box: Interval, certified: bool = True) -> BoundState:
+    """IBP of every node, in float64 with rounding charged, rounded outward to float32.
+
+    Args:
+        box: float32 (B, *input_shape).
+    """
+    found, charges = ibp.propagate(graph, backend, box.to(torch.float64), rounding=True)
+    bounds = {i: outward(b) for i, b in found.items()}
+    return BoundState(box, bounds, charges, certified)
+
+
+def relaxations(
+    graph: Graph,
+    bounds: Mapping[int, Interval],
+    dtype: torch.dtype,
+    parameters: SlopeParameters | None = None,
+    before: int | None = None,
+) -> dict[int, Relaxation]:
+    """Planes of every nonlinear node with index below ``before``."""
+    out: dict[int, Relaxation] = {}
+    for node in graph.nodes[: before if before is not None else len(graph.nodes)]:
+        if isinstance(node.op, NonlinearOp):
+            xs = [bounds[i].to(dtype) for i in node.inputs]
+            given = (parameters or {}).get(node.index)
+            cast = {k: v.to(dtype) for k, v in given.items()} if given else None
+            out[node.index] = node.op.relax(xs, cast)
+    return out
+
+
+def undecided(graph: Graph, index: int, bounds: Interval) -> Tensor:
+    """Elements of a node whose bounds still matter to the relaxations that read it: (B, *shape) bool."""
+    wide = bounds.upper > bounds.lower
+    unstable = (bounds.lower < 0) & (bounds.upper > 0)
+    readers = [graph.nodes[i].op for i in graph.consumers[index] if isinstance(graph.nodes[i].op, NonlinearOp)]
+    return unstable if all(isinstance(op, Relu) for op in readers) else wide
+
+
+def preactivations(graph: Graph) -> tuple[int, ...]:
+    """Nodes that nonlinear ops read, in topological order; the input itself is known."""
+    seen = {i for node in graph.nodes if isinstance(node.op, NonlinearOp) for i in node.inputs}
+    return tuple(sorted(i for i in seen if i != 0))
+
+
+def exact_by_ibp(graph: Graph, node: Node) -> bool:
+    """Whether interval arithmetic is already exact: one affine op on the input, moved numbers aside."""
+    arithmetic = 0
+    while node.index != 0:
+        if not isinstance(node.op, AffineOp) or len(node.inputs) != 1:
+            return False
+        arithmetic += node.op.forward_terms(graph.in_shapes(node), node.shape) > 0
+        node = graph.nodes[node.inputs[0]]
+    return arithmetic <= 1
+
+
+def row_bytes(graph: Graph, batch: int, dtype: torch.dtype, index: int | None = None) -> int:
+    """Bytes that one row keeps alive at its widest: coefficients, the next ones and two temporaries."""
+    nodes = graph.nodes if index is None else graph.nodes[: index + 1]
+    return 4 * batch * max(n.size for n in nodes) * torch.finfo(dtype).bits // 8
+
+
+def lower_bounds(
+    graph: Graph,
+    backend: ParallelBackend,
+    state: BoundState,
+    start: Mapping[int, Form],
+    planes: Mapping[int, Relaxation],
+    dtype: torch.dtype,
+    charges: Charges | None,
+    splits: Mapping[int, Tensor] | None = None,
+) -> tuple[Tensor, Walk]:
+    """One walk and its concretisation: (B, S) lower bounds in ``dtype``, NaN turned into -inf."""
+    walk = backward(graph, backend, start, planes, dtype, charges, splits)
+    value = concretise(walk, state.box.to(dtype), charges is not None)
+    return finite_lower(value), walk
+
+
+def hidden_rows(index: Tensor, shape: Sequence[int], start: int, stop: int, size: int, dtype: torch.dtype) -> OneHot:
+    """Rows ``start`` to ``stop`` of the 2n rows (+e for lower, -e for upper bounds), zero-padded to ``size``."""
+    both = torch.cat([index, index])[start:stop]
+    sign = torch.ones(2 * index.shape[0], dtype=dtype, device=index.device)
+    sign[index.shape[0] :] = -1
+    pad = size - (stop - start)
+    values = torch.nn.functional.pad(sign[start:stop], (0, pad))
+    return OneHot(torch.nn.functional.pad(both, (0, pad)), values, tuple(shape))
+
+
+def tighten(state: BoundState, index: int, elements: Tensor, lower: Tensor) -> None:
+    """Intersect a node's bounds with found rows, in place in the state's dict.
+
+    Args:
+        elements: (n,) flat positions.
+        lower: (B, 2n) lower bounds of +e, then of -e, any float dtype.
+    """
+    old = state.bounds[index]
+    n = elements.shape[0]
+    found = outward(Interval(lower[:, :n], -lower[:, n:]))
+    low, up = old.lower.flatten(1).clone(), old.upper.flatten(1).clone()
+    low[:, elements] = torch.fmax(low[:, elements], found.lower)
+    up[:, elements] = torch.fmin(up[:, elements], found.upper)
+    shape = old.lower.shape
+    state.bounds[index] = Interval(low.reshape(shape), up.reshape(shape))
+
+
+def crown_hidden(
+    graph: Graph,
+    backend: ParallelBackend,
+    state: BoundState,
+    deadline: Deadline,
+    dtype: torch.dtype | None = None,
+    nodes: Sequence[int] | None = None,
+) -> BoundState:
+    """CROWN bounds of all pre-activations, tightening ``state``.
+
+    Args:
+        dtype: arithmetic; default float64 with charges when the state is certified, else float32.
+        nodes: visit only these; default all pre-activations.
+    """
+    dtype = dtype or (torch.float64 if state.certified else torch.float32)
+    out = replace(state, bounds=dict(state.bounds))
+    planes: dict[int, Relaxation] = {}
+    done = 0
+    batch = state.box.lower.shape[0]
+    for index in nodes if nodes is not None else preactivations(graph):
+        node = graph.nodes[index]
+        mask = undecided(graph, index, out.bounds[index]).flatten(1).any(0)
+        if exact_by_ibp(graph, node) or not bool(mask.any()):
+            continue
+        planes.update(_between(graph, out.bounds, dtype, done, index))
+        done = index
+        elements = mask.nonzero()[:, 0]
+        rows = 2 * elements.shape[0]
+        parts = []
+        for chunk in backend.row_chunks(rows, row_bytes(graph, batch, dtype, index)):
+            deadline.check("CROWN")
+            form = hidden_rows(elements, node.shape, chunk.start, chunk.stop, chunk.size, dtype)
+            charges = state.charges if state.certified and dtype == torch.float64 else None
+            value, _ = lower_bounds(graph, backend, out, {index: form}, planes, dtype, charges)
+            parts.append((chunk, value.expand(batch, -1)))
+        tighten(out, index, elements, backend.gather_rows(rows, parts))
+    return out
+
+
+def _between(
+    graph: Graph, bounds: Mapping[int, Interval], dtype: torch.dtype, first: int, last: int
+) -> dict[int, Relaxation]:
+    """Planes of the nonlinear nodes with first < index < last."""
+    out: dict[int, Relaxation] = {}
+    for node in graph.nodes[first:last]:
+        if isinstance(node.op, NonlinearOp):
+            out[node.index] = node.op.relax([bounds[i].to(dtype) for i in node.inputs])
+    return out
+
+
+def crown_rows(
+    graph: Graph,
+    backend: ParallelBackend,
+    state: BoundState,
+    spec: Specification,
+    parameters: SlopeParameters | None = None,
+    splits: Mapping[int, Tensor] | None = None,
+    dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Walk]:
+    """Lower bounds (B, S) of specification rows; certified when the state is and the dtype is float64."""
+    dtype = dtype or (torch.float64 if state.certified else torch.float32)
+    planes = relaxations(graph, state.bounds, dtype, parameters)
+    charges = state.charges if state.certified and dtype == torch.float64 else None
+    cast = {i: s.to(dtype) for i, s in splits.items()} if splits else None
+    start = spec.forms(graph.output, dtype)
+    return lower_bounds(graph, backend, state, start, planes, dtype, charges, cast)

@@ -1,0 +1,193 @@
+"""Linear forms: the coefficients of rows of linear functions of one node's value, in the cheapest shape.
+
+* ``OneHot``: row s is ``values[s]`` times one element. Rows of hidden neurons start like this.
+* ``Patches``: row s touches one small window of a (C, H, W) value; coefficients outside the value are always zero, so
+  adding two forms or crossing a convolution cannot pick up padding.
+* ``Dense``: everything else.
+
+Every form stands for coefficients (B or 1, S, *shape). A leading 1 means that all domains share them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from verifier.graph.op import Shape, UnaryPlanes
+from verifier.ops.conv import Conv
+from verifier.ops.linear import Linear
+
+
+@dataclass(frozen=True)
+class Dense:
+    """coefficients: (B or 1, S, *shape)."""
+
+    a: Tensor
+
+
+@dataclass(frozen=True)
+class OneHot:
+    """index, values: (S,), flat positions in the node's value and their coefficients; zero values are padding."""
+
+    index: Tensor
+    values: Tensor
+    shape: Shape
+
+
+@dataclass(frozen=True)
+class Patches:
+    """Windows of a value whose shape ends in (C, H, W) and has only ones before.
+
+    Attributes:
+        a: (B or 1, S, C, kh, kw), zero wherever the window leaves the value.
+        top, left: (S,) int64, position of the window's first row and column; may be negative.
+        shape: the node's shape.
+        stride: common step between the windows of neighbouring rows' start neurons; forms with equal strides have
+            windows that differ by a constant and can be added.
+    """
+
+    a: Tensor
+    top: Tensor
+    left: Tensor
+    shape: Shape
+    stride: tuple[int, int]
+
+
+Form = Dense | OneHot | Patches
+
+
+def dense(form: Form) -> Tensor:
+    """The coefficients as one tensor (B or 1, S, *shape)."""
+    if isinstance(form, Dense):
+        return form.a
+    size = 1
+    for n in form.shape:
+        size *= n
+    if isinstance(form, OneHot):
+        rows = form.index.shape[0]
+        out = form.values.new_zeros((1, rows, size))
+        out[0].scatter_(1, form.index[:, None], form.values[:, None])
+        return out.reshape(1, rows, *form.shape)
+    channels, height, width = form.shape[-3:]
+    b, rows, _, kh, kw = form.a.shape
+    index, inside = _window_index(form.top, form.left, kh, kw, height, width)
+    out = form.a.new_zeros((b, rows, channels, height * width + 1))
+    index = torch.where(inside, index, height * width).reshape(1, rows, 1, kh * kw)
+    out.scatter_(3, index.expand(b, rows, channels, kh * kw), form.a.reshape(b, rows, channels, kh * kw))
+    return out[..., :-1].reshape(b, rows, *form.shape)
+
+
+def _window_index(top: Tensor, left: Tensor, kh: int, kw: int, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Flat plane indices (S, kh * kw) of every window (clamped) and which of them lie inside."""
+    y = top[:, None] + torch.arange(kh, device=top.device)
+    x = left[:, None] + torch.arange(kw, device=top.device)
+    inside = ((y >= 0) & (y < height))[:, :, None] & ((x >= 0) & (x < width))[:, None, :]
+    flat = y.clamp(0, height - 1)[:, :, None] * width + x.clamp(0, width - 1)[:, None, :]
+    return flat.flatten(1), inside.flatten(1)
+
+
+def add(first: Form, second: Form) -> Form:
+    """Sum of two forms on the same node."""
+    if isinstance(first, Patches) and isinstance(second, Patches) and first.stride == second.stride:
+        return _add_patches(first, second)
+    return Dense(dense(first) + dense(second))
+
+
+def _add_patches(p: Patches, q: Patches) -> Patches:
+    """Both windows padded to their union; with equal strides the offset between them is the same for every row."""
+    dy, dx = int(q.top[0] - p.top[0]), int(q.left[0] - p.left[0])
+    (ph, pw), (qh, qw) = p.a.shape[-2:], q.a.shape[-2:]
+    y0, x0 = min(0, dy), min(0, dx)
+    y1, x1 = max(ph, dy + qh), max(pw, dx + qw)
+    left = F.pad(p.a, (-x0, x1 - pw, -y0, y1 - ph))
+    right = F.pad(q.a, (dx - x0, x1 - dx - qw, dy - y0, y1 - dy - qh))
+    return Patches(left + right, p.top + y0, p.left + x0, p.shape, p.stride)
+
+
+def start_through(form: OneHot, op: Linear | Conv, weight: Tensor, in_shape: Shape) -> Form:
+    """One-hot rows of a Linear or Conv output as a form on its input: rows of the weight, no product needed."""
+    if isinstance(op, Linear):
+        out_features = weight.shape[0]
+        lead = form.index // out_features
+        a = weight[form.index % out_features] * form.values[:, None]
+        count = 1
+        for n in in_shape[:-1]:
+            count *= n
+        if count == 1:
+            return Dense(a.reshape(1, -1, *in_shape))
+        out = a.new_zeros((a.shape[0], count, a.shape[1]))
+        out[torch.arange(a.shape[0], device=a.device), lead] = a
+        return Dense(out.reshape(1, -1, *in_shape))
+    height, width = form.shape[-2:]
+    channel = form.index // (height * width)
+    y = form.index % (height * width) // width
+    x = form.index % width
+    sy, sx = op.stride
+    py, px = op.padding
+    a = weight[channel] * form.values[:, None, None, None]
+    top, left = y * sy - py, x * sx - px
+    return shrink(Patches(_mask(a[None], top, left, in_shape), top, left, in_shape, (sy, sx)))
+
+
+def patches_through(form: Patches, op: Conv, weight: Tensor, in_shape: Shape) -> Form:
+    """Patches on a Conv output as a form on its input: one transposed convolution of all windows."""
+    b, rows, channels, kh, kw = form.a.shape
+    (sy, sx), (py, px) = op.stride, op.padding
+    a = F.conv_transpose2d(form.a.reshape(b * rows, channels, kh, kw), weight, stride=(sy, sx))
+    a = a.reshape(b, rows, *a.shape[1:])
+    top, left = form.top * sy - py, form.left * sx - px
+    stride = (form.stride[0] * sy, form.stride[1] * sx)
+    return shrink(Patches(_mask(a, top, left, in_shape), top, left, in_shape, stride))
+
+
+def patchable(op: Conv, in_shape: Shape) -> bool:
+    """Whether windows can cross this convolution."""
+    plain = op.dims == 2 and not op.transposed and op.groups == 1 and all(d == 1 for d in op.dilation)
+    lead = 1
+    for n in in_shape[:-3]:
+        lead *= n
+    return plain and lead == 1
+
+
+def _mask(a: Tensor, top: Tensor, left: Tensor, shape: Shape) -> Tensor:
+    """Zero the coefficients that fall into the padding."""
+    height, width = shape[-2:]
+    _, inside = _window_index(top, left, a.shape[-2], a.shape[-1], height, width)
+    return a * inside.reshape(1, a.shape[1], 1, *a.shape[-2:]).to(a.dtype)
+
+
+def shrink(form: Patches) -> Form:
+    """Windows that cover at least half of the plane are cheaper as a dense form."""
+    height, width = form.shape[-2:]
+    return Dense(dense(form)) if 2 * form.a.shape[-1] * form.a.shape[-2] >= height * width else form
+
+
+def windows(value: Tensor, form: Patches) -> Tensor:
+    """The value's entries under every window: (B, 1, *shape) to (B, S, C, kh, kw); outside entries repeat an edge."""
+    channels, height, width = form.shape[-3:]
+    kh, kw = form.a.shape[-2:]
+    index, _ = _window_index(form.top, form.left, kh, kw, height, width)
+    plane = value.reshape(value.shape[0], channels, height * width)
+    picked = plane[:, :, index.flatten()].reshape(value.shape[0], channels, -1, kh, kw)
+    return picked.transpose(1, 2)
+
+
+def planes_windows(planes: UnaryPlanes, form: Patches) -> UnaryPlanes:
+    """Planes shared by all rows, seen through the windows."""
+    shape = (1, 1, *form.shape)
+
+    def view(t: Tensor) -> Tensor:
+        return windows(t.expand(torch.broadcast_shapes(t.shape, shape)), form)
+
+    return UnaryPlanes(
+        view(planes.lower_slope), view(planes.lower_intercept), view(planes.upper_slope), view(planes.upper_intercept)
+    )
+
+
+def shared_rows(planes: UnaryPlanes) -> bool:
+    """Whether all rows use the same planes, which windows need."""
+    parts = (planes.lower_slope, planes.lower_intercept, planes.upper_slope, planes.upper_intercept)
+    return all(t.dim() < 2 or t.shape[1] == 1 for t in parts)

@@ -1,0 +1,254 @@
+"""The one backward walk: from rows of linear functions of any node to linear functions of the input.
+
+CROWN, alpha-CROWN and beta-CROWN differ only in the relaxations and split terms they hand in. The walk returns lower
+bounds; an upper bound is the lower bound of the negated row.
+
+With a ``Charges`` object the walk also sums up what rounding can have cost: replacing the exact row by the computed one
+at a node costs at most gamma_k |A| M, where M = |W| m + |b| bounds every partial sum of the op on the box (Higham,
+ch. 3). After that the computed row is exact by definition, so nothing compounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from verifier.bounds.forms import (
+    Dense,
+    Form,
+    OneHot,
+    Patches,
+    add,
+    dense,
+    patchable,
+    patches_through,
+    planes_windows,
+    shared_rows,
+    start_through,
+    windows,
+)
+from verifier.core.backend import ParallelBackend
+from verifier.core.interval import Interval
+from verifier.core.numerics import gamma, tiny, unit_roundoff
+from verifier.graph.graph import Graph, Node
+from verifier.graph.op import AffineOp, Relaxation, UnaryPlanes
+from verifier.ops.conv import Conv
+from verifier.ops.linear import Linear
+from verifier.ops.shape import Reshape
+
+
+@dataclass
+class Charges:
+    """Magnitudes that bound every value and every partial sum on the box, in the dtype of the walk.
+
+    Attributes:
+        value: node index to (B or 1, *shape), largest absolute value of the node.
+        partial: node index to (B or 1, *shape), |W| m + |b| of affine nodes.
+    """
+
+    value: Mapping[int, Tensor]
+    partial: Mapping[int, Tensor]
+
+
+@dataclass
+class Walk:
+    """What a backward walk ends with: rows ``a . x + constant - charge`` that bound the start rows from below.
+
+    Attributes:
+        a: (B or 1, S, *input_shape).
+        constant: (B or 1, S).
+        charge: (B or 1, S), rounding to subtract; zero without ``Charges``.
+        kept: coefficients on the outputs of nonlinear nodes, by node index, when asked for.
+    """
+
+    a: Tensor
+    constant: Tensor
+    charge: Tensor
+    kept: dict[int, Tensor] = field(default_factory=dict)
+
+
+def backward(
+    graph: Graph,
+    backend: ParallelBackend,
+    start: Mapping[int, Form],
+    relaxations: Mapping[int, Relaxation],
+    dtype: torch.dtype,
+    charges: Charges | None = None,
+    splits: Mapping[int, Tensor] | None = None,
+    keep: bool = False,
+) -> Walk:
+    """Walk rows back to the input.
+
+    Args:
+        start: forms by node index; usually one node, two when rows also mention the input.
+        relaxations: by index of the nonlinear node.
+        charges: give it to have rounding charged.
+        splits: node index (of a nonlinear node) to (B, S, *in_shape), added to the coefficients on its input:
+            multipliers of split constraints.
+        keep: keep the coefficients on nonlinear outputs, for gradients and branching scores.
+    """
+    state = _State(graph, backend, relaxations, dtype, charges, splits or {}, keep, dict(start))
+    rows = next(iter(start.values()))
+    n_rows = rows.index.shape[0] if isinstance(rows, OneHot) else rows.a.shape[1]
+    zero = torch.zeros((1, n_rows), dtype=dtype, device=backend.device)
+    state.constants, state.charged = [], [zero]
+    order = sorted(state.pending, reverse=True)
+    for index in range(order[0], 0, -1):
+        form = state.pending.pop(index, None)
+        if form is not None:
+            state.step(graph.nodes[index], form)
+    form = state.pending.pop(0, None)
+    a = dense(form) if form is not None else zero.reshape(1, n_rows, *[1] * len(graph.input_shape)).expand(
+        1, n_rows, *graph.input_shape
+    )
+    constant = sum(state.constants, zero)
+    if charges is not None:
+        total = sum((c.abs() for c in state.constants), zero)
+        state.charged.append(gamma(len(state.constants) + 2, dtype) * total + tiny(dtype))
+    return Walk(a, constant, sum(state.charged, zero), state.kept)
+
+
+@dataclass
+class _State:
+    """The moving parts of one walk."""
+
+    graph: Graph
+    backend: ParallelBackend
+    relaxations: Mapping[int, Relaxation]
+    dtype: torch.dtype
+    charges: Charges | None
+    splits: Mapping[int, Tensor]
+    keep: bool
+    pending: dict[int, Form]
+    constants: list[Tensor] = field(default_factory=list)
+    charged: list[Tensor] = field(default_factory=list)
+    kept: dict[int, Tensor] = field(default_factory=dict)
+
+    def step(self, node: Node, form: Form) -> None:
+        if isinstance(node.op, AffineOp):
+            self._affine(node, node.op, form)
+        else:
+            self._nonlinear(node, form)
+
+    def _affine(self, node: Node, op: AffineOp, form: Form) -> None:
+        shapes = self.graph.in_shapes(node)
+        with self.backend.weights.fetch(op.handles, self.dtype) as p:
+            if isinstance(form, OneHot) and isinstance(op, Linear | Conv):
+                if isinstance(op, Linear) or patchable(op, shapes[0]):
+                    self._bias(op, form, p)
+                    # Picking rows of the weight costs no rounding unless the form scales them.
+                    self._charge(node.index, form, 2)
+                    self._add(node.inputs[0], start_through(form, op, p[0], shapes[0]))
+                    return
+            if isinstance(form, Patches) and isinstance(op, Conv) and patchable(op, shapes[0]):
+                self._bias(op, form, p)
+                self._charge(node.index, form, op.backward_terms(shapes, node.shape) + node.size)
+                self._add(node.inputs[0], patches_through(form, op, p[0], shapes[0]))
+                return
+            if isinstance(form, OneHot) and isinstance(op, Reshape):
+                self._add(node.inputs[0], OneHot(form.index, form.values, shapes[0]))
+                return
+            a = dense(form)
+            lead, flat = a.shape[:2], a.reshape(-1, *node.shape)
+            parts = op.transpose(flat, p, shapes)
+            bias = op.bias_dot(flat, p)
+        if bias is not None:
+            self.constants.append(bias.reshape(lead))
+        terms = op.backward_terms(shapes, node.shape)
+        if terms or bias is not None:
+            self._charge(node.index, Dense(a), terms + (node.size if bias is not None else 0))
+        for i, part, shape in zip(node.inputs, parts, shapes, strict=True):
+            self._add(i, Dense(part.reshape(*lead, *shape)))
+
+    def _bias(self, op: Linear | Conv, form: Form, p: tuple[Tensor, ...]) -> None:
+        if op.bias is None:
+            return
+        bias = p[1]
+        if isinstance(form, Patches):
+            self.constants.append((form.a * bias[:, None, None]).flatten(2).sum(-1))
+        elif isinstance(form, OneHot):
+            per = 1 if isinstance(op, Linear) else form.shape[-1] * form.shape[-2]
+            channel = form.index // per % bias.shape[0]
+            self.constants.append((bias[channel] * form.values)[None])
+
+    def _nonlinear(self, node: Node, form: Form) -> None:
+        relaxation = self.relaxations[node.index]
+        extra = self.splits.get(node.index)
+        if isinstance(form, Patches):
+            windowed = isinstance(relaxation, UnaryPlanes) and shared_rows(relaxation)
+            if windowed and extra is None and not self.keep:
+                assert isinstance(relaxation, UnaryPlanes)
+                planes = planes_windows(relaxation, form)
+                (a,), constant = planes.backward(form.a)
+                self._charge_relaxation(planes, form.a, constant)
+                after = Patches(a, form.top, form.left, form.shape, form.stride)
+                self._charge(node.inputs[0], after, 2, value=True)
+                self._add(node.inputs[0], after)
+                return
+        a = dense(form)
+        if self.keep:
+            self.kept[node.index] = a
+        parts, constant = relaxation.backward(a)
+        self._charge_relaxation(relaxation, a, constant)
+        for i, part in zip(node.inputs, parts, strict=True):
+            self._charge(i, Dense(part), 3, value=True)
+            if extra is not None:
+                part = part + extra
+                self._charge(i, Dense(part), 1, value=True)
+            self._add(i, Dense(part))
+
+    def _charge_relaxation(self, relaxation: Relaxation, a: Tensor, constant: Tensor) -> None:
+        self.constants.append(constant)
+        if self.charges is not None:
+            terms = a[0, 0].numel() + 3
+            self.charged.append(gamma(terms, self.dtype) * relaxation.constant_magnitude(a) + tiny(self.dtype))
+
+    def _add(self, index: int, form: Form) -> None:
+        if index in self.pending:
+            form = add(self.pending[index], form)
+            self._charge(index, form, 1, value=True)
+        self.pending[index] = form
+
+    def _charge(self, index: int, form: Form, terms: int, value: bool = False) -> None:
+        """gamma_terms * sum |A| m over the node, plus underflow of every element."""
+        if self.charges is None:
+            return
+        m = (self.charges.value if value else self.charges.partial)[index]
+        if isinstance(form, OneHot):
+            weight = (m.flatten(1)[:, form.index] * form.values.abs())
+        elif isinstance(form, Patches):
+            weight = (form.a.abs() * windows(m[:, None], form)).flatten(2).sum(-1)
+        else:
+            weight = _weighted(form.a, m)
+        self.charged.append(gamma(terms, self.dtype) * weight + tiny(self.dtype) * 4)
+
+
+def _weighted(a: Tensor, m: Tensor) -> Tensor:
+    """sum over elements of |a| m: (B or 1, S, *shape), (B or 1, *shape) to (B or 1, S)."""
+    return torch.matmul(a.flatten(2).abs(), m.flatten(1)[:, :, None]).squeeze(-1)
+
+
+def concretise(walk: Walk, box: Interval, charges: bool) -> Tensor:
+    """Minimum of the walk's rows over the input box: (B, S).
+
+    Args:
+        box: lower and upper (B, *input_shape) in the dtype of the walk.
+        charges: subtract the rounding of the walk and of this sum.
+    """
+    a = walk.a.flatten(2)
+    low, up = box.lower.flatten(1)[:, None], box.upper.flatten(1)[:, None]
+    value = (a.clamp(min=0) * low + a.clamp(max=0) * up).sum(-1) + walk.constant
+    if not charges:
+        return value
+    m = box.magnitude().flatten(1)
+    total = _weighted(a, m) + walk.constant.abs()
+    slack = gamma(a.shape[-1] + 4, a.dtype) * total + walk.charge
+    return value - slack * (1 + 8 * unit_roundoff(a.dtype)) - value.abs() * 4 * unit_roundoff(a.dtype)
+
+
+def minimiser(walk: Walk, box: Interval) -> Tensor:
+    """The corner of the box where each row is smallest: (B, S, *input_shape)."""
+    return torch.where(walk.a > 0, box.lower[:, None], box.upper[:, None])
