@@ -1,7 +1,7 @@
 """The typed configuration of a run. Unknown keys are errors; every key has a default that works.
 
 Settings come from YAML files, then from assignments such as ``bab.batch_size=64``; later ones win. Sizes accept bytes
-or a string such as ``512MiB``. ``auto`` lets the strategy decide from the problem's features. Nothing here imports torch.
+or a string such as ``512MiB``. ``auto`` lets the strategy decide from the problem's features. No import of torch here.
 """
 
 from __future__ import annotations

@@ -1,0 +1,104 @@
+"""One query from the command line: start the worker, show progress, write the results file and the JSON record."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from verifier.cli.watch import Signals, wait
+from verifier.cli.worker import Job, Worker
+from verifier.report.console import Console
+from verifier.report.files import result_text, sha256, write_atomic
+from verifier.report.record import Outcome, to_json, verify_record, versions
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Where the answer goes besides stdout."""
+
+    results: Path | None = None
+    json: Path | None = None
+
+
+class Background:
+    """Hashes of files and versions of packages, found while the worker works; what is not ready in time is ``None``."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        self._hashes: dict[Path, str | None] = dict.fromkeys(paths)
+        self._versions: dict[str, str | None] = {}
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
+
+    def _work(self) -> None:
+        self._versions = versions()
+        for path in self._hashes:
+            try:
+                self._hashes[path] = sha256(path)
+            except OSError:
+                self._hashes[path] = None
+
+    def wait(self, until: float) -> None:
+        """Until it is done, or ``time.monotonic()`` reaches ``until``."""
+        self._thread.join(min(max(0.0, until - time.monotonic()), threading.TIMEOUT_MAX))
+
+    def file(self, path: Path) -> dict[str, Any]:
+        return {"path": str(path), "sha256": self._hashes.get(path)}
+
+    @property
+    def versions(self) -> Mapping[str, str | None]:
+        return self._versions or {name: None for name in ("verifier", "python", "torch", "onnx", "onnxruntime")}
+
+
+def run_query(job: Job, outputs: Outputs, verbose: bool, parent: int | None = None) -> Outcome:
+    """Answer one query and write everything but stdout.
+
+    Args:
+        parent: process id of the calling script; the query ends with it.
+    """
+    if outputs.results is not None:
+        write_atomic(outputs.results, result_text("unknown"))
+    end = None if job.timeout is None else job.start + job.timeout
+    console = Console(sys.stderr, sys.stderr.isatty(), verbose, job.start, end)
+    with Signals() as signals:
+        worker = Worker.start(job)
+        background = Background([job.onnx, job.vnnlib]) if outputs.json is not None else None
+
+        def tick() -> None:
+            console.show(worker.phase, worker.figures, worker.notes)
+
+        wait([worker], signals, parent, tick if console.wanted else None)
+        outcome = worker.outcome or worker.cut("unknown", "the query ended without an outcome", 1)
+        if outputs.results is not None:
+            write_atomic(outputs.results, result_text(outcome.verdict, outcome.witness_text))
+        console.show(worker.phase, worker.figures, worker.notes)
+        console.close()
+        if background is not None and outputs.json is not None:
+            background.wait(float("inf") if end is None else end - 0.1)
+            record = record_of(job, outcome, background)
+            write_atomic(outputs.json, to_json(record, indent=2) + "\n")
+        worker.close()
+    console.line(f"{outcome.verdict}: {outcome.reason}" if outcome.reason else outcome.verdict)
+    if outcome.trace and verbose:
+        click.echo(outcome.trace, err=True, nl=False)
+    return outcome
+
+
+def record_of(job: Job, outcome: Outcome, background: Background, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The JSON record of a finished job."""
+    return verify_record(
+        outcome,
+        onnx=background.file(job.onnx),
+        vnnlib=background.file(job.vnnlib),
+        timeout=job.timeout,
+        config=job.config.model_dump(mode="json"),
+        seconds=time.monotonic() - job.start,
+        versions=background.versions,
+        extra=extra,
+    )

@@ -1,0 +1,341 @@
+"""The process that does the work of one query, and its parent's view of it.
+
+The parent forks before anything heavy is imported and stays small: it holds the clock, shows progress and is the only
+one that writes results, so that a verdict and the watchdog cannot overwrite each other. The child imports torch, solves
+and sends lines of JSON through a pipe; the last line is the outcome. The child dies with its parent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import logging
+import os
+import signal
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from verifier.cli.clock import limits
+from verifier.config import Config
+from verifier.core.deadline import Deadline
+from verifier.core.errors import DeadlineExceeded, MemoryExceeded, VerifierError
+from verifier.report.record import Outcome, plain
+
+Send = Callable[[dict[str, Any]], None]
+
+_UPDATE_SECONDS = 0.1
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Job:
+    """One query.
+
+    Attributes:
+        onnx, vnnlib: the files; they exist.
+        config: all settings.
+        timeout: seconds, or ``None``.
+        start: ``time.monotonic()`` from which the limit counts.
+        verbose: keep the warnings of libraries.
+    """
+
+    onnx: Path
+    vnnlib: Path
+    config: Config
+    timeout: float | None
+    start: float
+    verbose: bool = False
+
+
+# -------------------------------------------------------------------------------------------------------- the child
+
+
+class PipeProgress:
+    """Sends phases at once and figures a few times per second; adds up the seconds of every phase."""
+
+    def __init__(self, send: Send) -> None:
+        self.seconds: dict[str, float] = {}
+        self._send = send
+        self._phase: tuple[str, float] | None = None
+        self._figures: dict[str, Any] = {}
+        self._sent = 0.0
+
+    def phase(self, name: str) -> None:
+        self.finish()
+        self._phase = (name, time.monotonic())
+        self._send({"phase": name})
+
+    def update(self, **figures: float | int | str | None) -> None:
+        self._figures.update(figures)
+        now = time.monotonic()
+        if now - self._sent >= _UPDATE_SECONDS:
+            self._sent = now
+            self._send({"figures": plain(self._figures)})
+            self._figures = {}
+
+    def finish(self) -> None:
+        """Close the current phase."""
+        if self._phase is not None:
+            name, began = self._phase
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - began
+        self._phase = None
+
+
+class _Notes(logging.Handler):
+    """Forwards what the package logs; each sentence once."""
+
+    def __init__(self, send: Send) -> None:
+        super().__init__(logging.INFO)
+        self.texts: list[str] = []
+        self._send = send
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if text not in self.texts:
+            self.texts.append(text)
+            self._send({"note": text})
+
+
+def solve(job: Job, send: Send) -> Outcome:
+    """Answer one query; every exception becomes an outcome."""
+    progress = PipeProgress(send)
+    notes = _Notes(send)
+    logger = logging.getLogger("verifier")
+    logger.addHandler(notes)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    if not job.verbose:
+        warnings.simplefilter("ignore")
+    try:
+        outcome = _answer(job, progress)
+    except DeadlineExceeded as error:
+        outcome = Outcome("timeout", str(error))
+    except (MemoryExceeded, MemoryError) as error:
+        outcome = Outcome("unknown", f"not enough memory: {error}")
+    except VerifierError as error:
+        outcome = _failure(error, str(error), error.exit_code)
+    except Exception as error:
+        first = str(error).strip().splitlines()[:1]
+        outcome = _failure(error, f"internal error: {type(error).__name__}: {' '.join(first)}", 1)
+    progress.finish()
+    logger.removeHandler(notes)
+    outcome = {**asdict(outcome), "notes": tuple(notes.texts), "seconds": {**progress.seconds, **outcome.seconds}}
+    return Outcome(**outcome)
+
+
+def _answer(job: Job, progress: PipeProgress) -> Outcome:
+    progress.phase("import")
+    from verifier import api
+    from verifier.core.result import Verdict
+    from verifier.spec.witness import format_witness
+
+    deadline = Deadline(limits(job.timeout).soft, job.start)
+    result = api.answer(job.onnx, job.vnnlib, job.config, deadline, progress)
+    witness = result.witness if result.verdict is Verdict.SAT else None
+    return Outcome(
+        verdict=result.verdict.value,
+        reason=result.reason,
+        witness_text=None if witness is None else format_witness(witness),
+        witness=None
+        if witness is None
+        else {
+            "inputs": witness.inputs.tolist(),
+            "outputs": witness.outputs.tolist(),
+            "margin": float(witness.margin),
+            "case": int(witness.case),
+        },
+        certified=result.certified,
+        seconds=dict(result.seconds),
+        statistics=plain(result.statistics),
+        device=api.resolve_device(job.config.device),
+        exit_code=1 if result.verdict is Verdict.ERROR else 0,
+    )
+
+
+def _failure(error: Exception, message: str, exit_code: int) -> Outcome:
+    return Outcome(
+        verdict="error",
+        reason=message,
+        error={"kind": type(error).__name__, "message": message},
+        exit_code=exit_code,
+        trace="" if isinstance(error, VerifierError) else traceback.format_exc(),
+    )
+
+
+def _child(job: Job, pipe: int, parent: int) -> None:
+    """Everything the forked process does; never returns."""
+    code = 1
+    try:
+        os.setpgid(0, 0)
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(1)
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        with contextlib.suppress(OSError):
+            os.dup2(2, 1)  # stdout belongs to the verdict
+
+        def send(message: dict[str, Any]) -> None:
+            data = memoryview(json.dumps(message).encode() + b"\n")
+            while data:
+                data = data[os.write(pipe, data) :]
+
+        send({"outcome": asdict(solve(job, send))})
+        code = 0
+    finally:
+        os._exit(code)
+
+
+# ------------------------------------------------------------------------------------------------------- the parent
+
+
+@dataclass
+class Worker:
+    """The parent's view of a running query."""
+
+    job: Job
+    pid: int
+    pipe: int
+    phase: str = "start"
+    figures: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    outcome: Outcome | None = None
+    _buffer: bytearray = field(default_factory=bytearray)
+    _began: float = field(default_factory=time.monotonic)
+    _reaped: int | None = None
+
+    @classmethod
+    def start(cls, job: Job) -> Worker:
+        """Fork. The caller must not have started threads or torch."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        parent = os.getpid()
+        read, write = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.close(read)
+            _child(job, write, parent)
+        os.close(write)
+        with contextlib.suppress(OSError):
+            os.setpgid(pid, pid)
+        os.set_blocking(read, False)
+        return cls(job, pid, read)
+
+    def fileno(self) -> int:
+        return self.pipe
+
+    @property
+    def end(self) -> float:
+        """``time.monotonic()`` at which the watchdog ends the query."""
+        hard = limits(self.job.timeout).hard
+        return float("inf") if hard is None else self.job.start + hard
+
+    def read(self) -> None:
+        """Take what the child has sent; sets ``outcome`` once the child has finished or died."""
+        if self._drain() and self.outcome is None:
+            self.outcome = self._died()
+
+    def _drain(self) -> bool:
+        """Take what lies in the pipe; True when the child has closed it."""
+        while self.outcome is None:
+            try:
+                data = os.read(self.pipe, 1 << 20)
+            except BlockingIOError:
+                return False
+            if not data:
+                return True
+            self._buffer += data
+            *lines, rest = self._buffer.split(b"\n")
+            self._buffer = bytearray(rest)
+            for line in lines:
+                self._take(json.loads(line))
+        return False
+
+    def _take(self, message: dict[str, Any]) -> None:
+        match message:
+            case {"outcome": values}:
+                values["notes"] = tuple(values["notes"])
+                self.outcome = Outcome(**values)
+            case {"phase": name}:
+                now = time.monotonic()
+                self.seconds[self.phase] = self.seconds.get(self.phase, 0.0) + now - self._began
+                self.phase, self._began = name, now
+            case {"figures": figures}:
+                self.figures.update(figures)
+            case {"note": text}:
+                self.notes.append(text)
+
+    def cut(self, verdict: str, why: str, exit_code: int = 0) -> Outcome:
+        """End the child and its children now; the outcome keeps the last figures."""
+        self.kill()
+        self._drain()
+        if self.outcome is None:  # otherwise the child finished just before
+            figures, notes = self.figures, tuple(self.notes)
+            self.outcome = Outcome(
+                verdict, why, seconds=self.seconds, statistics=figures, notes=notes, exit_code=exit_code
+            )
+        return self.outcome
+
+    def time_out(self) -> Outcome:
+        """The watchdog's outcome."""
+        limit = f"{self.job.timeout:g} s"
+        return self.cut("timeout", f"time limit of {limit} reached during {self.phase}{describe(self.figures)}")
+
+    def kill(self) -> None:
+        """SIGKILL to the child's process group."""
+        if self._reaped is None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
+
+    def reap(self, seconds: float) -> int | None:
+        """Wait a little for the end of the child; its status, or ``None`` when it is not over yet."""
+        until = time.monotonic() + seconds
+        while self._reaped is None:
+            try:
+                pid, status = os.waitpid(self.pid, os.WNOHANG)
+            except ChildProcessError:
+                self._reaped = 0
+                break
+            if pid:
+                self._reaped = status
+            elif time.monotonic() >= until:
+                break
+            else:
+                time.sleep(0.005)
+        return self._reaped
+
+    def close(self) -> None:
+        self.kill()
+        os.close(self.pipe)
+
+    def _died(self) -> Outcome:
+        status = self.reap(0.2)
+        code = None if status is None else os.waitstatus_to_exitcode(status)
+        common: dict[str, Any] = {"seconds": self.seconds, "statistics": self.figures, "notes": tuple(self.notes)}
+        if code == -signal.SIGKILL:
+            why = f"the worker process was killed during {self.phase}, perhaps for lack of memory"
+            return Outcome("unknown", why, **common)
+        how = f"signal {-code}" if code is not None and code < 0 else f"exit status {code}"
+        message = f"internal error: the worker process ended with {how} during {self.phase}"
+        return Outcome("error", message, error={"kind": "WorkerDied", "message": message}, exit_code=1, **common)
+
+
+def describe(figures: dict[str, Any]) -> str:
+    """`` (12 domains open, worst bound -0.01)`` or nothing."""
+    parts = []
+    if figures.get("open") is not None:
+        parts.append(f"{figures['open']} domains open")
+    if figures.get("bound") is not None:
+        bound = figures["bound"]
+        parts.append(f"worst bound {bound:.4g}" if isinstance(bound, float) else f"worst bound {bound}")
+    return f" ({', '.join(parts)})" if parts else ""

@@ -1,0 +1,141 @@
+"""The JSON record of a query. Everything but ``seconds`` is the same for the same seed and device.
+
+The record's JSON Schema is ``schemas/verify.schema.json``; ``verifier config schema --of verify`` prints it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import numbers
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import metadata, resources
+from typing import Any
+
+import verifier
+from verifier.core.errors import InputError
+
+SCHEMA_VERSION = 1
+_PACKAGES = ("numpy", "torch", "onnx", "onnx2torch", "onnxruntime", "scipy", "highspy")
+_SCHEMAS = ("bounds", "verify")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished query, or one that was cut off, says; all values are JSON-serialisable.
+
+    Attributes:
+        verdict: one of the five words.
+        reason: one sentence.
+        witness_text: the counterexample as printed in the result file; only after ``sat``.
+        witness: the counterexample as numbers; only after ``sat``.
+        certified: whether an ``unsat`` rests on certified bounds.
+        seconds: wall time by phase.
+        statistics: counters of the run.
+        device: the device that was used, ``None`` when the query ended before one was chosen.
+        notes: settings that were ignored or paths that fell back, in words.
+        error: class and message when the query ended in an error.
+        exit_code: of the command.
+        trace: traceback of an internal error.
+    """
+
+    verdict: str
+    reason: str = ""
+    witness_text: str | None = None
+    witness: Mapping[str, Any] | None = None
+    certified: bool = False
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    statistics: Mapping[str, Any] = field(default_factory=dict)
+    device: str | None = None
+    notes: tuple[str, ...] = ()
+    error: Mapping[str, str] | None = None
+    exit_code: int = 0
+    trace: str = ""
+
+
+def verify_record(
+    outcome: Outcome,
+    onnx: Mapping[str, Any],
+    vnnlib: Mapping[str, Any],
+    timeout: float | None,
+    config: Mapping[str, Any],
+    seconds: float,
+    versions: Mapping[str, str | None],
+    extra: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The record of one query.
+
+    Args:
+        outcome: how it ended.
+        onnx, vnnlib: ``{"path", "sha256"}`` of the files.
+        timeout: the limit in seconds.
+        config: every setting.
+        seconds: wall time of the whole query, process start included.
+        versions: see :func:`versions`.
+        extra: more entries (``verifier run`` adds the category).
+    """
+    statistics = dict(outcome.statistics)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        **(extra or {}),
+        "onnx": dict(onnx),
+        "vnnlib": dict(vnnlib),
+        "timeout": timeout,
+        "verdict": outcome.verdict,
+        "reason": outcome.reason,
+        "certified": outcome.certified,
+        "bounds": statistics.pop("bounds", None),
+        "domains": statistics.pop("domains", None),
+        "statistics": statistics,
+        "witness": outcome.witness,
+        "error": outcome.error,
+        "notes": list(outcome.notes),
+        "seed": config["seed"],
+        "device": outcome.device,
+        "config": dict(config),
+        "versions": dict(versions),
+        "seconds": {"total": round(seconds, 3), **{k: round(float(v), 3) for k, v in outcome.seconds.items()}},
+    }
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of everything a verdict rests on, found without importing it; ``None``: not installed."""
+    found: dict[str, str | None] = {"verifier": verifier.__version__, "python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def to_json(record: Any, indent: int | None = None) -> str:
+    """Strict JSON: NaN and infinities become the strings ``nan``, ``inf`` and ``-inf``."""
+    return json.dumps(plain(record), indent=indent, allow_nan=False, ensure_ascii=False)
+
+
+def plain(value: Any) -> Any:
+    """The value in JSON's own types; what JSON has no type for becomes its text, so that a record is never lost."""
+    match value:
+        case None | bool() | str():
+            return value
+        case numbers.Integral():
+            return int(value)
+        case numbers.Real():
+            number = float(value)
+            return number if math.isfinite(number) else str(number)
+        case Mapping():
+            return {str(k): plain(v) for k, v in value.items()}
+        case list() | tuple():
+            return [plain(v) for v in value]
+    return str(value)
+
+
+def schema(name: str) -> dict[str, Any]:
+    """The JSON Schema of a record: ``verify`` (also the lines of ``run``) or ``bounds``."""
+    if name not in _SCHEMAS:
+        raise InputError(f"no schema '{name}'; there are {', '.join(_SCHEMAS)}")
+    text = resources.files("verifier.report").joinpath("schemas", f"{name}.schema.json").read_text(encoding="utf-8")
+    return json.loads(text)
