@@ -23,6 +23,10 @@ from verifier.core.interval import Interval
 Shape = tuple[int, ...]
 Params = tuple[Tensor, ...]
 
+# Roundings that folding (in float64, batch norm into an affine op) and storing a parameter can leave: variance plus
+# eps, root, quotient, product, conversion for the weight; a difference and a sum more for the bias.
+FOLDED_TERMS = 8
+
 
 class Op(ABC):
     """Base of all ops. Subclasses are frozen dataclasses; fields of type Handle are their parameters."""
@@ -80,6 +84,10 @@ class AffineOp(Op):
         """
         raise NotImplementedError
 
+    def spread(self, rs: Sequence[Tensor], p: Params) -> Tensor:
+        """|W| r, (N, *shape): how far the output can move when input i moves by at most r_i >= 0."""
+        return self.magnitude(rs, p) - self.magnitude([torch.zeros_like(r) for r in rs], p)
+
     def forward_terms(self, in_shapes: Sequence[Shape], out_shape: Shape) -> int:
         """Rounded operations behind one entry of forward (fan-in + bias); 0 when forward only moves numbers."""
         raise NotImplementedError
@@ -89,13 +97,16 @@ class AffineOp(Op):
         raise NotImplementedError
 
     def interval(self, xs: Sequence[Interval], p: Params) -> Interval:
-        """Centre and radius: W c + b -+ |W| r. Exact arithmetic assumed; ``bounds.ibp`` charges the rounding."""
+        """Centre and radius: W c + b -+ |W| r. Exact arithmetic assumed; ``bounds.ibp`` charges the rounding.
+
+        What is not a number (infinite bounds) becomes no bound at all.
+        """
         centre = [(x.lower + x.upper) / 2 for x in xs]
         radius = [torch.maximum(x.upper - c, c - x.lower) for x, c in zip(xs, centre, strict=True)]
-        zero = [torch.zeros_like(r) for r in radius]
         mid = self.forward(centre, p)
-        rad = self.magnitude(radius, p) - self.magnitude(zero, p)
-        return Interval(mid - rad, mid + rad)
+        rad = self.spread(radius, p)
+        inf = float("inf")
+        return Interval((mid - rad).nan_to_num(-inf, inf, -inf), (mid + rad).nan_to_num(inf, inf, -inf))
 
 
 class ParamSpec(NamedTuple):
@@ -161,18 +172,18 @@ class UnaryPlanes(Relaxation):
     d_upper: Mapping[str, tuple[Tensor, Tensor]] | None = None
 
     def backward(self, a: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-        pos, neg = a.clamp(min=0), a.clamp(max=0)
-        const = (pos * self.lower_intercept + neg * self.upper_intercept).flatten(2).sum(-1)
-        return (pos * self.lower_slope + neg * self.upper_slope,), const
+        low = a > 0
+        const = _times_intercept(a, torch.where(low, self.lower_intercept, self.upper_intercept))
+        return (a * torch.where(low, self.lower_slope, self.upper_slope),), const.flatten(2).sum(-1)
 
     def forward(self, a: Tensor, zs: Sequence[Tensor]) -> Tensor:
-        z = zs[0]
-        low = self.lower_slope * z + self.lower_intercept
-        return torch.where(a > 0, low, self.upper_slope * z + self.upper_intercept)
+        z, low = zs[0], a > 0
+        slope = torch.where(low, self.lower_slope, self.upper_slope)
+        return torch.addcmul(torch.where(low, self.lower_intercept, self.upper_intercept), slope, z)
 
     def constant_magnitude(self, a: Tensor) -> Tensor:
-        pos, neg = a.clamp(min=0), a.clamp(max=0)
-        return (pos * self.lower_intercept.abs() - neg * self.upper_intercept.abs()).flatten(2).sum(-1)
+        chosen = torch.where(a > 0, self.lower_intercept, self.upper_intercept)
+        return _times_intercept(a, chosen).abs().flatten(2).sum(-1)
 
     def gradients(self, a: Tensor, zs: Sequence[Tensor]) -> Mapping[str, Tensor]:
         out: dict[str, Tensor] = {}
@@ -181,3 +192,11 @@ class UnaryPlanes(Relaxation):
                 term = part * (slope * zs[0] + intercept)
                 out[name] = out[name] + term if name in out else term
         return out
+
+
+def _times_intercept(a: Tensor, intercept: Tensor) -> Tensor:
+    """a times an intercept; where a is zero an infinite intercept (no plane) does not matter.
+
+    A coefficient that is itself NaN stays visible in the coefficients on the input, so that nothing is proved by it.
+    """
+    return (a * intercept).nan_to_num(nan=0.0, posinf=float("inf"), neginf=float("-inf"))

@@ -1,0 +1,63 @@
+"""Signed sums of several values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from verifier.core.interval import Interval
+from verifier.graph.op import AffineOp, Params, Shape
+from verifier.ops.layout import align, reduce_count, unbroadcast
+
+
+@dataclass(frozen=True)
+class Add(AffineOp):
+    """y = sum_i signs[i] x_i with broadcasting; subtraction is signs (1, -1)."""
+
+    signs: tuple[float, ...] = (1.0, 1.0)
+
+    def forward(self, xs: Sequence[Tensor], p: Params) -> Tensor:
+        return _total(self.signs, xs)
+
+    def linear(self, xs: Sequence[Tensor], p: Params) -> Tensor:
+        return _total(self.signs, xs)
+
+    def transpose(self, a: Tensor, p: Params, in_shapes: Sequence[Shape]) -> tuple[Tensor, ...]:
+        return tuple(unbroadcast(_times(s, a), shape) for s, shape in zip(self.signs, in_shapes, strict=True))
+
+    def spread(self, rs: Sequence[Tensor], p: Params) -> Tensor:
+        return _total([abs(s) for s in self.signs], rs)
+
+    def magnitude(self, ms: Sequence[Tensor], p: Params) -> Tensor:
+        return self.spread(ms, p)
+
+    def interval(self, xs: Sequence[Interval], p: Params) -> Interval:
+        pairs = [(x.lower, x.upper) if s > 0 else (x.upper, x.lower) for s, x in zip(self.signs, xs, strict=True)]
+        return Interval(_total(self.signs, [q[0] for q in pairs]), _total(self.signs, [q[1] for q in pairs]))
+
+    def forward_terms(self, in_shapes: Sequence[Shape], out_shape: Shape) -> int:
+        return len(self.signs) - 1 + self._products
+
+    def backward_terms(self, in_shapes: Sequence[Shape], out_shape: Shape) -> int:
+        return max(reduce_count(s, out_shape) for s in in_shapes) - 1 + self._products
+
+    @property
+    def _products(self) -> int:
+        return 0 if all(abs(s) == 1 for s in self.signs) else 1
+
+
+def _times(sign: float, x: Tensor) -> Tensor:
+    if sign == 1:
+        return x
+    return -x if sign == -1 else x * sign
+
+
+def _total(signs: Sequence[float], xs: Sequence[Tensor]) -> Tensor:
+    rank = max(x.ndim for x in xs) - 1
+    terms = [align(x, rank) for x in xs]
+    total = _times(signs[0], terms[0])
+    for sign, x in zip(signs[1:], terms[1:], strict=True):
+        total = total - x if sign == -1 else total + _times(sign, x)
+    return total

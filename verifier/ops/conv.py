@@ -1,0 +1,117 @@
+"""Convolution and transposed convolution in one, two or three dims."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from verifier.core.handles import Handle
+from verifier.graph.op import FOLDED_TERMS, AffineOp, Params, Shape
+from verifier.ops.layout import merge_lead, tuple_of
+
+_CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+
+
+@dataclass(frozen=True)
+class Conv(AffineOp):
+    """Cross-correlation over the last ``dims`` dims; value shape (..., C, *space).
+
+    Ints are allowed for stride, padding, dilation and output_padding and become tuples of length ``dims``.
+
+    Attributes:
+        weight: (out, in / groups, *kernel); transposed: (in, out / groups, *kernel).
+        bias: (out,).
+        bias_magnitude: (out,), sum of the magnitudes that were folded into the bias; given when parameters were folded.
+        padding: symmetric zero padding.
+        output_padding: only for transposed.
+    """
+
+    weight: Handle
+    bias: Handle | None = None
+    bias_magnitude: Handle | None = None
+    stride: tuple[int, ...] = (1,)
+    padding: tuple[int, ...] = (0,)
+    dilation: tuple[int, ...] = (1,)
+    groups: int = 1
+    output_padding: tuple[int, ...] = ()
+    transposed: bool = False
+    dims: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("stride", "padding", "dilation"):
+            object.__setattr__(self, name, tuple_of(getattr(self, name), self.dims))
+        object.__setattr__(self, "output_padding", tuple_of(self.output_padding or 0, self.dims))
+
+    @property
+    def kind(self) -> str:
+        return "ConvTranspose" if self.transposed else "Conv"
+
+    def forward(self, xs: Sequence[Tensor], p: Params) -> Tensor:
+        return self._conv(xs[0], p[0], p[1] if self.bias is not None else None)
+
+    def linear(self, xs: Sequence[Tensor], p: Params) -> Tensor:
+        return self._conv(xs[0], p[0], None)
+
+    def transpose(self, a: Tensor, p: Params, in_shapes: Sequence[Shape]) -> tuple[Tensor, ...]:
+        shape = in_shapes[0]
+        flat = merge_lead(a, self.dims + 1)
+        if self.transposed:
+            out = _CONV[self.dims](flat, p[0], None, self.stride, self.padding, self.dilation, self.groups)
+            for d in range(self.dims):
+                out = out.narrow(d + 2, 0, shape[d - self.dims])
+        else:
+            kernel = self.weight.shape[2:]
+            extra = tuple(
+                shape[d - self.dims]
+                - (flat.shape[d + 2] - 1) * self.stride[d]
+                + 2 * self.padding[d]
+                - self.dilation[d] * (kernel[d] - 1)
+                - 1
+                for d in range(self.dims)
+            )
+            out = _TRANSPOSED[self.dims](flat, p[0], None, self.stride, self.padding, extra, self.groups, self.dilation)
+        return (out.reshape(a.shape[0], *shape),)
+
+    def bias_dot(self, a: Tensor, p: Params) -> Tensor | None:
+        if self.bias is None:
+            return None
+        per_channel = a.flatten(-self.dims).sum(-1)  # (N, ..., C)
+        return (per_channel @ p[1]).flatten(1).sum(1) if per_channel.ndim > 2 else per_channel @ p[1]
+
+    def spread(self, rs: Sequence[Tensor], p: Params) -> Tensor:
+        return self._conv(rs[0], p[0].abs(), None)
+
+    def magnitude(self, ms: Sequence[Tensor], p: Params) -> Tensor:
+        return self._conv(ms[0], p[0].abs(), p[-1].abs() if self.bias is not None else None)
+
+    def forward_terms(self, in_shapes: Sequence[Shape], out_shape: Shape) -> int:
+        fan = self.weight.shape[0] // self.groups if self.transposed else self.weight.shape[1]
+        return fan * self._taps + 1 + self._folded
+
+    def backward_terms(self, in_shapes: Sequence[Shape], out_shape: Shape) -> int:
+        fan = self.weight.shape[1] if self.transposed else self.weight.shape[0] // self.groups
+        return fan * self._taps + self._folded
+
+    @property
+    def _taps(self) -> int:
+        return math.prod(self.weight.shape[2:])
+
+    @property
+    def _folded(self) -> int:
+        return FOLDED_TERMS if self.bias_magnitude is not None else 0
+
+    def _conv(self, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+        lead = x.shape[: x.ndim - self.dims - 1]
+        flat = merge_lead(x, self.dims + 1)
+        if self.transposed:
+            y = _TRANSPOSED[self.dims](
+                flat, w, b, self.stride, self.padding, self.output_padding, self.groups, self.dilation
+            )
+        else:
+            y = _CONV[self.dims](flat, w, b, self.stride, self.padding, self.dilation, self.groups)
+        return y.reshape(*lead, *y.shape[1:])

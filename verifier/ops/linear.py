@@ -1,0 +1,99 @@
+"""Products with a constant matrix: Linear (last dim) and MatMulConstant (batched, either side)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from verifier.core.handles import Handle
+from verifier.graph.op import FOLDED_TERMS, AffineOp, Params, Shape
+from verifier.ops.layout import reduce_count, unbroadcast
+
+
+@dataclass(frozen=True)
+class Linear(AffineOp):
+    """y = x W^T + b on the last dim.
+
+    Attributes:
+        weight: (out, in).
+        bias: (out,).
+        bias_magnitude: (out,), sum of the magnitudes that were folded into the bias; given when parameters were folded.
+    """
+
+    weight: Handle
+    bias: Handle | None = None
+    bias_magnitude: Handle | None = None
+
+    def forward(self, xs: Sequence[Tensor], p: Params) -> Tensor:
+        return F.linear(xs[0], p[0], p[1] if self.bias is not None else None)
+
+    def linear(self, xs: Sequence[Tensor], p: Params) -> Tensor:
+        return F.linear(xs[0], p[0])
+
+    def transpose(self, a: Tensor, p: Params, in_shapes: Sequence[Shape]) -> tuple[Tensor, ...]:
+        return (a @ p[0],)
+
+    def bias_dot(self, a: Tensor, p: Params) -> Tensor | None:
+        if self.bias is None:
+            return None
+        return (a @ p[1]).flatten(1).sum(1) if a.ndim > 2 else a @ p[1]
+
+    def spread(self, rs: Sequence[Tensor], p: Params) -> Tensor:
+        return F.linear(rs[0], p[0].abs())
+
+    def magnitude(self, ms: Sequence[Tensor], p: Params) -> Tensor:
+        return F.linear(ms[0], p[0].abs(), p[-1].abs() if self.bias is not None else None)
+
+    def forward_terms(self, in_shapes: Sequence[Shape], out_shape: Shape) -> int:
+        return self.weight.shape[1] + 1 + (FOLDED_TERMS if self.bias_magnitude is not None else 0)
+
+    def backward_terms(self, in_shapes: Sequence[Shape], out_shape: Shape) -> int:
+        return self.weight.shape[0] + (FOLDED_TERMS if self.bias_magnitude is not None else 0)
+
+
+@dataclass(frozen=True)
+class MatMulConstant(AffineOp):
+    """y = x @ W, or W @ x when ``left``, with torch.matmul's broadcasting over the leading dims of the value.
+
+    Attributes:
+        weight: (..., k, m), or (..., n, k) when ``left``; at least two dims. The value has at least two dims as well.
+    """
+
+    weight: Handle
+    left: bool = False
+
+    def forward(self, xs: Sequence[Tensor], p: Params) -> Tensor:
+        return self._product(xs[0], p[0])
+
+    def linear(self, xs: Sequence[Tensor], p: Params) -> Tensor:
+        return self._product(xs[0], p[0])
+
+    def transpose(self, a: Tensor, p: Params, in_shapes: Sequence[Shape]) -> tuple[Tensor, ...]:
+        w = p[0].transpose(-1, -2)
+        out = torch.matmul(w, a) if self.left else torch.matmul(a, w)
+        return (unbroadcast(out, in_shapes[0]),)
+
+    def spread(self, rs: Sequence[Tensor], p: Params) -> Tensor:
+        return self._product(rs[0], p[0].abs())
+
+    def magnitude(self, ms: Sequence[Tensor], p: Params) -> Tensor:
+        return self._product(ms[0], p[0].abs())
+
+    def forward_terms(self, in_shapes: Sequence[Shape], out_shape: Shape) -> int:
+        return self.weight.shape[-1] if self.left else self.weight.shape[-2]
+
+    def backward_terms(self, in_shapes: Sequence[Shape], out_shape: Shape) -> int:
+        lead = math.prod(out_shape[:-2]) if len(out_shape) > 2 else 1
+        copies = reduce_count(in_shapes[0][:-2], out_shape[:-2]) if lead > 1 else 1
+        return (self.weight.shape[-2] if self.left else self.weight.shape[-1]) + copies - 1
+
+    def _product(self, x: Tensor, w: Tensor) -> Tensor:
+        missing = w.ndim - (x.ndim - 1)
+        if missing > 0:
+            x = x.reshape(x.shape[0], *[1] * missing, *x.shape[1:])
+        return torch.matmul(w, x) if self.left else torch.matmul(x, w)

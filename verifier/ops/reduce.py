@@ -1,0 +1,122 @@
+"""Sums and averages. Dims are the value's own, without N."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from verifier.graph.op import AffineOp, Params, Shape
+from verifier.ops.layout import merge_lead, reduce_count, tuple_of
+
+
+class _Reduction(AffineOp):
+    """A linear map with non-negative weights, so that |W| m is the op itself."""
+
+    def linear(self, xs: Sequence[Tensor], p: Params) -> Tensor:
+        return self.forward(xs, p)
+
+    def spread(self, rs: Sequence[Tensor], p: Params) -> Tensor:
+        return self.forward(rs, p)
+
+
+@dataclass(frozen=True)
+class Sum(_Reduction):
+    """Sum over ``dims``."""
+
+    dims: tuple[int, ...]
+    keepdim: bool = False
+
+    def forward(self, xs: Sequence[Tensor], p: Params) -> Tensor:
+        return xs[0].sum(_after_batch(self.dims), keepdim=self.keepdim)
+
+    def transpose(self, a: Tensor, p: Params, in_shapes: Sequence[Shape]) -> tuple[Tensor, ...]:
+        return (_spread_back(a, self.dims, in_shapes[0]),)
+
+    def magnitude(self, ms: Sequence[Tensor], p: Params) -> Tensor:
+        return self.forward(ms, p)
+
+    def forward_terms(self, in_shapes: Sequence[Shape], out_shape: Shape) -> int:
+        return reduce_count(out_shape, in_shapes[0])
+
+    def backward_terms(self, in_shapes: Sequence[Shape], out_shape: Shape) -> int:
+        return 0
+
+
+@dataclass(frozen=True)
+class Mean(_Reduction):
+    """Mean over ``dims``."""
+
+    dims: tuple[int, ...]
+    keepdim: bool = False
+
+    def forward(self, xs: Sequence[Tensor], p: Params) -> Tensor:
+        return xs[0].mean(_after_batch(self.dims), keepdim=self.keepdim)
+
+    def transpose(self, a: Tensor, p: Params, in_shapes: Sequence[Shape]) -> tuple[Tensor, ...]:
+        count = math.prod(in_shapes[0][d] for d in self.dims)
+        return (_spread_back(a / count, self.dims, in_shapes[0]),)
+
+    def magnitude(self, ms: Sequence[Tensor], p: Params) -> Tensor:
+        return ms[0].sum(_after_batch(self.dims), keepdim=self.keepdim)
+
+    def forward_terms(self, in_shapes: Sequence[Shape], out_shape: Shape) -> int:
+        return reduce_count(out_shape, in_shapes[0]) + 1
+
+    def backward_terms(self, in_shapes: Sequence[Shape], out_shape: Shape) -> int:
+        return 1
+
+
+@dataclass(frozen=True)
+class AvgPool(_Reduction):
+    """Average pooling as in torch over the last ``len(kernel)`` dims; value shape (..., C, *space)."""
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...] = ()
+    padding: tuple[int, ...] = (0,)
+    ceil_mode: bool = False
+    count_include_pad: bool = True
+    divisor_override: int | None = None
+
+    def __post_init__(self) -> None:
+        n = len(self.kernel)
+        object.__setattr__(self, "stride", tuple_of(self.stride or self.kernel, n))
+        object.__setattr__(self, "padding", tuple_of(self.padding, n))
+
+    def forward(self, xs: Sequence[Tensor], p: Params) -> Tensor:
+        x, n = xs[0], len(self.kernel)
+        flat = merge_lead(x, n + 1)
+        options = (self.kernel, self.stride, self.padding, self.ceil_mode, self.count_include_pad)
+        if n == 1:
+            if self.divisor_override is not None:
+                raise ValueError("average pooling over one dim has no divisor_override")
+            y = F.avg_pool1d(flat, *options)
+        elif n == 2:
+            y = F.avg_pool2d(flat, *options, self.divisor_override)
+        else:
+            y = F.avg_pool3d(flat, *options, self.divisor_override)
+        return y.reshape(*x.shape[: x.ndim - n - 1], *y.shape[1:])
+
+    def magnitude(self, ms: Sequence[Tensor], p: Params) -> Tensor:
+        # Partial sums come before the division: bound them by the undivided sum.
+        return self.forward(ms, p) * max(math.prod(self.kernel), self.divisor_override or 1)
+
+    def forward_terms(self, in_shapes: Sequence[Shape], out_shape: Shape) -> int:
+        return math.prod(self.kernel) + 1
+
+    def backward_terms(self, in_shapes: Sequence[Shape], out_shape: Shape) -> int:
+        return math.prod(-(-k // s) for k, s in zip(self.kernel, self.stride, strict=True)) + 1
+
+
+def _after_batch(dims: Sequence[int]) -> tuple[int, ...]:
+    return tuple(d + 1 if d >= 0 else d for d in dims)
+
+
+def _spread_back(a: Tensor, dims: Sequence[int], shape: Shape) -> Tensor:
+    """Transpose of a sum over ``dims``: repeat (N, *reduced) over the dims that went."""
+    reduced = {d % len(shape) for d in dims}
+    kept = [1 if i in reduced else s for i, s in enumerate(shape)]
+    return a.reshape(a.shape[0], *kept).expand(a.shape[0], *shape)

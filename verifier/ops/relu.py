@@ -1,0 +1,100 @@
+"""ReLU and LeakyReLU."""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from verifier.core.interval import Interval
+from verifier.core.numerics import tiny
+from verifier.graph.op import NonlinearOp, Params, ParamSpec, UnaryPlanes
+from verifier.ops.layout import sane
+
+
+@dataclass(frozen=True)
+class Relu(NonlinearOp):
+    """f(z) = z for z >= 0, k z for z < 0, with k = ``negative_slope``; any finite k.
+
+    k is rounded to float32, which is what a float32 network computes with.
+    """
+
+    negative_slope: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.negative_slope) or abs(self.negative_slope) > 1e30:
+            raise ValueError(f"the negative slope of a leaky ReLU must be finite, not {self.negative_slope}")
+        rounded = struct.unpack("f", struct.pack("f", self.negative_slope))[0]
+        object.__setattr__(self, "negative_slope", rounded)
+
+    @property
+    def kind(self) -> str:
+        return "LeakyRelu" if self.negative_slope else "Relu"
+
+    def forward(self, xs: Sequence[Tensor], p: Params) -> Tensor:
+        x, k = xs[0], self.negative_slope
+        return x.clamp(min=0) if k == 0 else torch.where(x > 0, x, x * k)
+
+    def interval(self, xs: Sequence[Interval], p: Params) -> Interval:
+        """Exact for k = 0; otherwise the product k z is rounded outward."""
+        low, up = sane(xs[0])
+        k = self.negative_slope
+        if k == 0:
+            return Interval(low.clamp(min=0), up.clamp(min=0))
+        if k > 0:
+            return Interval(_leaky(low, k, -1), _leaky(up, k, 1))
+        least = torch.minimum(_leaky(low, k, -1), _leaky(up, k, -1)).clamp(min=0)
+        return Interval(
+            torch.where((low <= 0) & (up >= 0), 0.0, least), torch.maximum(_leaky(low, k, 1), _leaky(up, k, 1))
+        )
+
+    def parameters(self, xs: Sequence[Interval]) -> Mapping[str, ParamSpec]:
+        """``alpha``: slope through the origin of unstable neurons (lower plane; upper plane when k > 1)."""
+        low, up = xs[0]
+        k = self.negative_slope
+        one_side = torch.where(up > -low, 1.0, k).to(low.dtype)
+        return {"alpha": ParamSpec(one_side[:, None], min(k, 1.0), max(k, 1.0))}
+
+    def relax(self, xs: Sequence[Interval], params: Mapping[str, Tensor] | None = None) -> UnaryPlanes:
+        """Chord on one side, any line through the origin with a slope between k and 1 on the other.
+
+        Sound: f is convex (k <= 1) or concave (k > 1), so the chord needs checking at the two end points only, and its
+        intercept is the larger requirement of the two, enlarged by more than its three roundings; a z with a between
+        k and 1 lies on the other side of f everywhere. Stable neurons are exact: the limits of the slope coincide.
+        Infinite bounds: slope 1 for u = inf, k for l = -inf, an infinite intercept for both.
+        """
+        low, up = sane(xs[0])
+        k, dtype = self.negative_slope, low.dtype
+        unstable = (low < 0) & (up > 0)
+        minus, plus = low.clamp(max=0), up.clamp(min=0)
+        share = (plus / (plus - minus)).nan_to_num(nan=1.0)  # 0/0: both zero; inf/inf: u = inf
+        slope = share if k == 0 else torch.lerp(torch.full_like(share, k), torch.ones_like(share), share)
+        # Stable neurons with one-sided infinite bounds: share is 0 or 1 and the slope exact.
+        side = 1.0 if k <= 1 else -1.0
+        gap = torch.fmax((k - slope) * (side * minus), (1 - slope) * (side * plus))  # 0 * inf never wins
+        gap = gap * (1 + 4 * torch.finfo(dtype).eps) + tiny(dtype)
+        chord = torch.where(unstable, side * gap, 0.0)[:, None]
+        slope = slope[:, None]
+
+        at_least = torch.where(low >= 0, 1.0, k).to(dtype)[:, None]
+        at_most = torch.where((low < 0) & (up <= 0), k, 1.0).to(dtype)[:, None]
+        if k > 1:
+            at_least, at_most = at_most, at_least
+        alpha = self.parameters(xs)["alpha"].initial if params is None else params["alpha"]
+        free = torch.clamp(alpha, at_least, at_most)
+        zero = torch.zeros_like(chord)
+        delta = {"alpha": (unstable.to(dtype)[:, None], zero)}
+        if k <= 1:
+            return UnaryPlanes(free, zero, slope, chord, d_lower=delta)
+        return UnaryPlanes(slope, chord, free, zero, d_upper=delta)
+
+
+def _leaky(x: Tensor, k: float, side: int) -> Tensor:
+    """f(x) rounded up (side 1) or down (side -1); k is not zero."""
+    product = x * k
+    product = product + side * (product.abs() * torch.finfo(x.dtype).eps + tiny(x.dtype))
+    return torch.where(x >= 0, x, product)

@@ -1,0 +1,80 @@
+"""Elementwise affine maps with constant factors and offsets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from verifier.core.handles import Handle
+from verifier.core.interval import Interval
+from verifier.graph.op import FOLDED_TERMS, AffineOp, Params, Shape
+from verifier.ops.layout import align, reduce_count, unbroadcast
+
+
+@dataclass(frozen=True)
+class ScaleShift(AffineOp):
+    """y = scale x + shift; the constants broadcast against the value's own shape (without N) and may widen it.
+
+    Attributes:
+        scale: factor; None for one.
+        shift: offset; None for zero.
+        shift_magnitude: like shift, sum of the magnitudes folded into it; given when parameters were folded.
+    """
+
+    scale: Handle | None = None
+    shift: Handle | None = None
+    shift_magnitude: Handle | None = None
+
+    def forward(self, xs: Sequence[Tensor], p: Params) -> Tensor:
+        y = self.linear(xs, p)
+        return y + p[self._shift_at] if self.shift is not None else y
+
+    def linear(self, xs: Sequence[Tensor], p: Params) -> Tensor:
+        x = align(xs[0], self._rank)
+        if self.scale is not None:
+            x = x * p[0]
+        return x.expand(x.shape[0], *torch.broadcast_shapes(x.shape[1:], *(h.shape for h in self.handles)))
+
+    def transpose(self, a: Tensor, p: Params, in_shapes: Sequence[Shape]) -> tuple[Tensor, ...]:
+        return (unbroadcast(a if self.scale is None else a * p[0], in_shapes[0]),)
+
+    def bias_dot(self, a: Tensor, p: Params) -> Tensor | None:
+        if self.shift is None:
+            return None
+        return a.flatten(1) @ p[self._shift_at].expand(a.shape[1:]).flatten()
+
+    def spread(self, rs: Sequence[Tensor], p: Params) -> Tensor:
+        return self.linear(rs, tuple(q.abs() for q in p))
+
+    def magnitude(self, ms: Sequence[Tensor], p: Params) -> Tensor:
+        y = self.spread(ms, p)
+        return y + p[-1].abs() if self.shift is not None else y
+
+    def interval(self, xs: Sequence[Interval], p: Params) -> Interval:
+        low, up = self.forward([xs[0].lower], p), self.forward([xs[0].upper], p)
+        if self.scale is None:
+            return Interval(low, up)
+        inf = float("inf")
+        low, up = torch.minimum(low, up), torch.maximum(low, up)
+        return Interval(low.nan_to_num(nan=-inf, posinf=inf, neginf=-inf), up.nan_to_num(inf, inf, -inf))
+
+    def forward_terms(self, in_shapes: Sequence[Shape], out_shape: Shape) -> int:
+        return (self.scale is not None) + (self.shift is not None) + self._folded
+
+    def backward_terms(self, in_shapes: Sequence[Shape], out_shape: Shape) -> int:
+        return (self.scale is not None) + reduce_count(in_shapes[0], out_shape) - 1 + self._folded
+
+    @property
+    def _shift_at(self) -> int:
+        return 1 if self.scale is not None else 0
+
+    @property
+    def _rank(self) -> int:
+        return max((len(h.shape) for h in self.handles), default=0)
+
+    @property
+    def _folded(self) -> int:
+        return FOLDED_TERMS if self.shift_magnitude is not None else 0
