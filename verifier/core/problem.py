@@ -12,17 +12,19 @@ class Problem:
     """An OR over cases; a case is one input box and an AND of linear rows ``c_y.y + c_x.x <= d`` (the unsafe set).
 
     ``sat`` means: for some case there is an x in its box with every row of the case true. ``unsat`` means that
-    every case is refuted on its whole box. Arrays are plain numpy so that parsing needs no torch.
+    every case is refuted on its whole box; a problem without cases (K = N = 0) is refuted by definition. Arrays are
+    plain numpy so that parsing needs no torch.
 
     Attributes:
         lower, upper: float32 (K, n_in), distinct boxes, rounded *outward* from the file's decimals: proofs use these.
         witness_lower, witness_upper: float32 (K, n_in), rounded to nearest: counterexamples stay inside these.
-        row_y: float64 (M, n_out), coefficients over the outputs, table of distinct rows.
-        row_x: float64 (M, n_in) or None when no row mentions an input.
-        row_d: float64 (M,), right-hand sides, nearest to the file's decimal.
+        row_y: float64 (M, n_out), coefficients over the outputs, table of distinct rows; always exact.
+        row_x: float64 (M, n_in) or None when no row mentions an input; always exact.
+        row_d: float64 (M,), right-hand sides, rounded *up* from the exact number, so that the set never shrinks.
         case_box: int64 (N,), index into the boxes.
         case_rows: int64 (N, S), indices into the rows, padded with -1; a case without rows is its whole box.
-        input_shape, output_shape: shape of the network's input/output when known to the property (informative).
+        row_strict: bool (M,) or None (no strict row): the file says ``<``. Proofs use ``<=``, replays keep ``<``.
+        row_d_inner: float64 (M,) or None (equal to ``row_d``), rounded *down*: replays use these.
     """
 
     lower: np.ndarray
@@ -34,6 +36,8 @@ class Problem:
     row_d: np.ndarray
     case_box: np.ndarray
     case_rows: np.ndarray
+    row_strict: np.ndarray | None = None
+    row_d_inner: np.ndarray | None = None
 
     @property
     def n_in(self) -> int:
