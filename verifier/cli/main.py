@@ -214,9 +214,7 @@ def config() -> None:
 
 @config.command("show")
 @config_options
-def show_config(
-    config_file: Path | None, assignments: tuple[str, ...], device: str | None, seed: int | None
-) -> None:
+def show_config(config_file: Path | None, assignments: tuple[str, ...], device: str | None, seed: int | None) -> None:
     """Every setting as YAML, after --config and --set."""
     from verifier.config import dump_config
 
@@ -306,7 +304,7 @@ def vnncomp_prepare(category: str, onnx: Path, vnnlib: Path) -> None:
 def vnncomp_run(
     category: str, onnx: Path, vnnlib: Path, results: Path, timeout: str, configs: Path | None, parent: int | None
 ) -> None:
-    """Answer one instance into RESULTS. Exits 0 whatever happens."""
+    """Answer one instance into RESULTS. Exits 0 whatever the verdict."""
     from verifier.cli.vnncomp import run_instance
 
     run_instance(category, onnx, vnnlib, results, timeout, configs, parent)

@@ -53,7 +53,7 @@ class Background:
 
     @property
     def versions(self) -> Mapping[str, str | None]:
-        return self._versions or {name: None for name in ("verifier", "python", "torch", "onnx", "onnxruntime")}
+        return self._versions or dict.fromkeys(("verifier", "python", "torch", "onnx", "onnxruntime"))
 
 
 def run_query(job: Job, outputs: Outputs, verbose: bool, parent: int | None = None) -> Outcome:
@@ -90,7 +90,9 @@ def run_query(job: Job, outputs: Outputs, verbose: bool, parent: int | None = No
     return outcome
 
 
-def record_of(job: Job, outcome: Outcome, background: Background, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def record_of(
+    job: Job, outcome: Outcome, background: Background, extra: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """The JSON record of a finished job."""
     return verify_record(
         outcome,

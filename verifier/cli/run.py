@@ -8,12 +8,11 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from tqdm import tqdm
 
 from verifier.cli.instances import Instance, existing, read_instances
 from verifier.cli.watch import Signals, wait
@@ -23,6 +22,9 @@ from verifier.core.errors import InputError
 from verifier.report.files import sha256
 from verifier.report.record import Outcome, to_json, verify_record, versions
 from verifier.report.summary import summary_table
+
+if TYPE_CHECKING:
+    from click._termui_impl import ProgressBar
 
 _TEARDOWN_SECONDS = 10.0
 
@@ -57,12 +59,14 @@ def run_lists(
     records = [earlier[_key(instance)] for instance in instances if _key(instance) in earlier]
     out.parent.mkdir(parents=True, exist_ok=True)
     session = _Session(config, cap, jobs)
-    with open(out, "ab") as handle, Signals() as signals, _bar(len(instances), len(records)) as bar:
+    with open(out, "ab") as handle, Signals() as signals, _bar(len(instances)) as bar:
+        bar.update(len(records))
         for record in session.records(todo, signals):
             handle.write(to_json(record).encode() + b"\n")
             handle.flush()
             records.append(record)
-            _advance(bar, records)
+            solved = sum(record["verdict"] in ("sat", "unsat") for record in records)
+            bar.update(1, f"{solved} solved")
         received = signals.received
     click.echo(summary_table(records, truths))
     return 0 if received is None else 128 + received
@@ -79,7 +83,7 @@ class _Session:
         self._hashes: dict[Path, str] = {}
         self._versions = versions()
 
-    def records(self, todo: deque[Instance], signals: Signals) -> Iterable[dict[str, Any]]:
+    def records(self, todo: deque[Instance], signals: Signals) -> Iterator[dict[str, Any]]:
         """The records in the order in which the instances end; stops early at a signal."""
         running: list[tuple[Instance, Worker]] = []
         try:
@@ -171,8 +175,8 @@ def read_records(out: Path, config: Mapping[str, Any]) -> dict[Key, dict[str, An
     return found
 
 
-def read_truths(path: Path, instances: Sequence[Instance]) -> dict[tuple[str, str], str]:
-    """True verdicts by the paths that records hold; the CSV's paths are relative to its own folder.
+def read_truths(path: Path, instances: Sequence[Instance]) -> dict[tuple[str, str, str], str]:
+    """True verdicts by category and the paths that records hold; the CSV's paths are relative to its own folder.
 
     Raises:
         InputError: when the file or a column is missing.
@@ -187,19 +191,20 @@ def read_truths(path: Path, instances: Sequence[Instance]) -> dict[tuple[str, st
         known = {((folder / r["onnx"]).resolve(), (folder / r["vnnlib"]).resolve()): r["verdict"] for r in rows}
     except (KeyError, TypeError):
         raise InputError(f"verdicts {path} must have the columns onnx, vnnlib and verdict") from None
-    truths: dict[tuple[str, str], str] = {}
+    truths: dict[tuple[str, str, str], str] = {}
     for instance in instances:
         files = (instance.folder / instance.onnx).resolve(), (instance.folder / instance.vnnlib).resolve()
         if files in known:
-            truths[instance.onnx, instance.vnnlib] = known[files]
+            truths[instance.category, instance.onnx, instance.vnnlib] = known[files]
     return truths
 
 
-def _bar(total: int, done: int) -> Any:
-    return tqdm(total=total, initial=done, disable=not sys.stderr.isatty(), unit="instance", file=sys.stderr)
+def _bar(total: int) -> ProgressBar[Any]:
+    """A bar on stderr; nothing in a pipe."""
+    hidden = not sys.stderr.isatty()
+    return click.progressbar(length=total, item_show_func=_as_shown, show_pos=True, hidden=hidden, file=sys.stderr)
 
 
-def _advance(bar: Any, records: Sequence[Mapping[str, Any]]) -> None:
-    solved = sum(record["verdict"] in ("sat", "unsat") for record in records)
-    bar.set_postfix_str(f"{solved} solved", refresh=False)
-    bar.update(1)
+def _as_shown(item: str | None) -> str | None:
+    """The text beside the bar is the item itself."""
+    return item

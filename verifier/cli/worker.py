@@ -44,6 +44,8 @@ class Job:
         timeout: seconds, or ``None``.
         start: ``time.monotonic()`` from which the limit counts.
         verbose: keep the warnings of libraries.
+        quiet: drop what libraries print. The caller's pipes then close with the parent, however long the system takes
+            to free the child's memory.
     """
 
     onnx: Path
@@ -52,6 +54,7 @@ class Job:
     timeout: float | None
     start: float
     verbose: bool = False
+    quiet: bool = False
 
 
 # -------------------------------------------------------------------------------------------------------- the child
@@ -182,6 +185,8 @@ def _child(job: Job, pipe: int, parent: int) -> None:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
         with contextlib.suppress(OSError):
+            if job.quiet:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
             os.dup2(2, 1)  # stdout belongs to the verdict
 
         def send(message: dict[str, Any]) -> None:
