@@ -28,6 +28,11 @@ Params = tuple[Tensor, ...]
 FOLDED_TERMS = 8
 
 
+def folded_terms(folded: int, magnitude: Handle | None) -> int:
+    """Roundings behind one stored parameter, when some were folded."""
+    return folded or (FOLDED_TERMS if magnitude is not None else 0)
+
+
 class Op(ABC):
     """Base of all ops. Subclasses are frozen dataclasses; fields of type Handle are their parameters."""
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from verifier.core.handles import Handle
-from verifier.graph.op import FOLDED_TERMS, AffineOp, Params, Shape
+from verifier.graph.op import AffineOp, Params, Shape, folded_terms
 from verifier.ops.layout import merge_lead, tuple_of
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -29,6 +29,7 @@ class Conv(AffineOp):
         bias_magnitude: (out,), sum of the magnitudes that were folded into the bias; given when parameters were folded.
         padding: symmetric zero padding.
         output_padding: only for transposed.
+        folded: roundings behind one stored parameter; FOLDED_TERMS when left out with a ``bias_magnitude``.
     """
 
     weight: Handle
@@ -41,6 +42,7 @@ class Conv(AffineOp):
     output_padding: tuple[int, ...] = ()
     transposed: bool = False
     dims: int = 2
+    folded: int = 0
 
     def __post_init__(self) -> None:
         for name in ("stride", "padding", "dilation"):
@@ -103,7 +105,7 @@ class Conv(AffineOp):
 
     @property
     def _folded(self) -> int:
-        return FOLDED_TERMS if self.bias_magnitude is not None else 0
+        return folded_terms(self.folded, self.bias_magnitude)
 
     def _conv(self, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
         lead = x.shape[: x.ndim - self.dims - 1]

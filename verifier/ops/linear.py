@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from verifier.core.handles import Handle
-from verifier.graph.op import FOLDED_TERMS, AffineOp, Params, Shape
+from verifier.graph.op import AffineOp, Params, Shape, folded_terms
 from verifier.ops.layout import reduce_count, unbroadcast
 
 
@@ -23,11 +23,13 @@ class Linear(AffineOp):
         weight: (out, in).
         bias: (out,).
         bias_magnitude: (out,), sum of the magnitudes that were folded into the bias; given when parameters were folded.
+        folded: roundings behind one stored parameter; FOLDED_TERMS when left out with a ``bias_magnitude``.
     """
 
     weight: Handle
     bias: Handle | None = None
     bias_magnitude: Handle | None = None
+    folded: int = 0
 
     def forward(self, xs: Sequence[Tensor], p: Params) -> Tensor:
         return F.linear(xs[0], p[0], p[1] if self.bias is not None else None)
@@ -50,10 +52,10 @@ class Linear(AffineOp):
         return F.linear(ms[0], p[0].abs(), p[-1].abs() if self.bias is not None else None)
 
     def forward_terms(self, in_shapes: Sequence[Shape], out_shape: Shape) -> int:
-        return self.weight.shape[1] + 1 + (FOLDED_TERMS if self.bias_magnitude is not None else 0)
+        return self.weight.shape[1] + 1 + folded_terms(self.folded, self.bias_magnitude)
 
     def backward_terms(self, in_shapes: Sequence[Shape], out_shape: Shape) -> int:
-        return self.weight.shape[0] + (FOLDED_TERMS if self.bias_magnitude is not None else 0)
+        return self.weight.shape[0] + folded_terms(self.folded, self.bias_magnitude)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from verifier.core.handles import Handle
 from verifier.core.interval import Interval
-from verifier.graph.op import FOLDED_TERMS, AffineOp, Params, Shape
+from verifier.graph.op import AffineOp, Params, Shape, folded_terms
 from verifier.ops.layout import align, reduce_count, unbroadcast
 
 
@@ -22,11 +22,13 @@ class ScaleShift(AffineOp):
         scale: factor; None for one.
         shift: offset; None for zero.
         shift_magnitude: like shift, sum of the magnitudes folded into it; given when parameters were folded.
+        folded: roundings behind one stored parameter; FOLDED_TERMS when left out with a ``shift_magnitude``.
     """
 
     scale: Handle | None = None
     shift: Handle | None = None
     shift_magnitude: Handle | None = None
+    folded: int = 0
 
     def forward(self, xs: Sequence[Tensor], p: Params) -> Tensor:
         y = self.linear(xs, p)
@@ -77,4 +79,4 @@ class ScaleShift(AffineOp):
 
     @property
     def _folded(self) -> int:
-        return FOLDED_TERMS if self.shift_magnitude is not None else 0
+        return folded_terms(self.folded, self.shift_magnitude)
