@@ -11,7 +11,7 @@ from verifier.bounds.walk import Charges
 from verifier.core.backend import ParallelBackend
 from verifier.core.interval import Interval
 from verifier.core.numerics import CHARGE_SAFETY, gamma, tiny, widen
-from verifier.graph.graph import Graph
+from verifier.graph.graph import Graph, Node
 from verifier.graph.op import AffineOp
 
 
@@ -32,25 +32,47 @@ def propagate(
     Returns:
         bounds by node index, each (B, *shape), and the magnitudes for charges.
     """
-    dtype = box.lower.dtype
-    bounds: dict[int, Interval] = {0: box}
-    value: dict[int, Tensor] = {0: box.magnitude()}
-    partial: dict[int, Tensor] = {0: value[0]}
+    state = start(box)
     for node in graph.nodes[1:]:
-        xs = [bounds[i] for i in node.inputs]
-        op = node.op
-        with backend.weights.fetch(op.handles, dtype) as p:
-            found = op.interval(xs, p)
-            if isinstance(op, AffineOp):
-                terms = op.forward_terms(graph.in_shapes(node), node.shape)
-                # |W| m + |b|; the centre and radius form adds at most the same terms once more.
-                sums = op.magnitude([value[i] for i in node.inputs], p) * CHARGE_SAFETY
-                partial[node.index] = sums
-                if rounding and terms:
-                    found = widen(found.lower, found.upper, 4 * gamma(terms + 4, dtype) * sums + tiny(dtype))
+        step(graph, backend, node, *state, rounding)
         if known is not None and node.index in known:
-            found = found.intersect(known[node.index])
-        bounds[node.index] = found
-        value[node.index] = torch.nan_to_num(found.magnitude(), nan=float("inf"))
-        partial.setdefault(node.index, value[node.index])
-    return bounds, Charges(value, partial)
+            replace(node, known[node.index], *state)
+    bounds, charges = state
+    return bounds, charges
+
+
+def start(box: Interval) -> tuple[dict[int, Interval], Charges]:
+    """What is known before the first node."""
+    magnitude = box.magnitude()
+    return {0: box}, Charges({0: magnitude}, {0: magnitude})
+
+
+def step(
+    graph: Graph,
+    backend: ParallelBackend,
+    node: Node,
+    bounds: dict[int, Interval],
+    charges: Charges,
+    rounding: bool,
+) -> None:
+    """Interval bounds and magnitudes of one node from those of its inputs, added to ``bounds`` and ``charges``."""
+    xs = [bounds[i] for i in node.inputs]
+    op, dtype = node.op, xs[0].lower.dtype
+    with backend.weights.fetch(op.handles, dtype) as p:
+        found = op.interval(xs, p)
+        if isinstance(op, AffineOp):
+            terms = op.forward_terms(graph.in_shapes(node), node.shape)
+            # |W| m + |b|; the centre and radius form adds at most the same terms once more.
+            sums = op.magnitude([charges.value[i] for i in node.inputs], p) * CHARGE_SAFETY
+            charges.partial[node.index] = sums
+            if rounding and terms:
+                found = widen(found.lower, found.upper, 4 * gamma(terms + 4, dtype) * sums + tiny(dtype))
+    bounds[node.index] = found
+    charges.value[node.index] = torch.nan_to_num(found.magnitude(), nan=float("inf"))
+    charges.partial.setdefault(node.index, charges.value[node.index])
+
+
+def replace(node: Node, tighter: Interval, bounds: dict[int, Interval], charges: Charges) -> None:
+    """Intersect a node's bounds with other valid ones."""
+    bounds[node.index] = bounds[node.index].intersect(tighter)
+    charges.value[node.index] = torch.nan_to_num(bounds[node.index].magnitude(), nan=float("inf"))

@@ -49,8 +49,8 @@ class Charges:
         partial: node index to (B or 1, *shape), |W| m + |b| of affine nodes.
     """
 
-    value: Mapping[int, Tensor]
-    partial: Mapping[int, Tensor]
+    value: dict[int, Tensor]
+    partial: dict[int, Tensor]
 
 
 @dataclass
