@@ -1,0 +1,146 @@
+"""Record of ATen calls -> Graph of the verifier's ops.
+
+Each ATen op has one translator, registered by name in a table of its family's file (``lower_*.py``). A translator
+emits nodes and gives every output that it can express a node. What no translator can express is collected over the whole
+record and reported in one error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten
+
+from verifier.core.errors import UnsupportedOpError
+from verifier.frontend.builder import Builder
+from verifier.frontend.capture import Call, Record, Ref
+from verifier.graph.graph import Graph
+from verifier.graph.op import Op, Shape
+
+
+class CannotLower(Exception):
+    """A translator does not cover this use of its op; the message says which."""
+
+
+@dataclass
+class Lowering:
+    """State of one translation: the builder and the node of every recorded value."""
+
+    builder: Builder
+    node_of: dict[int, int] = field(default_factory=dict)
+
+    def emit(self, op: Op, inputs: Sequence[int], shape: Sequence[int], name: str) -> int:
+        return self.builder.emit(op, inputs, shape, name)
+
+    def param(self, tensor: Tensor, name: str) -> Any:
+        return self.builder.param(tensor, name)
+
+    def shape(self, node: int) -> Shape:
+        return self.builder.shape(node)
+
+    def node(self, a: Any) -> int | None:
+        """The node behind an argument; None for constants."""
+        return self.node_of[a.index] if isinstance(a, Ref) else None
+
+    def the_node(self, a: Any) -> int:
+        node = self.node(a)
+        if node is None:
+            raise CannotLower("a constant where a value is needed")
+        return node
+
+
+Translator = Callable[[Lowering, Call], "int | Sequence[int | None]"]
+
+
+def constant(a: Any) -> Tensor:
+    """A constant argument as a float64 tensor."""
+    if isinstance(a, Ref):
+        raise CannotLower("an operand that depends on the input where a constant is needed")
+    return torch.as_tensor(a, dtype=torch.float64)
+
+
+def translators() -> dict[str, Translator]:
+    """All translators by ATen name."""
+    from verifier.frontend.lower_affine import AFFINE
+    from verifier.frontend.lower_nonlinear import NONLINEAR
+    from verifier.frontend.lower_shape import MOVEMENT
+
+    return {**MOVEMENT, **AFFINE, **NONLINEAR}
+
+
+def lower(record: Record, input_name: str, version: str) -> Graph:
+    """Translate a record; the graph is not yet simplified.
+
+    Args:
+        record: what capture saw.
+        input_name: name of node 0.
+        version: shown in errors, e.g. ``"opset 13"``.
+
+    Raises:
+        UnsupportedOpError: all calls without a rule, with op, version, node and shape.
+    """
+    state = Lowering(Builder.start(record.input_shape, input_name), {0: 0})
+    table = translators()
+    failed: list[str] = []
+    partial: dict[int, tuple[Call, int]] = {}
+    lost: set[int] = set()
+    for call in _needed(record):
+        reads = {a.index for a in tree_flatten(call.args)[0] if isinstance(a, Ref)}
+        for r in sorted(reads & partial.keys()):
+            maker, k = partial.pop(r)
+            failed.append(_phrase(maker, version, f"its output {k}"))
+            lost.add(r)
+        if reads & lost:
+            lost.update(call.outputs)
+            continue
+        try:
+            if call.func not in table:
+                raise CannotLower("")
+            made = table[call.func](state, call)
+        except CannotLower as why:
+            failed.append(_phrase(call, version, str(why)))
+            lost.update(call.outputs)
+            continue
+        nodes = [made] if isinstance(made, int) else list(made)
+        for k, number in enumerate(call.outputs):
+            node = nodes[k] if k < len(nodes) else None
+            if node is None:
+                partial[number] = (call, k)
+            else:
+                state.node_of[number] = node
+    if record.output in partial:
+        maker, k = partial[record.output]
+        failed.append(_phrase(maker, version, f"its output {k}"))
+    if failed:
+        raise UnsupportedOpError(f"the network contains operators without a rule: {'; '.join(failed)}")
+    return state.builder.finish(_output(state, record))
+
+
+def _output(state: Lowering, record: Record) -> int:
+    node = state.node_of[record.output]
+    if node != 0:
+        return node
+    from verifier.ops.shape import Reshape
+
+    return state.emit(Reshape(record.output_shape), [0], record.output_shape, "output")
+
+
+def _needed(record: Record) -> list[Call]:
+    """The calls that the output depends on."""
+    wanted = {record.output}
+    out: list[Call] = []
+    for call in reversed(record.calls):
+        if wanted & set(call.outputs):
+            out.append(call)
+            wanted.update(a.index for a in tree_flatten(call.args)[0] if isinstance(a, Ref))
+    return out[::-1]
+
+
+def _phrase(call: Call, version: str, why: str) -> str:
+    shape = list(call.shapes[0]) if call.shapes else []
+    reason = f", {why}" if why else ""
+    return f"{call.func} ({version}) at '{call.names[0] if call.names else call.where}', shape {shape}{reason}"

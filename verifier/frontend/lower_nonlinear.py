@@ -1,0 +1,232 @@
+"""Translators of ATen ops that are not affine: activations, products of values, maxima by ReLU."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from verifier.core.errors import UnsupportedOpError
+from verifier.frontend.capture import Call
+from verifier.frontend.lower import CannotLower, Lowering, Translator, constant
+from verifier.frontend.lower_affine import combine, inverse, operand, reduced_dims, scalar, scaled, shifted
+from verifier.frontend.lower_shape import gathered
+from verifier.ops.add import Add
+from verifier.ops.relu import Relu
+
+FLOAT32_MAX = 3.4028234663852886e38
+
+
+def unary(op: type, **fixed: object) -> Translator:
+    """An op without constants of its own."""
+
+    def run(s: Lowering, call: Call) -> int:
+        x = s.the_node(call.args["self"])
+        return s.emit(op(**fixed), [x], s.shape(x), call.names[0])
+
+    return run
+
+
+def relu_of(s: Lowering, x: int, name: str, slope: float = 0.0) -> int:
+    return s.emit(Relu(slope), [x], s.shape(x), name)
+
+
+def leaky_relu(s: Lowering, call: Call) -> int:
+    return relu_of(s, s.the_node(call.args["self"]), call.names[0], float(call.args["negative_slope"]))
+
+
+def absolute(s: Lowering, call: Call) -> int:
+    return relu_of(s, s.the_node(call.args["self"]), call.names[0], -1.0)
+
+
+def prelu(s: Lowering, call: Call) -> int:
+    """One slope: leaky ReLU; a slope per channel: w x + (1 - w) relu(x)."""
+    x, w, name = s.the_node(call.args["self"]), constant(call.args["weight"]), call.names[0]
+    if bool(torch.all(w == w.reshape(-1)[0])):
+        return relu_of(s, x, name, float(w.reshape(-1)[0]))
+    if w.dim() == 1:
+        w = w.reshape(-1, *[1] * (len(s.shape(x)) - 2))
+    part = scaled(s, x, w, f"{name}/negative")
+    rest = scaled(s, relu_of(s, x, f"{name}/relu"), 1 - w, f"{name}/positive", exact=False)
+    return s.emit(Add((1.0, 1.0)), [part, rest], s.shape(x), name)
+
+
+def larger(s: Lowering, a: int, b: int, name: str, sign: float = 1.0) -> int:
+    """max(a, b) = a + relu(b - a); with sign -1 min(a, b) = a - relu(a - b)."""
+    shape = torch.broadcast_shapes(s.shape(a), s.shape(b))
+    gap = s.emit(Add((-sign, sign)), [a, b], shape, f"{name}/difference")
+    return s.emit(Add((1.0, sign)), [a, relu_of(s, gap, f"{name}/relu")], shape, name)
+
+
+def limited(s: Lowering, x: int, c: Tensor, name: str, sign: float) -> int:
+    """max(x, c) = c + relu(x - c); with sign -1 min(x, c) = c - relu(c - x). A limit no float32 can cross is dropped."""
+    if bool(torch.all(c * sign <= -FLOAT32_MAX)):
+        return x
+    if not bool(torch.isfinite(c).all()):
+        raise CannotLower("a limit that is infinite for some elements only")
+    gap = x if sign > 0 else scaled(s, x, torch.tensor(-1.0, dtype=torch.float64), f"{name}/negated")
+    gap = shifted(s, gap, -sign * c, f"{name}/difference")
+    part = relu_of(s, gap, name if sign > 0 and not bool(torch.any(c != 0)) else f"{name}/relu")
+    if sign < 0:
+        part = scaled(s, part, torch.tensor(-1.0, dtype=torch.float64), f"{name}/back")
+    return shifted(s, part, c, name)
+
+
+def extremum(sign: float) -> Translator:
+    def run(s: Lowering, call: Call) -> int:
+        x, y = call.args["self"], call.args["other"]
+        if s.node(x) is None:
+            x, y = y, x
+        if s.node(y) is None:
+            return limited(s, s.the_node(x), operand(y), call.names[0], sign)
+        return larger(s, s.the_node(x), s.the_node(y), call.names[0], sign)
+
+    return run
+
+
+def clamp(s: Lowering, call: Call) -> int:
+    x, name = s.the_node(call.args["self"]), call.names[0]
+    low, high = call.args.get("min", call.args.get("min_val")), call.args.get("max", call.args.get("max_val"))
+    if low is not None:
+        x = limited(s, x, operand(low), name if high is None else f"{name}/floor", 1.0)
+    return x if high is None else limited(s, x, operand(high), name, -1.0)
+
+
+def threshold(s: Lowering, call: Call) -> int:
+    if call.args["threshold"] != call.args["value"]:
+        raise CannotLower("a threshold that jumps")
+    return limited(s, s.the_node(call.args["self"]), operand(call.args["threshold"]), call.names[0], 1.0)
+
+
+def hard_sigmoid_of(s: Lowering, x: int, name: str) -> int:
+    """clamp(x + 3, 0, 6) / 6."""
+    up = shifted(s, x, torch.tensor(3.0, dtype=torch.float64), f"{name}/shifted")
+    low = relu_of(s, up, f"{name}/floor")
+    cut = limited(s, low, torch.tensor(6.0, dtype=torch.float64), f"{name}/ceiling", -1.0)
+    return scaled(s, cut, torch.tensor(1 / 6, dtype=torch.float64), name, exact=False)
+
+
+def hard_sigmoid(s: Lowering, call: Call) -> int:
+    return hard_sigmoid_of(s, s.the_node(call.args["self"]), call.names[0])
+
+
+def reduce_extremum(sign: float) -> Translator:
+    """max or min over dims: halve the reduced positions until one is left."""
+
+    def run(s: Lowering, call: Call) -> int:
+        x, name = s.the_node(call.args["self"]), call.names[0]
+        shape = s.shape(x)
+        dims = reduced_dims(call, len(shape))
+        positions = torch.arange(math.prod(shape)).reshape(shape)
+        kept = [d for d in range(len(shape)) if d not in dims]
+        rows = positions.permute(*dims, *kept).reshape(-1, *call.shapes[0])
+        return halve(s, x, rows, name, sign)
+
+    return run
+
+
+def halve(s: Lowering, x: int, rows: Tensor, name: str, sign: float) -> int:
+    """Maximum over the first dim of positions ``rows`` (r, *shape) of a node, as a tree of ReLU maxima."""
+    level = 0
+    while rows.shape[0] > 1:
+        half = rows.shape[0] // 2
+        odd = rows[2 * half :]
+        first = torch.cat([rows[:half], odd])
+        second = torch.cat([rows[half : 2 * half], odd])
+        last = first.shape[0] == 1
+        label = f"{name}/level{level}"
+        if last:
+            first, second = first[0], second[0]
+        a, b = gathered(s, x, first, f"{label}/left"), gathered(s, x, second, f"{label}/right")
+        x = larger(s, a, b, name if last else label, sign)
+        if last:
+            return x
+        rows = torch.arange(first.numel()).reshape(first.shape)
+        level += 1
+    return gathered(s, x, rows[0], name)
+
+
+def max_pool(s: Lowering, call: Call) -> list[int | None]:
+    """Separable: maximum over the taps of each dim in turn; taps in the padding repeat a tap of the same window."""
+    from verifier.frontend.windows import pool_windows
+
+    a, x, name = call.args, s.the_node(call.args["self"]), call.names[0]
+    dims = len(call.shapes[0]) - (1 if len(call.shapes[0]) == len(a["kernel_size"]) + 1 else 2)
+    spread = {k: list(a[k]) * (dims if len(a[k]) == 1 else 1) for k in ("kernel_size", "padding", "dilation")}
+    stride = list(a["stride"]) or spread["kernel_size"]
+    stride = stride * (dims if len(stride) == 1 else 1)
+    for i in range(dims):
+        shape = s.shape(x)
+        axis = len(shape) - dims + i
+        pads = (spread["padding"][i],) * 2
+        taps = pool_windows(shape[axis], spread["kernel_size"][i], stride[i], pads, spread["dilation"][i], a["ceil_mode"])
+        positions = torch.arange(math.prod(shape)).reshape(shape)
+        rows = torch.stack([positions.index_select(axis, torch.tensor(tap)) for tap in taps])
+        x = halve(s, x, rows, name if i == dims - 1 else f"{name}/dim{i}", 1.0)
+    return [x, None]
+
+
+def mul(s: Lowering, call: Call) -> int:
+    x, y, name = call.args["self"], call.args["other"], call.names[0]
+    a, b = s.node(x), s.node(y)
+    if a is not None and b is not None:
+        return multiplied(s, a, b, name)
+    if a is not None:
+        return scaled(s, a, operand(y), name)
+    assert b is not None
+    return scaled(s, b, operand(x), name)
+
+
+def multiplied(s: Lowering, a: int, b: int, name: str) -> int:
+    """Product of two values; a value with itself is a square."""
+    raise CannotLower("a product of two values")
+
+
+def matmul(s: Lowering, a: int, b: int, name: str) -> int:
+    """Matrix product of two values."""
+    raise CannotLower("a matrix product of two values")
+
+
+def reciprocal_of(s: Lowering, x: int, name: str) -> int:
+    raise CannotLower("a division by a value")
+
+
+def div(s: Lowering, call: Call) -> int:
+    x, y, name = call.args["self"], call.args["other"], call.names[0]
+    if call.args.get("rounding_mode") is not None:
+        raise CannotLower(f"division with rounding '{call.args['rounding_mode']}'")
+    a, b = s.node(x), s.node(y)
+    if b is None:
+        assert a is not None
+        r, exact = inverse(operand(y))
+        return scaled(s, a, r, name, exact)
+    down = reciprocal_of(s, b, f"{name}/reciprocal")
+    if a is None:
+        return scaled(s, down, operand(x), name)
+    return multiplied(s, a, down, name)
+
+
+NONLINEAR: dict[str, Translator] = {
+    "relu": unary(Relu),
+    "leaky_relu": leaky_relu,
+    "abs": absolute,
+    "_prelu_kernel": prelu,
+    "prelu": prelu,
+    "maximum": extremum(1.0),
+    "minimum": extremum(-1.0),
+    "fmax": extremum(1.0),
+    "fmin": extremum(-1.0),
+    "clamp": clamp,
+    "clamp_min": clamp,
+    "clamp_max": clamp,
+    "hardtanh": clamp,
+    "threshold": threshold,
+    "hardsigmoid": hard_sigmoid,
+    "amax": reduce_extremum(1.0),
+    "amin": reduce_extremum(-1.0),
+    "max_pool2d_with_indices": max_pool,
+    "max_pool3d_with_indices": max_pool,
+    "mul": mul,
+    "div": div,
+}

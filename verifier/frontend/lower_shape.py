@@ -1,0 +1,165 @@
+"""Translators of ATen ops that only move numbers: views, slices, indexing, padding, concatenation, selection by constants.
+
+They need no knowledge of the op: the op itself is run on the positions of the elements instead of their values, which
+gives an index map; constants that it mixes in are found by running it with zeros in the place of the values.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_map
+
+from verifier.frontend.capture import Call, Ref
+from verifier.frontend.lower import CannotLower, Lowering, Translator
+from verifier.graph.op import Shape
+from verifier.ops.scale import ScaleShift
+from verifier.ops.shape import Concat, Gather, Permute, Reshape, inverse_index
+
+RESHAPES = (
+    "view view_copy _unsafe_view reshape _reshape_alias _reshape_alias_copy _reshape_copy squeeze_copy unsqueeze_copy"
+    " squeeze unsqueeze alias alias_copy clone detach detach_copy lift_fresh lift_fresh_copy _to_copy contiguous"
+).split()
+PERMUTES = "permute permute_copy t t_copy transpose transpose_copy".split()
+MOVES = (
+    "expand_copy expand slice_copy slice select_copy select split_copy split split_with_sizes_copy split_with_sizes"
+    " unbind_copy unbind diagonal_copy as_strided_copy unfold_copy index index_select gather flip roll repeat"
+    " constant_pad_nd reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d"
+    " replication_pad3d cat stack slice_scatter select_scatter diagonal_scatter as_strided_scatter index_put scatter copy"
+    " where masked_fill tril triu upsample_nearest1d upsample_nearest2d upsample_nearest3d pixel_shuffle"
+    " pixel_unshuffle channel_shuffle im2col rot90 take _index_put_impl chunk narrow_copy"
+).split()
+LARGEST_INVERSE = 4
+
+
+def reshape(s: Lowering, call: Call) -> int:
+    x = s.the_node(next(iter(call.args.values())))
+    dtype = call.args.get("dtype")
+    if isinstance(dtype, torch.dtype) and not dtype.is_floating_point:
+        raise CannotLower(f"conversion to {str(dtype).removeprefix('torch.')}")
+    return reshaped(s, x, call.shapes[0], call.names[0])
+
+
+def reshaped(s: Lowering, x: int, shape: Sequence[int], name: str) -> int:
+    """The node under another shape; the node itself when nothing changes."""
+    if s.shape(x) == tuple(shape):
+        return x
+    return s.emit(Reshape(tuple(shape)), [x], shape, name)
+
+
+def permute(s: Lowering, call: Call) -> int:
+    x = s.the_node(call.args["self"])
+    shape = s.shape(x)
+    n = len(shape)
+    if call.func.startswith("permute"):
+        dims = [d % n for d in call.args["dims"]]
+    else:
+        i, j = (call.args[k] % n for k in ("dim0", "dim1")) if call.func.startswith("transpose") else (0, n - 1)
+        dims = list(range(n))
+        dims[i], dims[j] = dims[j], dims[i]
+    return permuted(s, x, dims, call.names[0])
+
+
+def permuted(s: Lowering, x: int, dims: Sequence[int], name: str) -> int:
+    shape = s.shape(x)
+    if list(dims) == list(range(len(shape))):
+        return x
+    out = tuple(shape[d] for d in dims)
+    if [d for d in dims if shape[d] != 1] == [d for d in range(len(shape)) if shape[d] != 1]:
+        return s.emit(Reshape(out), [x], out, name)
+    return s.emit(Permute(tuple(dims)), [x], out, name)
+
+
+def gathered(s: Lowering, x: int, index: Tensor, name: str) -> int:
+    """Elements of a node by flat position, -1 for zero; ``index`` has the shape of the result."""
+    shape = tuple(index.shape)
+    flat = index.reshape(-1)
+    size = math.prod(s.shape(x))
+    if flat.numel() == size and torch.equal(flat, torch.arange(size)):
+        return reshaped(s, x, shape, name)
+    if not flat.numel():
+        raise CannotLower("an empty tensor")
+    return s.emit(gather_op(s, flat, shape, size, name), [x], shape, name)
+
+
+def gather_op(s: Any, flat: Tensor, shape: Shape, size: int, name: str) -> Gather:
+    """A Gather with its inverse map, unless that would be much larger than the values themselves."""
+    index = s.param(flat.to(torch.int64), f"{name}.index")
+    reads = int(torch.bincount(flat[flat >= 0], minlength=1).max()) if flat.numel() else 1
+    if size * reads > LARGEST_INVERSE * max(size, flat.numel()) + 1024:
+        return Gather(index, tuple(shape))
+    return Gather(index, tuple(shape), s.param(inverse_index(flat, size), f"{name}.inverse"))
+
+
+def move(s: Lowering, call: Call) -> int | list[int | None]:
+    """Any op that copies, drops, repeats or pads elements."""
+    sources = list(dict.fromkeys(a.index for a in tree_flatten(call.args)[0] if isinstance(a, Ref)))
+    nodes = [s.node_of[i] for i in sources]
+    _check_selectors(call)
+    if call.func == "cat" and all(isinstance(a, Ref) for a in call.args["tensors"]):
+        inputs = [s.node_of[a.index] for a in call.args["tensors"]]
+        if all(len(s.shape(i)) == len(call.shapes[0]) for i in inputs):
+            return s.emit(Concat(call.args["dim"] % len(call.shapes[0])), inputs, call.shapes[0], call.names[0])
+    start, positions = 1, {}
+    for i, node in zip(sources, nodes, strict=True):
+        size = math.prod(s.shape(node))
+        positions[i] = torch.arange(start, start + size, dtype=torch.float64).reshape(s.shape(node))
+        start += size
+    indices = _run(call, lambda i: positions[i], zero_constants=True)
+    constants = _run(call, lambda i: torch.zeros_like(positions[i]), zero_constants=False)
+    if len(nodes) == 1:
+        source = nodes[0]
+    else:
+        flat = [reshaped(s, n, (math.prod(s.shape(n)),), f"{call.names[0]}/flat") for n in nodes]
+        source = s.emit(Concat(0), flat, (start - 1,), f"{call.names[0]}/joined")
+    out: list[int | None] = []
+    for index, fill, name in zip(indices, constants, call.names, strict=True):
+        mixed = bool(torch.any(fill != 0))
+        moved = gathered(s, source, index.to(torch.int64) - 1, f"{name}/moved" if mixed else name)
+        if mixed:
+            shift = s.param(fill, f"{name}.shift")
+            moved = s.emit(ScaleShift(shift=shift), [moved], tuple(index.shape), name)
+        out.append(moved)
+    return out
+
+
+def _check_selectors(call: Call) -> None:
+    for key in ("indices", "index", "condition", "mask"):
+        for a in tree_flatten(call.args.get(key))[0]:
+            if isinstance(a, Ref):
+                raise CannotLower("indices or conditions that depend on the input")
+    if call.args.get("accumulate"):
+        raise CannotLower("accumulation into indexed places")
+
+
+def _run(call: Call, value: Any, zero_constants: bool) -> list[Tensor]:
+    """The op's outputs with tracked values replaced; constants that are *data* become zero when asked."""
+    selectors = {"indices", "index", "condition", "mask"}
+
+    def swap(key: str, a: Any) -> Any:
+        if isinstance(a, Ref):
+            return value(a.index)
+        if zero_constants and key not in selectors:
+            if isinstance(a, Tensor) and a.is_floating_point():
+                return torch.zeros_like(a)
+            if key == "value" and isinstance(a, float | int):
+                return 0
+        return a
+
+    schema = call.overload._schema.arguments
+    args = {k: tree_map(lambda a, k=k: swap(k, a), v) for k, v in call.args.items()}
+    positional = [args[a.name] for a in schema if not a.kwarg_only]
+    keyword = {a.name: args[a.name] for a in schema if a.kwarg_only}
+    out = call.overload(*positional, **keyword)
+    return [t for t in tree_flatten(out)[0] if isinstance(t, Tensor)]
+
+
+MOVEMENT: dict[str, Translator] = {
+    **{name: reshape for name in RESHAPES},
+    **{name: permute for name in PERMUTES},
+    **{name: move for name in MOVES},
+}

@@ -1,0 +1,249 @@
+"""A network as the rest of the verifier sees it: the graph for bounds, and the original for evaluation and parity."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from verifier.core.errors import InputError, UnsupportedError
+from verifier.core.handles import WeightStore
+from verifier.graph.graph import Graph
+from verifier.graph.op import Shape
+
+if TYPE_CHECKING:
+    from verifier.frontend.onnx_file import OnnxFile
+
+PARITY_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Network:
+    """One network, ready to be verified.
+
+    Attributes:
+        graph: canonical ops; one sample, the network's own leading dimension included.
+        name: file name or class name.
+        input_shape, output_shape: of one sample.
+        input_dtype: numpy dtype that the original takes.
+        opset: ONNX operator set, None for a torch module.
+        path: the ONNX file, None for a torch module.
+        sha256: of the ONNX file's bytes, empty for a torch module.
+    """
+
+    graph: Graph
+    name: str
+    input_shape: Shape
+    output_shape: Shape
+    input_dtype: np.dtype
+    opset: int | None
+    run: Callable[[np.ndarray, bool], np.ndarray] = field(repr=False)
+    path: Path | None = None
+    sha256: str = ""
+
+    @property
+    def n_in(self) -> int:
+        return self.graph.nodes[0].size
+
+    @property
+    def n_out(self) -> int:
+        return self.graph.nodes[self.graph.output].size
+
+    def evaluate(self, x: np.ndarray, optimised: bool = True) -> np.ndarray:
+        """Outputs of the original network (onnxruntime on the CPU, or the torch module), one sample at a time.
+
+        Args:
+            x: (n, n_in), cast to the network's input type.
+            optimised: onnxruntime's graph optimisations; a torch module has none.
+
+        Returns:
+            (n, n_out) in the network's output type.
+        """
+        if x.ndim != 2 or x.shape[1] != self.n_in:
+            raise ValueError(f"points must have shape (n, {self.n_in}), not {x.shape}")
+        rows = [self.run(p.astype(self.input_dtype).reshape(self.input_shape), optimised).reshape(-1) for p in x]
+        return np.stack(rows) if rows else np.zeros((0, self.n_out), dtype=self.input_dtype)
+
+
+class OnnxRunner:
+    """Runs the original model; one session with and one without graph optimisations, created on first use."""
+
+    def __init__(self, file: OnnxFile) -> None:
+        self.file = file
+        self.sessions: dict[bool, Any] = {}
+
+    def __call__(self, x: np.ndarray, optimised: bool) -> np.ndarray:
+        if optimised not in self.sessions:
+            self.sessions[optimised] = self._session(optimised)
+        try:
+            return self.sessions[optimised].run([self.file.output_name], {self.file.input_name: x})[0]
+        except Exception as error:
+            raise InputError(f"{self.file.path}: onnxruntime cannot run the network: {_first_line(error)}") from error
+
+    def _session(self, optimised: bool) -> Any:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        options.intra_op_num_threads = 1
+        options.inter_op_num_threads = 1
+        levels = onnxruntime.GraphOptimizationLevel
+        options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimised else levels.ORT_DISABLE_ALL
+        try:
+            data = self.file.model.SerializeToString()
+            return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            raise InputError(f"{self.file.path}: onnxruntime cannot load the network: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def load_network(path: str | Path) -> Network:
+    """Read an ONNX file and translate it.
+
+    Raises:
+        InputError: the file is missing or malformed.
+        UnsupportedError: it is well-formed but uses something without a rule.
+    """
+    from verifier.frontend import onnx_file, onnx_module
+    from verifier.frontend.capture import capture
+    from verifier.frontend.lower import lower
+    from verifier.graph.passes import simplify
+
+    file = onnx_file.load(path)
+    module = onnx_module.to_module(file)
+    try:
+        record = capture(module, torch.zeros(file.input_shape), onnx_module.output_names, copied=True)
+        graph = simplify(lower(record, file.input_name, f"opset {file.opset}"))
+    except (InputError, UnsupportedError) as error:
+        raise type(error)(f"{file.path}: {error}") from error
+    return Network(
+        graph,
+        file.path.name,
+        graph.input_shape,
+        record.output_shape,
+        file.input_dtype,
+        file.opset,
+        OnnxRunner(file),
+        file.path,
+        file.sha256,
+    )
+
+
+def from_module(
+    module: nn.Module,
+    example_input: Tensor | None = None,
+    input_shape: Sequence[int] | None = None,
+    name: str | None = None,
+) -> Network:
+    """Translate a torch module.
+
+    Args:
+        module: any module with one tensor in and one out; it is not changed, and is evaluated in eval mode.
+        example_input: one sample as the module takes it, leading batch dimension included if it has one.
+        input_shape: the shape of such a sample, instead of an example.
+
+    Raises:
+        InputError, UnsupportedError: see :func:`verifier.frontend.capture.capture`.
+    """
+    import copy
+
+    from verifier.frontend.capture import capture
+    from verifier.frontend.lower import lower
+    from verifier.graph.passes import simplify
+
+    if (example_input is None) == (input_shape is None):
+        raise InputError("from_module: give either an example input or an input shape")
+    x = torch.zeros(tuple(input_shape)) if example_input is None else example_input  # type: ignore[arg-type]
+    if not x.is_floating_point():
+        raise UnsupportedError(f"the input must be floating point, not {x.dtype}")
+    record = capture(module, x)
+    graph = simplify(lower(record, "input", f"torch {torch.__version__}"))
+    own = copy.deepcopy(module).eval().cpu()
+    dtype = next((p.dtype for p in own.parameters() if p.is_floating_point()), torch.float32)
+
+    def run(p: np.ndarray, optimised: bool) -> np.ndarray:
+        with torch.no_grad():
+            out = own(torch.from_numpy(p).to(dtype))
+        tensor = out if isinstance(out, Tensor) else next(iter(out.values() if isinstance(out, dict) else out))
+        return tensor.float().numpy() if dtype in (torch.float16, torch.bfloat16) else tensor.numpy()
+
+    numpy_dtype = np.dtype(np.float64 if dtype == torch.float64 else np.float32)
+    label = name or type(module).__name__
+    return Network(graph, label, graph.input_shape, record.output_shape, numpy_dtype, None, run)
+
+
+def sample_points(lower: np.ndarray, upper: np.ndarray, seed: int, count: int = 8) -> np.ndarray:
+    """Centre, corners (all low, all high, alternating, random) and random points of a box, (m, n) float64."""
+    rng = np.random.default_rng(seed)
+    low, up = np.asarray(lower, dtype=np.float64).reshape(-1), np.asarray(upper, dtype=np.float64).reshape(-1)
+    zigzag = np.arange(low.size) % 2 == 0
+    corners = [low, up, np.where(zigzag, low, up)]
+    corners += [np.where(rng.random(low.size) < 0.5, low, up) for _ in range(count // 2)]
+    inside = [low + rng.random(low.size) * (up - low) for _ in range(count)]
+    return np.stack([low + (up - low) / 2, *corners, *inside])
+
+
+def parity(network: Network, store: WeightStore, lower: np.ndarray, upper: np.ndarray, seed: int = 0) -> str | None:
+    """Compare the graph with the original on points of a box.
+
+    The graph runs in float32 and float64, and at batch sizes 1, 2 and 7. Points at which the graph's own answers in
+    the two precisions disagree are left out: a discontinuous op sits on its jump there.
+
+    Args:
+        lower, upper: (n_in,) bounds of a box.
+
+    Returns:
+        None when all values agree to 1e-4 of the output's scale, else one sentence.
+    """
+    points = sample_points(lower, upper, seed).astype(np.float32)
+    reference = network.evaluate(points).astype(np.float64)
+    device = _device(store, network.graph)
+    x = torch.from_numpy(points).to(device).reshape(len(points), *network.input_shape)
+    single = _forward(network.graph, x, store, len(points))
+    double = _forward(network.graph, x.to(torch.float64), store, len(points))
+    scale = max(float(np.abs(reference).max(initial=0.0)), 1.0) if np.isfinite(reference).all() else np.inf
+    if not np.isfinite(scale):
+        return "the network's output is not finite on points of the input box"
+    steady = np.abs(single - double).max(axis=1) <= PARITY_TOLERANCE * scale
+    error = np.abs(single - reference).max(axis=1)
+    bad = steady & ~(error <= PARITY_TOLERANCE * scale)
+    if bad.any():
+        k = int(np.argmax(np.where(bad, error, -1.0)))
+        return (
+            f"the translated network differs from the original by {error[k]:.3g} (outputs up to {scale:.3g}) "
+            f"at sample point {k} of seed {seed}"
+        )
+    if not steady.any():
+        return "the translated network gives different answers in float32 and float64 at every sample point"
+    for batch in (1, 2, 7):
+        again = _forward(network.graph, x, store, batch)
+        worst = np.abs(again - single)[steady].max()
+        if not worst <= PARITY_TOLERANCE * scale:
+            return f"the translated network depends on the batch size: {worst:.3g} between {len(points)} and {batch}"
+    return None
+
+
+def _forward(graph: Graph, x: Tensor, store: WeightStore, batch: int) -> np.ndarray:
+    parts = []
+    with torch.no_grad():
+        for part in x.split(batch):
+            out = graph.forward(part, store)
+            assert isinstance(out, Tensor)
+            parts.append(out.reshape(part.shape[0], -1).to("cpu", torch.float64))
+    return torch.cat(parts).numpy()
+
+
+def _device(store: WeightStore, graph: Graph) -> torch.device:
+    handle = next((h for n in graph.nodes for h in n.op.handles), None)
+    if handle is None:
+        return torch.device("cpu")
+    with store.fetch([handle], torch.float32) as p:
+        return p[0].device

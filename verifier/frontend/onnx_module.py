@@ -1,0 +1,132 @@
+"""ONNX -> torch module through onnx2torch, loaded privately and without torchvision.
+
+Two of onnx2torch's converters (NonMaxSuppression, RoiAlign) import torchvision, which costs seconds. Neither op can be
+verified, so the package is loaded with these two left out. The load is private: its modules are taken out of
+``sys.modules`` again, so that another program in this process that imports onnx2torch gets its own, complete copy, and
+our converters appear in no registry but ours.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import threading
+import types
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from verifier.core.errors import InputError, UnsupportedOpError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from verifier.frontend.onnx_file import OnnxFile
+
+_PACKAGE = "onnx2torch"
+_LEFT_OUT = ("onnx2torch.node_converters.nms", "onnx2torch.node_converters.roialign")
+_lock = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Converter:
+    """The parts of a privately loaded onnx2torch that we use."""
+
+    convert: Any
+    add_converter: Any
+    get_converter: Any
+    result: Any
+    mapping: Any
+    mapping_from_node: Any
+    constant: Any
+    registry: dict[Any, Any]
+
+
+def _ours(name: str) -> bool:
+    return name == _PACKAGE or name.startswith(_PACKAGE + ".")
+
+
+@cache
+def converter() -> Converter:
+    """onnx2torch with our converters added; loaded on first use, invisible to the rest of the process."""
+    with _lock:
+        others = {name: sys.modules.pop(name) for name in list(sys.modules) if _ours(name)}
+        try:
+            for name in _LEFT_OUT:
+                empty = types.ModuleType(name)
+                empty.__dict__["__all__"] = []
+                sys.modules[name] = empty
+            main = importlib.import_module(_PACKAGE)
+            registry = importlib.import_module("onnx2torch.node_converters.registry")
+            common = importlib.import_module("onnx2torch.utils.common")
+        finally:
+            for name in [name for name in sys.modules if _ours(name)]:
+                del sys.modules[name]
+            sys.modules.update(others)
+    loaded = Converter(
+        main.convert,
+        registry.add_converter,
+        registry.get_converter,
+        common.OperationConverterResult,
+        common.OnnxMapping,
+        common.onnx_mapping_from_node,
+        common.get_const_value,
+        registry._CONVERTER_REGISTRY,
+    )
+    from verifier.frontend.converters import register
+
+    register(loaded)
+    return loaded
+
+
+def unsupported_nodes(file: OnnxFile) -> list[str]:
+    """One phrase for every node without a converter: op, version, name and (where stored) shape."""
+    tool = converter()
+    versions = {entry.domain: entry.version for entry in file.model.opset_import}
+    out = []
+    for node in file.model.graph.node:
+        domain = "" if node.domain == "ai.onnx" else node.domain
+        version = versions.get(node.domain, versions.get(domain, file.opset))
+        try:
+            tool.get_converter(node.op_type, version, domain)
+        except NotImplementedError:
+            label = node.output[0] if node.output else node.name
+            kind = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+            out.append(f"{kind} (opset {version}) at '{label}'")
+    return out
+
+
+def to_module(file: OnnxFile) -> nn.Module:
+    """Build the torch module; every submodule carries ``onnx_mapping`` with the names of its outputs.
+
+    Raises:
+        UnsupportedOpError: all nodes without a converter, in one message.
+        InputError: the model is inconsistent.
+    """
+    missing = unsupported_nodes(file)
+    if missing:
+        raise UnsupportedOpError(f"{file.path}: no rule for {'; '.join(missing)}")
+    try:
+        return converter().convert(file.model, attach_onnx_mapping=True)
+    except NotImplementedError as error:
+        raise UnsupportedOpError(f"{file.path}: {' '.join(str(error).split())}") from error
+    except Exception as error:
+        raise explain(file, error) from error
+
+
+def explain(file: OnnxFile, error: Exception) -> InputError:
+    """What ONNX's own checker says about the model, or else what failed."""
+    import onnx
+
+    text = ""
+    try:
+        onnx.checker.check_model(file.model, full_check=True)
+    except Exception as found:
+        text = " ".join(str(found).split())
+    return InputError(f"{file.path}: the model is inconsistent: {(text or f'{type(error).__name__}: {error}')[:300]}")
+
+
+def output_names(module: nn.Module) -> tuple[str, ...] | None:
+    """Names of the ONNX tensors that a converted node returns; None for other modules."""
+    mapping = module.__dict__.get("onnx_mapping")
+    return tuple(mapping.outputs) if mapping is not None else None
