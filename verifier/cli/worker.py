@@ -20,13 +20,16 @@ import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from verifier.cli.clock import limits
 from verifier.config import Config
 from verifier.core.deadline import Deadline
 from verifier.core.errors import DeadlineExceeded, MemoryExceeded, VerifierError
 from verifier.report.record import Outcome, plain
+
+if TYPE_CHECKING:
+    from verifier.core.result import Result
 
 Send = Callable[[dict[str, Any]], None]
 
@@ -137,29 +140,41 @@ def _answer(job: Job, progress: PipeProgress) -> Outcome:
     progress.phase("import")
     from verifier import api
     from verifier.core.result import Verdict
-    from verifier.spec.witness import format_witness
 
     deadline = Deadline(limits(job.timeout).soft, job.start)
     result = api.answer(job.onnx, job.vnnlib, job.config, deadline, progress)
-    witness = result.witness if result.verdict is Verdict.SAT else None
+    text, numbers = _witness(result)
     return Outcome(
         verdict=result.verdict.value,
         reason=result.reason,
-        witness_text=None if witness is None else format_witness(witness),
-        witness=None
-        if witness is None
-        else {
-            "inputs": witness.inputs.tolist(),
-            "outputs": witness.outputs.tolist(),
-            "margin": float(witness.margin),
-            "case": int(witness.case),
-        },
+        witness_text=text,
+        witness=numbers,
         certified=result.certified,
         seconds=dict(result.seconds),
         statistics=plain(result.statistics),
         device=api.resolve_device(job.config.device),
         exit_code=1 if result.verdict is Verdict.ERROR else 0,
     )
+
+
+def _witness(result: Result) -> tuple[str | None, dict[str, Any] | None]:
+    """The counterexample as the result file has it, and as numbers; nothing unless the verdict is ``sat``."""
+    from verifier.core.result import Verdict
+
+    if result.verdict is not Verdict.SAT:
+        return None, None
+    if result.witness is None:
+        raise RuntimeError("sat without a witness")
+    from verifier.spec.witness import format_witness
+
+    witness = result.witness
+    numbers = {
+        "inputs": witness.inputs.tolist(),
+        "outputs": witness.outputs.tolist(),
+        "margin": float(witness.margin),
+        "case": int(witness.case),
+    }
+    return format_witness(witness), numbers
 
 
 def _failure(error: Exception, message: str, exit_code: int) -> Outcome:
