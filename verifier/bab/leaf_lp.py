@@ -1,0 +1,305 @@
+"""The linear program at a leaf of the ReLU-split search, where every neuron is decided and the network is affine.
+
+On the leaf, {x in the box, s_k z_k(x) <= 0 for every split k}, the rows and the pre-activations z_k are affine in x.
+Every point of it refutes a row when
+
+    min over x of max over rows s of (row_s(x) - d_s)  subject to  s_k z_k(x) <= 0
+
+is positive, or when the leaf is empty. HiGHS (through scipy, which keeps it silent) solves that program, and an elastic
+one (smallest violation of the split constraints) when it calls the first infeasible. Its tolerances are absolute, so
+neither its status nor its objective proves anything: its dual values are clamped to be non-negative and handed to the
+ordinary certified bound as weights lambda of the rows and multipliers beta of the splits.
+
+Sound: for x in the leaf and any lambda, beta >= 0,
+
+    sum_s lambda_s (row_s(x) - d_s)  >=  sum_s lambda_s (row_s(x) - d_s) + sum_k beta_k s_k z_k(x)
+
+and the bound is a certified lower bound of the right-hand side over the whole box. Where it is positive, every x of the
+leaf has a row with row_s(x) > d_s; with lambda = 0 it says 0 > 0, so the leaf has no x. Bad duals only make the bound
+weak. Nothing here relies on the neurons being decided: on a domain that is not a leaf the certificate is still valid,
+but weaker.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from verifier.bounds.crown import BoundState, Specification, crown_rows, relaxations, row_bytes
+from verifier.bounds.forms import OneHot
+from verifier.bounds.walk import Walk, backward
+from verifier.core.backend import ParallelBackend, canonical_chunks
+from verifier.core.deadline import Deadline
+from verifier.core.interval import Interval
+from verifier.core.numerics import gamma, proved, tiny, unit_roundoff
+from verifier.graph.graph import Graph
+from verifier.graph.op import Relaxation
+
+_F64 = torch.float64
+_CHUNK_BYTES = 64 << 20
+_INFEASIBLE = (2, 4)  # scipy's status: infeasible, or HiGHS cannot say; the elastic program decides
+
+
+@dataclass(frozen=True)
+class LeafResult:
+    """What became of a leaf.
+
+    Attributes:
+        closed: certified that every point of the leaf refutes a row; the only thing that may close the domain.
+        candidate: (n_in,) float64, the point of the box where the rows come closest to being violated, or None.
+        bound: certified lower bound of max over rows of (row - d) on the leaf; inf when it is empty, -inf when unknown.
+    """
+
+    closed: bool
+    candidate: np.ndarray | None
+    bound: float
+
+
+@dataclass(frozen=True)
+class _Affine:
+    """Rows a . u + c of the scaled input u in [-1, 1]^n."""
+
+    a: np.ndarray  # (k, n)
+    c: np.ndarray  # (k,)
+
+
+@dataclass(frozen=True)
+class _Split:
+    """The split neurons of one nonlinear node: flat positions, signs and the affine functions sign * z."""
+
+    owner: int
+    elements: Tensor
+    rows: _Affine
+
+
+@dataclass(frozen=True)
+class _Solution:
+    """Primal point and row duals (>= 0) of a program."""
+
+    infeasible: bool
+    point: np.ndarray | None
+    weights: np.ndarray | None
+
+
+def solve_leaf(
+    graph: Graph,
+    backend: ParallelBackend,
+    state: BoundState,
+    signs: Mapping[int, Tensor],
+    spec: Specification,
+    thresholds: Tensor,
+    deadline: Deadline,
+) -> LeafResult:
+    """Close one leaf by a certificate from linear programming, or return the most promising point.
+
+    Args:
+        state: bounds of one domain (B = 1).
+        signs: for every nonlinear node with splits (1, 1, *in_shape): -1 where its input is >= 0 by a split, +1 where
+            it is <= 0, else 0.
+        spec: (1, S, ...) rows.
+        thresholds: (S,) float64; row s is refuted where it exceeds its threshold.
+    """
+    open_leaf = LeafResult(False, None, -math.inf)
+    state = replace(state, bounds=_clip(graph, state.bounds, signs))
+    if _inverted(state.bounds):
+        return LeafResult(True, None, math.inf)
+    planes = relaxations(graph, state.bounds, _F64)
+    middle, radius = _centre(state.box)
+    splits: list[_Split] = []
+    for owner, sign in signs.items():
+        found = _split_rows(graph, backend, planes, owner, sign, middle, radius, deadline)
+        if found is None:
+            return open_leaf
+        splits.append(found)
+    walk = backward(graph, backend, spec.forms(graph.output, _F64), planes, _F64)
+    objective = _affine(walk, middle, radius)
+    thresholds = thresholds.to(_F64)
+    objective = replace(objective, c=objective.c - thresholds.cpu().numpy())
+    constraints = _stack([s.rows for s in splits], middle.shape[0])
+    if not all(np.isfinite(v).all() for v in (objective.a, objective.c, constraints.a, constraints.c)):
+        return open_leaf
+
+    solution = _minimise(objective, constraints, deadline)
+    candidate = None
+    if solution.point is not None:
+        candidate = np.clip(middle + radius * solution.point, middle - radius, middle + radius)
+    if solution.infeasible:
+        solution = _minimise(constraints, _stack([], middle.shape[0]), deadline)
+        weights, beta = np.zeros(len(objective.c)), solution.weights
+    elif solution.weights is not None:
+        weights, beta = np.split(solution.weights, [len(objective.c)])
+    else:
+        return replace(open_leaf, candidate=candidate)
+    if beta is None or deadline.expired():
+        return replace(open_leaf, candidate=candidate)
+    multipliers = _scatter(splits, signs, beta)
+    closed, bound = _certify(graph, backend, state, spec, thresholds, weights, multipliers)
+    if closed and not weights.any():
+        bound = math.inf
+    elif not weights.any():
+        bound = -math.inf
+    return LeafResult(closed, None if closed else candidate, bound)
+
+
+def _clip(graph: Graph, bounds: Mapping[int, Interval], signs: Mapping[int, Tensor]) -> dict[int, Interval]:
+    """Bounds cut by the split constraints, which hold on the leaf by definition."""
+    out = dict(bounds)
+    for owner, sign in signs.items():
+        index = graph.nodes[owner].inputs[0]
+        low, up = out[index]
+        s = sign[:, 0].to(low.device)
+        out[index] = Interval(torch.where(s < 0, low.clamp(min=0), low), torch.where(s > 0, up.clamp(max=0), up))
+    return out
+
+
+def _inverted(bounds: Mapping[int, Interval]) -> bool:
+    """Whether some node has no value left: its bounds are valid on the leaf, so the leaf is empty."""
+    return any(bool((b.lower > b.upper).any()) for b in bounds.values())
+
+
+def _centre(box: Interval) -> tuple[np.ndarray, np.ndarray]:
+    low, up = (t.flatten().to(_F64).cpu().numpy() for t in box)
+    return (low + up) / 2, (up - low) / 2
+
+
+def _affine(walk: Walk, middle: np.ndarray, radius: np.ndarray) -> _Affine:
+    """A walk's rows as functions of u = (x - middle) / radius."""
+    a = walk.a.flatten(2)[0].cpu().numpy()
+    return _Affine(a * radius, a @ middle + walk.constant[0].cpu().numpy())
+
+
+def _stack(parts: list[_Affine], width: int) -> _Affine:
+    return _Affine(
+        np.concatenate([np.zeros((0, width)), *[p.a for p in parts]]),
+        np.concatenate([np.zeros(0), *[p.c for p in parts]]),
+    )
+
+
+def _split_rows(
+    graph: Graph,
+    backend: ParallelBackend,
+    planes: Mapping[int, Relaxation],
+    owner: int,
+    sign: Tensor,
+    middle: np.ndarray,
+    radius: np.ndarray,
+    deadline: Deadline,
+) -> _Split | None:
+    """The functions sign * z of a node's split neurons; None when time runs out."""
+    index = graph.nodes[owner].inputs[0]
+    node = graph.nodes[index]
+    flat = sign.flatten().to(device=backend.device, dtype=_F64).sign()
+    elements = flat.nonzero()[:, 0]
+    parts: list[_Affine] = []
+    for chunk in canonical_chunks(elements.shape[0], row_bytes(graph, 1, _F64, index), _CHUNK_BYTES):
+        if deadline.expired():
+            return None
+        picked = elements[chunk.start : chunk.stop]
+        form = OneHot(picked, flat[picked], node.shape)
+        parts.append(_affine(backward(graph, backend, {index: form}, planes, _F64), middle, radius))
+    return _Split(owner, elements, _stack(parts, middle.shape[0]))
+
+
+def _minimise(objective: _Affine, constraints: _Affine, deadline: Deadline) -> _Solution:
+    """min t subject to objective rows <= t, constraint rows <= 0 and -1 <= u <= 1.
+
+    Rows are scaled to unit size by powers of two. Duals come back for the unscaled rows, objective rows first, with the
+    objective's summing to one.
+    """
+    from scipy.optimize import linprog  # a second to import, and few problems come to a leaf
+    from scipy.sparse import csr_array
+
+    if deadline.expired() or not len(objective.c):
+        return _Solution(False, None, None)
+    scale = _power_of_two(np.abs(objective.a).max(initial=0.0))
+    scales = np.array([_power_of_two(m) for m in np.abs(constraints.a).max(axis=1, initial=0.0)])
+    a = np.concatenate([objective.a / scale, constraints.a / scales.reshape(-1, 1)])
+    c = np.concatenate([objective.c / scale, constraints.c / scales])
+    above = np.concatenate([-np.ones(len(objective.c)), np.zeros(len(constraints.c))])
+    result = linprog(
+        np.append(np.zeros(a.shape[1]), 1.0),
+        A_ub=csr_array(np.column_stack([a, above])),
+        b_ub=-c,
+        bounds=np.array([[-1.0, 1.0]] * a.shape[1] + [[-np.inf, np.inf]]),
+        method="highs-ds",
+        options={"time_limit": min(max(deadline.remaining(), 0.01), 1e9)},
+    )
+    if result.status in _INFEASIBLE:
+        return _Solution(True, None, None)
+    point = None if result.x is None else np.asarray(result.x)[:-1]
+    if point is not None and not np.isfinite(point).all():
+        point = None
+    return _Solution(False, point, _multipliers(result.ineqlin.marginals, len(objective.c), scale, scales))
+
+
+def _multipliers(marginals: np.ndarray | None, objectives: int, scale: float, scales: np.ndarray) -> np.ndarray | None:
+    """Marginals of "<=" rows of a minimisation are <= 0; here as multipliers >= 0 of the unscaled rows."""
+    if marginals is None or len(marginals) != objectives + len(scales):
+        return None
+    dual = np.maximum(-np.asarray(marginals, dtype=np.float64), 0.0)
+    total = dual[:objectives].sum()
+    if not np.isfinite(dual).all() or total <= 0:
+        return None
+    dual = dual / total
+    return np.concatenate([dual[:objectives], dual[objectives:] / scales * scale])
+
+
+def _power_of_two(size: float) -> float:
+    return math.ldexp(1.0, max(-1000, min(1000, math.frexp(size)[1]))) if 0 < size < math.inf else 1.0
+
+
+def _scatter(splits: list[_Split], signs: Mapping[int, Tensor], beta: np.ndarray) -> dict[int, Tensor]:
+    """sign * beta at every split neuron, (1, 1, *in_shape) by nonlinear node."""
+    out: dict[int, Tensor] = {}
+    start = 0
+    for split in splits:
+        count = split.elements.shape[0]
+        sign = signs[split.owner].to(device=split.elements.device, dtype=_F64).sign()
+        full = torch.zeros_like(sign).flatten()
+        full[split.elements] = torch.from_numpy(beta[start : start + count].copy()).to(full.device)
+        out[split.owner] = full.reshape(sign.shape) * sign
+        start += count
+    return out
+
+
+def _certify(
+    graph: Graph,
+    backend: ParallelBackend,
+    state: BoundState,
+    spec: Specification,
+    thresholds: Tensor,
+    weights: np.ndarray,
+    multipliers: dict[int, Tensor],
+) -> tuple[bool, float]:
+    """Whether the combined row is certified above the combined threshold, and by how much.
+
+    The combination sum_s lambda_s row_s is itself rounded: its coefficients are off by at most gamma_S times
+    sum_s lambda_s |row_s|, which is charged against the largest output (and input) values on the box, and the threshold
+    is rounded up.
+    """
+    device = spec.y.device
+    w = torch.from_numpy(weights).to(device)
+    thresholds = thresholds.to(device)
+
+    def combine(rows: Tensor) -> Tensor:
+        return torch.tensordot(w, rows[0], dims=1)[None, None]
+
+    def error(rows: Tensor, index: int) -> Tensor:
+        return (combine(rows.abs())[0, 0] * state.charges.value[index][0]).sum()
+
+    y = spec.y.to(_F64)
+    row = Specification(combine(y), None if spec.x is None else combine(spec.x.to(_F64)))
+    lower = crown_rows(graph, backend, state, row, splits=multipliers, dtype=_F64)[0].reshape(())
+    size = error(y, graph.output) + (w * thresholds.abs()).sum()
+    if spec.x is not None:
+        size = size + error(spec.x.to(_F64), 0)
+    slack = gamma(len(weights) + 8, _F64) * size + (tiny(_F64) if w.any() else 0.0)
+    threshold = (w * thresholds).sum() + slack
+    threshold = threshold + threshold.abs() * 4 * unit_roundoff(_F64)
+    margin = float(lower - threshold)
+    return bool(proved(lower, threshold)), margin if math.isfinite(margin) else -math.inf
