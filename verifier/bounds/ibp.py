@@ -68,7 +68,7 @@ def step(
             if rounding and terms:
                 found = widen(found.lower, found.upper, 4 * gamma(terms + 4, dtype) * sums + tiny(dtype))
     bounds[node.index] = found
-    charges.value[node.index] = torch.nan_to_num(found.magnitude(), nan=float("inf"))
+    charges.value[node.index] = torch.nan_to_num(found.magnitude(), nan=float("inf"), posinf=float("inf"))
     charges.partial.setdefault(node.index, charges.value[node.index])
 
 

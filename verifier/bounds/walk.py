@@ -139,8 +139,8 @@ class _State:
             if isinstance(form, OneHot) and isinstance(op, Linear | Conv):
                 if isinstance(op, Linear) or patchable(op, shapes[0]):
                     self._bias(op, form, p)
-                    # Picking rows of the weight costs no rounding unless the form scales them.
-                    self._charge(node.index, form, 2)
+                    # Picking rows of the weight costs no rounding unless the form scales them or they were folded.
+                    self._charge(node.index, form, 2 + op.backward_terms(shapes, node.shape))
                     self._add(node.inputs[0], start_through(form, op, p[0], shapes[0]))
                     return
             if isinstance(form, Patches) and isinstance(op, Conv) and patchable(op, shapes[0]):
