@@ -180,8 +180,8 @@ def _product(a: _Cases, b: _Cases) -> _Cases:
 
 def _drop_empty(cases: _Cases) -> _Cases:
     """Remove boxes without a point (refuted by definition) and their cases."""
-    keep = (cases.low <= cases.high).all(axis=1)
-    if keep.all():
+    keep = np.all(cases.low <= cases.high, axis=1)
+    if np.all(keep):
         return cases
     place = np.cumsum(keep) - 1
     alive = keep[cases.box]
@@ -213,7 +213,7 @@ def _finish(cases: _Cases, numbers: Numbers, rows: Rows) -> Problem:
         gone = witness_low > witness_high  # no float32 in the open interval: the rounded bounds stand
         witness_low, witness_high = np.where(gone, near_low, witness_low), np.where(gone, near_high, witness_high)
     boxes = np.stack([numbers.floor32[low], numbers.ceil32[high], witness_low, witness_high], axis=1)
-    first, place = unique_rows(boxes.reshape(len(boxes), -1))
+    first, place = unique_rows(boxes.reshape(len(boxes), 4 * boxes.shape[2]))
     boxes = boxes[first]
     box, case_rows = place[cases.box].astype(np.int64), _tidy_rows(cases.rows)
     distinct, _ = unique_rows(np.concatenate([box[:, None], case_rows], axis=1))

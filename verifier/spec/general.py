@@ -12,7 +12,6 @@ import math
 import re
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import NoReturn
 
 import numpy as np
 
@@ -103,11 +102,11 @@ class GeneralReader:
 
     # -- errors
 
-    def fail(self, position: int, message: str) -> NoReturn:
-        raise InputError(f"{self.source.at(position)}: {message}")
+    def fail(self, position: int, message: str) -> InputError:
+        return InputError(f"{self.source.at(position)}: {message}")
 
-    def unsupported(self, position: int, message: str) -> NoReturn:
-        raise UnsupportedPropertyError(f"{self.source.at(position)}: {message}")
+    def unsupported(self, position: int, message: str) -> UnsupportedPropertyError:
+        return UnsupportedPropertyError(f"{self.source.at(position)}: {message}")
 
     # -- reading
 
@@ -125,61 +124,63 @@ class GeneralReader:
             word, position = match.group(), match.start()
             if word == "(":
                 if stack and stack[-1].head is None and not stack[-1].items:
-                    self.fail(position, "'((' found where an operator such as 'and' or '<=' should follow '('")
+                    raise self.fail(position, "'((' found where an operator such as 'and' or '<=' should follow '('")
                 stack.append(_List(position))
             elif word == ")":
                 if not stack:
-                    self.fail(position, "')' without a matching '('; remove it")
+                    raise self.fail(position, "')' without a matching '('; remove it")
                 done = stack.pop()
                 if stack:
                     stack[-1].items.append(self._reduce(done, stack))
                 else:
                     self._command(done)
             elif not stack:
-                self.fail(position, f"'{_short(word)}' found outside of any '(...)' command")
+                raise self.fail(position, f"'{_short(word)}' found outside of any '(...)' command")
             elif stack[-1].head is None:
                 stack[-1].head = Token(word, position)
             else:
                 stack[-1].items.append(Token(word, position))
         if stack:
-            self.fail(stack[0].position, "the '(' here is never closed; the file may be truncated")
+            raise self.fail(stack[0].position, "the '(' here is never closed; the file may be truncated")
 
     def _command(self, done: _List) -> None:
         """Carry out one top-level list."""
         head = done.head
         if head is None:
-            self.fail(done.position, "'()' is not a command")
+            raise self.fail(done.position, "'()' is not a command")
         if head.text == "declare-const":
             self._declare(done, done.items)
         elif head.text == "declare-fun":
             if len(done.items) != 3 or done.items[1] is not None:
-                self.fail(done.position, "'declare-fun' should read (declare-fun NAME () Real)")
+                raise self.fail(done.position, "'declare-fun' should read (declare-fun NAME () Real)")
             self._declare(done, [done.items[0], done.items[2]])
         elif head.text == "assert":
             if len(done.items) != 1:
-                self.fail(done.position, f"'assert' takes one formula, not {len(done.items)}")
+                raise self.fail(done.position, f"'assert' takes one formula, not {len(done.items)}")
             self.asserts.append(self._formula(done.items[0], head))
         elif head.text in _VERSION_2:
-            self.unsupported(done.position, f"'{head.text}' belongs to VNN-LIB 2.0; only version 1.0 is read")
+            raise self.unsupported(done.position, f"'{head.text}' belongs to VNN-LIB 2.0; only version 1.0 is read")
         elif head.text not in _IGNORED:
             what = _short(head.text)
             if head.text in _COMPARISONS | _ARITHMETIC | {"and", "or"}:
-                self.fail(done.position, f"'{what}' stands outside of an assert; write (assert ({what} ...))")
-            self.unsupported(done.position, f"the command '{what}' is not supported; use declare-const and assert")
+                raise self.fail(done.position, f"'{what}' stands outside of an assert; write (assert ({what} ...))")
+            raise self.unsupported(
+                done.position, f"the command '{what}' is not supported; use declare-const and assert"
+            )
 
     def _declare(self, done: _List, items: list[Value]) -> None:
         if len(items) != 2 or not all(isinstance(item, Token) for item in items):
-            self.fail(done.position, "a declaration should read (declare-const X_0 Real)")
+            raise self.fail(done.position, "a declaration should read (declare-const X_0 Real)")
         name, sort = items
         assert isinstance(name, Token) and isinstance(sort, Token)
         if sort.text != "Real":
-            self.unsupported(sort.position, f"the type '{_short(sort.text)}' is not supported; use Real")
+            raise self.unsupported(sort.position, f"the type '{_short(sort.text)}' is not supported; use Real")
         match = _NAME.fullmatch(name.text)
         if match is None:
-            self.fail(name.position, f"the name '{_short(name.text)}' is not an X_i or Y_j with an index")
+            raise self.fail(name.position, f"the name '{_short(name.text)}' is not an X_i or Y_j with an index")
         kind, index = match.group(1), int(match.group(2))
         if index in self.declared[kind]:
-            self.fail(name.position, f"{name.text} is declared twice; remove one of the declarations")
+            raise self.fail(name.position, f"{name.text} is declared twice; remove one of the declarations")
         self.declared[kind][index] = name.position
 
     # -- reductions
@@ -190,21 +191,21 @@ class GeneralReader:
         if head is None:
             if stack[-1].head is not None and stack[-1].head.text == "declare-fun":
                 return None
-            self.fail(done.position, "'()' is empty; an operator should follow '('")
+            raise self.fail(done.position, "'()' is empty; an operator should follow '('")
         if stack[0].head is not None and stack[0].head.text in _IGNORED | _VERSION_2:
             return None
         if head.text in _COMPARISONS:
             return self._comparison(head, done.items)
         if head.text in ("and", "or"):
             if not done.items:
-                self.fail(done.position, f"'{head.text}' has no arguments")
+                raise self.fail(done.position, f"'{head.text}' has no arguments")
             parts = [self._formula(item, head) for item in done.items]
             return self._or(parts) if head.text == "or" else self._and(parts, done.position)
         if head.text in _ARITHMETIC:
             return self._arithmetic(head, done.items)
         if head.text in ("assert", "declare-const", "declare-fun"):
-            self.fail(done.position, f"'{head.text}' inside another list; is a ')' missing before it?")
-        self.unsupported(
+            raise self.fail(done.position, f"'{head.text}' inside another list; is a ')' missing before it?")
+        raise self.unsupported(
             done.position, f"the operator '{_short(head.text)}' is not supported; use and, or, <=, >=, <, >, =, +, -, *"
         )
 
@@ -212,7 +213,7 @@ class GeneralReader:
         if isinstance(value, Formula):
             return value
         position = value.position if isinstance(value, Token) else owner.position
-        self.fail(position, f"'{owner.text}' needs comparisons such as (<= X_0 1.0), not a number or variable")
+        raise self.fail(position, f"'{owner.text}' needs comparisons such as (<= X_0 1.0), not a number or variable")
 
     def _or(self, parts: list[Formula]) -> Formula:
         return Formula([alternative for part in parts for alternative in part.alternatives], False)
@@ -222,7 +223,7 @@ class GeneralReader:
         count = math.prod(len(part.alternatives) for part in parts)
         width = sum(max(map(len, part.alternatives), default=0) for part in parts)
         if count > MAX_CASES:
-            self.unsupported(
+            raise self.unsupported(
                 position,
                 f"this 'and' expands to {count:,} cases, more than the {MAX_CASES:,} that are supported; "
                 "split the property",
@@ -237,33 +238,33 @@ class GeneralReader:
         if isinstance(value, Linear):
             return value
         if not isinstance(value, Token):
-            self.fail(owner.position, f"'{owner.text}' needs numbers and variables, not a formula")
+            raise self.fail(owner.position, f"'{owner.text}' needs numbers and variables, not a formula")
         if _NUMBER.fullmatch(value.text):
             return Linear({}, self._number(value))
         match = _NAME.fullmatch(value.text)
         if match is not None:
             kind, index = match.group(1), int(match.group(2))
             if index not in self.declared[kind]:
-                self.fail(value.position, f"{value.text} is not declared before its use")
+                raise self.fail(value.position, f"{value.text} is not declared before its use")
             return Linear({index if kind == "X" else ~index: Fraction(1)}, Fraction(0))
         if _NOT_FINITE.fullmatch(value.text):
-            self.fail(value.position, f"'{value.text}' is not a finite number")
-        self.fail(value.position, f"'{_short(value.text)}' is neither a number nor a declared variable")
+            raise self.fail(value.position, f"'{value.text}' is not a finite number")
+        raise self.fail(value.position, f"'{_short(value.text)}' is neither a number nor a declared variable")
 
     def _number(self, token: Token) -> Fraction:
         exponent = re.split("[eE]", token.text)[1:]
         if len(token.text) > _MAX_LITERAL or (exponent and len(exponent[0].lstrip("+-0")) > 4):
-            self.fail(token.position, f"the number '{_short(token.text)}' is out of range or has too many digits")
+            raise self.fail(token.position, f"the number '{_short(token.text)}' is out of range or has too many digits")
         if exponent and abs(int(exponent[0])) > _MAX_EXPONENT:
-            self.fail(token.position, f"the number '{_short(token.text)}' is outside the range of floating point")
+            raise self.fail(token.position, f"the number '{_short(token.text)}' is outside the range of floating point")
         value = Fraction(token.text)
         if abs(value) > _DOUBLE_MAX:
-            self.fail(token.position, f"the number '{_short(token.text)}' is outside the range of floating point")
+            raise self.fail(token.position, f"the number '{_short(token.text)}' is outside the range of floating point")
         return value
 
     def _arithmetic(self, head: Token, items: list[Value]) -> Linear:
         if not items:
-            self.fail(head.position, f"'{head.text}' has no arguments")
+            raise self.fail(head.position, f"'{head.text}' has no arguments")
         parts = [self._linear(item, head) for item in items]
         if head.text in "+-":
             if head.text == "-":
@@ -275,25 +276,27 @@ class GeneralReader:
             out = parts[0]
             for part in parts[1:]:
                 if out.coefficients and part.coefficients:
-                    self.unsupported(head.position, "a product of two variables is not linear and is not supported")
+                    raise self.unsupported(
+                        head.position, "a product of two variables is not linear and is not supported"
+                    )
                 out = _scaled(out, part.constant) if out.coefficients else _scaled(part, out.constant)
         else:
             out = parts[0]
             for part in parts[1:]:
                 if part.coefficients:
-                    self.unsupported(head.position, "division by a variable is not linear and is not supported")
+                    raise self.unsupported(head.position, "division by a variable is not linear and is not supported")
                 if part.constant == 0:
-                    self.fail(head.position, "division by zero")
+                    raise self.fail(head.position, "division by zero")
                 out = _scaled(out, 1 / part.constant)
         for value in itertools.chain(out.coefficients.values(), [out.constant]):
             if value.numerator.bit_length() > _MAX_BITS or value.denominator.bit_length() > _MAX_BITS:
-                self.fail(head.position, f"the result of this '{head.text}' has too many digits")
+                raise self.fail(head.position, f"the result of this '{head.text}' has too many digits")
         return out
 
     def _comparison(self, head: Token, items: list[Value]) -> Formula:
         """Neighbouring operands are compared; ``=`` is two inequalities."""
         if len(items) < 2:
-            self.fail(head.position, f"'{head.text}' needs two arguments, not {len(items)}")
+            raise self.fail(head.position, f"'{head.text}' needs two arguments, not {len(items)}")
         parts = [self._linear(item, head) for item in items]
         atoms: list[int] = []
         for left, right in itertools.pairwise(parts):
@@ -315,21 +318,21 @@ class GeneralReader:
         difference = _sum([Linear(dict(small.coefficients), small.constant), _scaled(large, Fraction(-1))])
         coefficients, right = difference.coefficients, -difference.constant
         if not coefficients:
-            return 0 < right or (right == 0 and not strict)
+            return right > 0 or (right == 0 and not strict)
         if len(coefficients) == 1:
             ((variable, c),) = coefficients.items()
             right = right / abs(c)
             if variable >= 0:
                 value = right if c > 0 else -right
                 if abs(value) > _FLOAT_MAX:
-                    self.fail(position, f"the bound of X_{variable} is outside the range of float32")
+                    raise self.fail(position, f"the bound of X_{variable} is outside the range of float32")
                 self.atoms.append(_Bound(UPPER if c > 0 else LOWER, variable, value, strict, position))
                 return len(self.atoms) - 1
             coefficients = {variable: Fraction(1 if c > 0 else -1)}
         scale = self._scale(list(coefficients.values()), position)
         right = right * scale
         if abs(right) > _DOUBLE_MAX:
-            self.fail(position, "the constant of this comparison is outside the range of floating point")
+            raise self.fail(position, "the constant of this comparison is outside the range of floating point")
         key = (tuple(sorted((v, c * scale) for v, c in coefficients.items())), right, strict)
         if key not in self.rows:
             self.rows[key] = len(self.rows)
@@ -344,7 +347,7 @@ class GeneralReader:
         scale = Fraction(math.lcm(*(c.denominator for c in coefficients)))
         scale /= math.gcd(*(int(c * scale) for c in coefficients))
         if not all(_is_double(c * scale) for c in coefficients):
-            self.unsupported(
+            raise self.unsupported(
                 position, "the coefficients of this comparison have no exact common scale in float64; use fewer digits"
             )
         return scale
@@ -392,7 +395,9 @@ class GeneralReader:
             raise InputError(f"{self.source.name} declares no {what} ({kind}_0, {kind}_1, ...)")
         for place, index in enumerate(sorted(declared)):
             if place != index:
-                self.fail(declared[index], f"{kind}_{index} is declared but {kind}_{place} is not; indices must not gap")
+                raise self.fail(
+                    declared[index], f"{kind}_{index} is declared but {kind}_{place} is not; indices must not gap"
+                )
         if expected is not None and len(declared) != expected:
             raise InputError(
                 f"{self.source.name} declares {len(declared)} {what}s ({kind}_0 to {kind}_{len(declared) - 1}), "
@@ -413,7 +418,7 @@ class GeneralReader:
             if len(bounds) == 2 and {bound.kind for bound in bounds} == {LOWER, UPPER}:
                 low, high = sorted(bounds, key=lambda bound: bound.kind)
                 if low.value > high.value:
-                    self.fail(
+                    raise self.fail(
                         bounds[1].position,
                         f"the lower bound of X_{variable} ({float(low.value):.9g}) is above its upper bound "
                         f"({float(high.value):.9g})",
@@ -491,5 +496,3 @@ def _is_double(value: Fraction) -> bool:
 
 def _short(text: str) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
-
-

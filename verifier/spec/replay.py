@@ -1,0 +1,283 @@
+"""Decides whether a candidate is a counterexample: by the reference network, on the printed text, without tolerance."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from fractions import Fraction
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from verifier.core.deadline import Deadline
+from verifier.core.errors import InputError
+from verifier.core.problem import Problem
+from verifier.core.result import Verdict, Witness
+from verifier.spec.witness import Answer, clamp, format_witness, parse_results, parse_witness
+
+TOLERANCE = 1e-4  # of inputs, by the competition's rules for a partly accepted counterexample
+_MAX_BOXES = 16  # tried per candidate
+_MAX_REPLAYS = 32  # candidates of a batch that are replayed one by one
+_ELEMENTS = 2**22  # of temporary arrays
+_SLACK = 1e-9  # relative; how much the float64 pre-filter may err
+
+
+class Reference(Protocol):
+    """The network that has the last word (onnxruntime, or the module itself)."""
+
+    def evaluate(self, x: np.ndarray, optimised: bool = True) -> np.ndarray:
+        """(n, n_in) to (n, n_out); casts to the network's input type."""
+        ...
+
+
+class Status(str, Enum):
+    """What a check ends with."""
+
+    VALID = "valid"
+    TOLERANCE = "tolerance"
+    INVALID = "invalid"
+
+
+@dataclass(frozen=True)
+class CheckOutcome:
+    """Result of checking a results file."""
+
+    status: Status
+    reason: str = ""
+
+    @property
+    def text(self) -> str:
+        """``valid``, ``tolerance`` or ``invalid: reason``."""
+        return f"{self.status.value}: {self.reason}" if self.status is Status.INVALID else self.status.value
+
+    @property
+    def exit_code(self) -> int:
+        return {Status.VALID: 0, Status.TOLERANCE: 4, Status.INVALID: 5}[self.status]
+
+
+def row_holds(problem: Problem, row: int, x: np.ndarray, y: np.ndarray) -> bool:
+    """Whether one row holds at float values in exact arithmetic; strict rows strictly, NaN and infinity never."""
+    total = Fraction(0)
+    for coefficients, values in ((problem.row_y[row], y), (None if problem.row_x is None else problem.row_x[row], x)):
+        if coefficients is None:
+            continue
+        for i in np.flatnonzero(coefficients):
+            value = float(values[i])
+            if not np.isfinite(value):
+                return False
+            total += Fraction(float(coefficients[i])) * Fraction(value)
+    limits = problem.row_d if problem.row_d_inner is None else problem.row_d_inner
+    limit = Fraction(float(limits[row]))
+    strict = problem.row_strict is not None and bool(problem.row_strict[row])
+    return total < limit if strict else total <= limit
+
+
+def case_holds(problem: Problem, case: int, x: np.ndarray, y: np.ndarray) -> bool:
+    """Whether all rows of a case hold exactly at x (n_in,), y (n_out,); boxes are not looked at."""
+    return all(row_holds(problem, int(row), x, y) for row in problem.case_rows[case] if row >= 0)
+
+
+def case_margins(problem: Problem, x: np.ndarray, y: np.ndarray, cases: np.ndarray) -> np.ndarray:
+    """Smallest slack over each case's rows in float64, without looking at boxes.
+
+    Args:
+        x: (n, n_in); y: (n, n_out); cases: (C,) indices.
+
+    Returns:
+        (n, C); infinite for a case without rows, minus infinity where a value is not finite.
+    """
+    rows = problem.case_rows[cases]
+    used, place = np.unique(rows, return_inverse=True)
+    place = place.reshape(rows.shape)
+    value = y.astype(np.float64) @ problem.row_y[used].T
+    if problem.row_x is not None:
+        value = value + x.astype(np.float64) @ problem.row_x[used].T
+    slack = np.nan_to_num(problem.row_d[used] - value, nan=-np.inf, posinf=-np.inf, neginf=-np.inf)
+    slack[:, used < 0] = np.inf
+    out = np.full((x.shape[0], len(cases)), np.inf)
+    for column in range(rows.shape[1]):
+        np.minimum(out, slack[:, place[:, column]], out=out)
+    return out
+
+
+def replay(network: Reference, problem: Problem, x: np.ndarray, dtype: np.dtype | type = np.float32) -> Witness | None:
+    """A witness made from ``x``, or None.
+
+    The candidate is clamped into the nearest witness boxes, printed, read back, and evaluated with the reference's
+    optimisations on and off; a case's rows must hold under both, in exact arithmetic.
+
+    Args:
+        x: (n_in,), any floating type.
+        dtype: of the network's input; values are representable in it (float32 is right for both).
+    """
+    for box in _near_boxes(problem, np.asarray(x).reshape(-1)):
+        cases = np.flatnonzero(problem.case_box == box)
+        witness = _replay_in_box(network, problem, clamp(x, *_witness_box(problem, box), dtype).reshape(-1), cases)
+        if witness is not None:
+            return witness
+    return None
+
+
+def replay_batch(
+    network: Reference,
+    problem: Problem,
+    x: np.ndarray,
+    deadline: Deadline | None = None,
+    dtype: np.dtype | type = np.float32,
+) -> Witness | None:
+    """The first witness among many candidates, those with the widest margin first.
+
+    Candidates are clamped into their nearest box and filtered by one batched evaluation before any is replayed.
+
+    Args:
+        x: (n, n_in).
+    """
+    points = np.asarray(x).reshape(len(x), -1)
+    boxes = [next(_near_boxes(problem, point), None) for point in points]
+    kept = [i for i, box in enumerate(boxes) if box is not None]
+    if not kept:
+        return None
+    clamped = np.stack([clamp(points[i], *_witness_box(problem, int(boxes[i] or 0)), dtype) for i in kept])
+    outputs = network.evaluate(clamped, optimised=True).reshape(len(kept), -1)
+    found: list[tuple[float, int, int]] = []
+    for j, i in enumerate(kept):
+        cases = np.flatnonzero(problem.case_box == boxes[i])
+        margins = case_margins(problem, clamped[j : j + 1], outputs[j : j + 1], cases)[0]
+        best = int(margins.argmax())
+        if margins[best] >= -_tolerance(problem, outputs[j]):
+            found.append((-float(margins[best]), j, int(cases[best])))
+    for _, j, case in sorted(found)[:_MAX_REPLAYS]:
+        if deadline is not None:
+            deadline.check("the replay of counterexamples")
+        witness = _replay_in_box(network, problem, clamped[j], np.array([case]))
+        if witness is not None:
+            return witness
+    return None
+
+
+def check_results(
+    network: Reference, problem: Problem, path: str | Path, dtype: np.dtype | type = np.float32
+) -> CheckOutcome:
+    """Check the counterexample of a results file by the competition's rules of 2026.
+
+    The reference runs the file's X, cast to ``dtype``; the file's Y are ignored. All rows of some case must hold.
+    X inside the case's box, bounds rounded to float32, is ``valid``; within 1e-4 of it is ``tolerance``.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    try:
+        answer = parse_results(path)
+    except InputError as error:
+        if not Path(path).exists():
+            raise
+        return CheckOutcome(Status.INVALID, str(error))
+    return check_answer(network, problem, answer, dtype)
+
+
+def check_answer(
+    network: Reference, problem: Problem, answer: Answer, dtype: np.dtype | type = np.float32
+) -> CheckOutcome:
+    """:func:`check_results` for an answer that has been read."""
+    if answer.verdict is not Verdict.SAT or answer.inputs is None:
+        return CheckOutcome(Status.INVALID, f"the verdict is {answer.verdict.value}, so there is no counterexample")
+    if len(answer.inputs) != problem.n_in:
+        return CheckOutcome(
+            Status.INVALID, f"the counterexample has {len(answer.inputs)} inputs, the property {problem.n_in}"
+        )
+    if not problem.n_cases:
+        return CheckOutcome(Status.INVALID, "the property excludes every input")
+    with np.errstate(over="ignore"):
+        x = answer.inputs.astype(dtype).astype(np.float64)
+    if not np.isfinite(x).all():
+        return CheckOutcome(Status.INVALID, "an input is outside the range of the network's input type")
+    distance = _distances(problem, x)
+    y = network.evaluate(x[None], optimised=True).reshape(-1).astype(np.float64)
+    for status, boxes in ((Status.VALID, distance == 0), (Status.TOLERANCE, distance <= TOLERANCE)):
+        cases = np.flatnonzero(boxes[problem.case_box])
+        if _holding(problem, x, y, cases) is not None:
+            return CheckOutcome(status)
+    return CheckOutcome(Status.INVALID, _why(problem, x, y, distance))
+
+
+def _why(problem: Problem, x: np.ndarray, y: np.ndarray, distance: np.ndarray) -> str:
+    """One reason why no case holds at x."""
+    box = int(distance.argmin())
+    lower, upper = _witness_box(problem, box)
+    if distance[box] > TOLERANCE:
+        worst = int(np.maximum(lower - x, x - upper).argmax())
+        return (
+            f"X_{worst} = {x[worst]:.9g} is outside [{lower[worst]:.9g}, {upper[worst]:.9g}] "
+            f"by {distance[box]:.3g}, more than {TOLERANCE:g}"
+        )
+    cases = np.flatnonzero((distance <= TOLERANCE)[problem.case_box])
+    margins = case_margins(problem, x[None], y[None], cases)[0]
+    best = int(margins.argmax())
+    if not np.isfinite(margins[best]):
+        return "the network's output is not finite"
+    short = f"violated by {-margins[best]:.3g}" if margins[best] < 0 else "violated by less than rounding"
+    return f"the output constraints do not hold; the nearest case is {short}"
+
+
+def _replay_in_box(network: Reference, problem: Problem, x: np.ndarray, cases: np.ndarray) -> Witness | None:
+    """Replay the printed text of a clamped point (n_in,) against some cases of its box."""
+    y = network.evaluate(x[None], optimised=True).reshape(-1).astype(np.float64)
+    case = _holding(problem, x, y, cases)
+    if case is None:
+        return None
+    margin = float(case_margins(problem, x[None], y[None], np.array([case]))[0, 0])
+    witness = Witness(x, y, max(margin, 0.0), case)
+    printed, _ = parse_witness(format_witness(witness))
+    lower, upper = _witness_box(problem, int(problem.case_box[case]))
+    if not (np.array_equal(printed, x) and (lower <= printed).all() and (printed <= upper).all()):
+        return None
+    for optimised in (True, False):
+        again = network.evaluate(printed[None], optimised=optimised).reshape(-1).astype(np.float64)
+        if not case_holds(problem, case, printed, again):
+            return None
+    return witness
+
+
+def _holding(problem: Problem, x: np.ndarray, y: np.ndarray, cases: np.ndarray) -> int | None:
+    """Among some cases one whose rows hold exactly, that with the widest margin first."""
+    if not len(cases):
+        return None
+    margins = case_margins(problem, x[None], y[None], cases)[0]
+    likely = np.flatnonzero(margins >= -_tolerance(problem, y))
+    for i in likely[np.argsort(-margins[likely], kind="stable")]:
+        if case_holds(problem, int(cases[i]), x, y):
+            return int(cases[i])
+    return None
+
+
+def _tolerance(problem: Problem, y: np.ndarray) -> float:
+    """What float64 may lose in a row's slack; only a pre-filter rests on it."""
+    finite = np.abs(y[np.isfinite(y)])
+    return _SLACK * (1.0 + float(finite.max(initial=0.0)) + float(np.abs(problem.row_d).max(initial=0.0)))
+
+
+def _witness_box(problem: Problem, box: int) -> tuple[np.ndarray, np.ndarray]:
+    return problem.witness_lower[box], problem.witness_upper[box]
+
+
+def _distances(problem: Problem, x: np.ndarray) -> np.ndarray:
+    """Largest amount by which x leaves each witness box, (K,); 0 inside."""
+    out = np.empty(len(problem.witness_lower))
+    step = max(1, _ELEMENTS // max(problem.n_in, 1))
+    for i in range(0, len(out), step):
+        lower, upper = problem.witness_lower[i : i + step], problem.witness_upper[i : i + step]
+        out[i : i + step] = np.maximum(np.maximum(lower - x, x - upper), 0.0).max(axis=1)
+    return np.nan_to_num(out, nan=np.inf)
+
+
+def _near_boxes(problem: Problem, x: np.ndarray) -> Iterator[int]:
+    """Boxes that hold x up to the input tolerance, nearest first; the nearest one in any case."""
+    if not problem.n_cases:
+        return
+    distance = _distances(problem, x.astype(np.float64))
+    order = np.argsort(distance, kind="stable")[:_MAX_BOXES]
+    for place, box in enumerate(order):
+        if place == 0 or distance[box] <= TOLERANCE:
+            yield int(box)
