@@ -1,0 +1,97 @@
+"""Small networks and problems for the tests of attacks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from verifier.core.handles import Handle
+from verifier.core.problem import Problem
+from verifier.core.result import Witness
+from verifier.graph.graph import Graph, Input, Node
+from verifier.graph.op import Op
+from verifier.ops.linear import Linear
+from verifier.ops.relu import Relu
+from verifier.parallel.single import SingleBackend
+
+CPU = torch.device("cpu")
+
+
+def network(layers: Sequence[tuple[np.ndarray, np.ndarray]]) -> Graph:
+    """ReLU network of (weight, bias) pairs, no ReLU after the last."""
+    n_in = layers[0][0].shape[1]
+    nodes = [Node(0, "x", Input(), (), (n_in,))]
+    parameters: dict[Handle, Tensor] = {}
+
+    def add(op: Op, n: int) -> None:
+        nodes.append(Node(len(nodes), f"n{len(nodes)}", op, (len(nodes) - 1,), (n,)))
+
+    for i, (weight, bias) in enumerate(layers):
+        w, b = Handle(f"w{i}", weight.shape), Handle(f"b{i}", bias.shape)
+        parameters[w] = torch.tensor(weight, dtype=torch.float32)
+        parameters[b] = torch.tensor(bias, dtype=torch.float32)
+        add(Linear(w, b), weight.shape[0])
+        if i + 1 < len(layers):
+            add(Relu(), weight.shape[0])
+    return Graph(tuple(nodes), len(nodes) - 1, parameters)
+
+
+def random_network(rng: np.random.Generator, sizes: Sequence[int]) -> Graph:
+    return network(
+        [
+            (rng.normal(size=(b, a)) * (2 / a) ** 0.5, rng.normal(size=b) * 0.1)
+            for a, b in zip(sizes, sizes[1:], strict=False)
+        ]
+    )
+
+
+def store(graph: Graph):  # noqa: ANN201 - the backend's own store
+    return SingleBackend(graph, CPU).weights
+
+
+def evaluate(graph: Graph, x: np.ndarray) -> np.ndarray:
+    """(P, n) float32 to (P, n_out)."""
+    y = graph.forward(torch.from_numpy(np.atleast_2d(x)), store(graph))
+    assert isinstance(y, Tensor)
+    return y.numpy()
+
+
+def problem(
+    lower: np.ndarray,
+    upper: np.ndarray,
+    rows: np.ndarray,
+    d: Sequence[float] | np.ndarray,
+    cases: Sequence[tuple[int, Sequence[int]]],
+    row_x: np.ndarray | None = None,
+) -> Problem:
+    """Boxes (K, n), rows (M, n_out), and cases as (box, rows)."""
+    low, up = np.atleast_2d(lower).astype(np.float32), np.atleast_2d(upper).astype(np.float32)
+    width = max((len(r) for _, r in cases), default=0)
+    table = np.array([list(r) + [-1] * (width - len(r)) for _, r in cases], dtype=np.int64).reshape(len(cases), width)
+    box = np.array([b for b, _ in cases], dtype=np.int64)
+    return Problem(low, up, low, up, np.asarray(rows, float), row_x, np.asarray(d, float), box, table)
+
+
+class Judge:
+    """Replays candidates with the graph itself and records them; refuses the first ``refusals`` that hold."""
+
+    def __init__(self, graph: Graph, question: Problem, refusals: int = 0) -> None:
+        self.graph, self.problem, self.refusals = graph, question, refusals
+        self.seen: list[np.ndarray] = []
+
+    def __call__(self, x: np.ndarray) -> Witness | None:
+        assert x.dtype == np.float32 and x.shape == (self.problem.n_in,)
+        self.seen.append(x.copy())
+        y = evaluate(self.graph, x)
+        slack = self.problem.margins(x[None], y)[0]
+        for case, (box, rows) in enumerate(zip(self.problem.case_box, self.problem.case_rows, strict=True)):
+            in_box = (self.problem.witness_lower[box] <= x).all() and (x <= self.problem.witness_upper[box]).all()
+            if in_box and all(slack[r] >= 0 for r in rows if r >= 0):
+                if self.refusals > 0:
+                    self.refusals -= 1
+                    return None
+                return Witness(x.astype(np.float64), y[0].astype(np.float64), case=case)
+        return None

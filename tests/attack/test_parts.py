@@ -1,0 +1,155 @@
+"""The pieces of the attack: objective, pruning, ascent, polish, local refinement."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.attack.support import CPU, Judge, problem, random_network, store
+from verifier.attack.ascent import Points, Style, ascend
+from verifier.attack.local import improve
+from verifier.attack.objective import build_objective, inside
+from verifier.attack.offers import Offers
+from verifier.attack.polish import _best_response, polish
+from verifier.attack.starts import prune
+from verifier.core.deadline import Deadline
+
+
+def _objective(seed: int, rows: int = 3, n_in: int = 6, cases=None, row_x: bool = False):
+    rng = np.random.default_rng(seed)
+    graph = random_network(rng, [n_in, 12, 12, 4])
+    m = max(rows, 1)
+    question = problem(
+        -np.ones(n_in),
+        np.ones(n_in),
+        rng.normal(size=(m, 4)),
+        rng.normal(size=m),
+        [(0, range(rows))] if cases is None else cases,
+        row_x=rng.normal(size=(m, n_in)) if row_x else None,
+    )
+    return graph, question, build_objective(graph, store(graph), question, CPU)
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 10**6), st.booleans())
+def test_slacks_agree_with_the_problem_in_both_layouts(seed: int, with_inputs: bool) -> None:
+    rng = np.random.default_rng(seed)
+    m = 200  # more rows than the small table holds
+    cases = [(0, rng.choice(m, size=rng.integers(1, 4), replace=False)) for _ in range(9)]
+    for count in (m, 5):
+        chosen = cases if count == m else [(0, [r % 5 for r in rows]) for _, rows in cases]
+        graph, question, objective = _objective(seed, rows=count, cases=chosen, row_x=with_inputs)
+        x = torch.from_numpy(rng.uniform(-1, 1, (9, 6)).astype(np.float32))
+        case = torch.arange(9)
+        y = objective.outputs(x)
+        got = objective.slacks(x, y, case)
+        margins = question.margins(x.numpy(), y.numpy())
+        norm = np.sqrt((question.row_y**2).sum(1) + (0 if question.row_x is None else (question.row_x**2).sum(1)))
+        for i, (_, rows) in enumerate(chosen):
+            want = margins[i, list(rows)] / norm[list(rows)]
+            np.testing.assert_allclose(got[i, : len(rows)].numpy(), want, rtol=1e-9, atol=1e-9)
+            assert torch.isinf(got[i, len(rows) :]).all()
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 10**6), st.booleans())
+def test_gradient_is_that_of_the_smallest_slack(seed: int, with_inputs: bool) -> None:
+    _, _, objective = _objective(seed, row_x=with_inputs)
+    rng = np.random.default_rng(seed)
+    x = torch.from_numpy(rng.uniform(-1, 1, (5, 6)))
+    case = torch.zeros(5, dtype=torch.int64)
+    _, _, g = objective.gradient(x, case, torch.zeros(5))
+    step = 1e-7
+    for i in range(6):
+        dx = torch.zeros_like(x)
+        dx[:, i] = step
+        change = (objective.score(x + dx, case)[0] - objective.score(x - dx, case)[0]) / (2 * step)
+        close = (change - g[:, i]).abs() < 1e-4 * (1 + change.abs())
+        assert close.sum() >= 4  # a kink may lie within the step
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.floats(-5, 5)), min_size=1, max_size=40), st.integers(1, 3))
+def test_prune_keeps_the_best_of_every_case(items: list[tuple[int, float]], per_case: int) -> None:
+    case = torch.tensor([c for c, _ in items])
+    score = torch.tensor([s for _, s in items], dtype=torch.float64)
+    kept = prune(Points(score[:, None].float(), case, score), per_case, 1000)
+    for c in {c for c, _ in items}:
+        want = sorted((s for k, s in items if k == c), reverse=True)[:per_case]
+        assert sorted(kept.score[kept.case == c].tolist(), reverse=True) == want
+    fewer = prune(Points(score[:, None].float(), case, score), per_case, len(set(case.tolist())))
+    assert sorted(fewer.case.tolist()) == sorted(set(case.tolist()))
+
+
+def test_inside_is_exact_and_survives_nan() -> None:
+    lower = torch.tensor([0.1, 0.2, -1.0, 0.5])
+    upper = torch.tensor([0.1, 0.3, 1.0, 0.6])
+    x = inside(torch.tensor([float("nan"), float("inf"), -float("inf"), 0.55]), lower, upper)
+    assert x.tolist() == [lower[0].item(), upper[1].item(), -1.0, torch.tensor(0.55).item()]
+
+
+def test_ascent_never_returns_less_than_it_started_with() -> None:
+    _, _, objective = _objective(1)
+    g = torch.Generator().manual_seed(0)
+    x = torch.rand(64, 6, generator=g) * 2 - 1
+    case = torch.zeros(64, dtype=torch.int64)
+    start, _ = objective.score(x, case)
+    moved = ascend(objective, Points(x, case, start), Style.uniform(64, CPU), 10, g, Deadline(None))
+    assert (moved.score >= start).all() and (moved.score > start).float().mean() > 0.9
+    again, _ = objective.score(moved.x, case)
+    assert torch.allclose(again, moved.score, atol=1e-6)
+
+
+def test_polish_beats_the_gradient_on_ridges() -> None:
+    better = 0
+    for seed in range(6):
+        _, _, objective = _objective(seed, rows=5)
+        g = torch.Generator().manual_seed(0)
+        x = torch.rand(8, 6, generator=g) * 2 - 1
+        case = torch.zeros(8, dtype=torch.int64)
+        start, _ = objective.score(x, case)
+        moved = ascend(objective, Points(x, case, start), Style.uniform(8, CPU), 30, g, Deadline(None))
+        polished = polish(objective, moved, 30, Deadline(None))
+        assert (polished.score >= moved.score - 1e-6).all()
+        better += int((polished.score > moved.score + 1e-6).any())
+    assert better >= 4
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 10**6), st.integers(1, 5), st.integers(1, 6))
+def test_linear_model_step_is_near_the_optimum(seed: int, rows: int, n: int) -> None:
+    from scipy.optimize import linprog
+
+    rng = np.random.default_rng(seed)
+    a, j = rng.normal(size=rows), rng.normal(size=(rows, n))
+    low, up = -rng.uniform(size=n), rng.uniform(size=n)
+    solved = linprog(
+        np.append(np.zeros(n), -1.0),
+        A_ub=np.hstack([-j, np.ones((rows, 1))]),
+        b_ub=a,
+        bounds=[*zip(low, up, strict=True), (None, None)],
+    )
+    step = _best_response(*(torch.from_numpy(t)[None] for t in (a, j, low, up)))[0].numpy()
+    assert (low - 1e-12 <= step).all() and (step <= up + 1e-12).all()  # an average; polish clamps
+    size = (np.abs(j) @ np.maximum(-low, up)).max() + np.ptp(a)
+    assert (a + j @ step).min() >= -solved.fun - 0.1 * size
+
+
+def test_improve_stays_in_the_given_boxes_and_finds() -> None:
+    graph, question, objective = _objective(5, rows=1)
+    g = torch.Generator().manual_seed(1)
+    x = torch.rand(32, 6, generator=g) * 2 - 1
+    lower, upper = (x - 0.05).clamp(-1, 1), (x + 0.05).clamp(-1, 1)
+    case = torch.zeros(32, dtype=torch.int64)
+    base = improve(objective, x, case, Deadline(None), steps=0, lower=lower, upper=upper)
+    more = improve(objective, x, case, Deadline(None), steps=4, lower=lower, upper=upper)
+    assert torch.equal(base.x, x)
+    assert (more.score >= base.score).all() and (more.score > base.score).any()
+    assert ((lower <= more.x) & (more.x <= upper)).all()
+    again = improve(objective, x, case, Deadline(None), steps=4, lower=lower, upper=upper)
+    assert torch.equal(again.x, more.x)
+    easy = problem(question.lower, question.upper, question.row_y, question.row_d + 1e3, [(0, (0,))])
+    offers = Offers(Judge(graph, easy), build_objective(graph, store(graph), easy, CPU))
+    improve(build_objective(graph, store(graph), easy, CPU), x, case, Deadline(None), offers=offers)
+    assert offers.witness is not None

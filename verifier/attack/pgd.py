@@ -1,0 +1,232 @@
+"""The search for a counterexample: samples, rounds of gradient ascent on the most promising cases, linear polish.
+
+Attacks return candidates, never verdicts: ``accept`` replays a candidate and alone may make a witness of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from verifier.attack.ascent import Points, Style, ascend, diversify, random_signs
+from verifier.attack.objective import Objective, build_objective, inside
+from verifier.attack.offers import Accept, Offers
+from verifier.attack.polish import polish
+from verifier.attack.starts import prune, sample_boxes, uniform
+from verifier.config import AttackConfig
+from verifier.core.deadline import Deadline
+from verifier.core.handles import WeightStore
+from verifier.core.problem import Problem
+from verifier.core.progress import Progress
+from verifier.core.result import Witness
+from verifier.graph.graph import Graph
+
+FEW_INPUTS = 24  # up to here sampling is dense and linear models polish the best points
+_POLISH_ROWS = 64  # cases with more rows are not polished
+_PER_CASE = 8  # points of each case that are remembered
+_MOST_KEPT = 1024  # points that are remembered in all
+_FIRST_STEPS = 12  # gradient steps of the first, cheap round
+_FEWEST_CASES = 4  # cases that are never dropped from the rounds
+# Multiply-adds of a whole search at the default restarts and steps; both scale it.
+_WORK = {"cpu": 1.5e11, "cuda": 3e13}
+_DEFAULT_RESTARTS, _DEFAULT_STEPS = 100, 60
+# Entries of the tables of points that move together.
+_MOVING_ENTRIES = {"cpu": 1 << 23, "cuda": 1 << 27}
+_GIVE_UP = 0.01  # relative gain of the best score below which another round is pointless
+
+
+@dataclass(frozen=True)
+class _Search:
+    """What the phases of one search share."""
+
+    objective: Objective
+    config: AttackConfig
+    deadline: Deadline
+    generator: torch.Generator
+    offers: Offers
+
+    @property
+    def over(self) -> bool:
+        return self.offers.witness is not None or self.deadline.expired()
+
+    @property
+    def small(self) -> bool:
+        return self.objective.n_in <= FEW_INPUTS
+
+
+def search(
+    graph: Graph,
+    store: WeightStore,
+    problem: Problem,
+    config: AttackConfig,
+    deadline: Deadline,
+    *,
+    device: torch.device,
+    seed: int,
+    accept: Accept,
+    cases: Sequence[int] | None = None,
+    starts: np.ndarray | None = None,
+    progress: Progress | None = None,
+) -> Witness | None:
+    """Look for an input that satisfies all rows of some case.
+
+    Args:
+        deadline: when to stop; the search also ends by itself, after an effort that ``config.restarts`` and
+            ``config.steps`` scale. Same seed and device, deadline not reached: same candidates in the same order.
+        accept: replays a candidate (n_in,) float32, inside its box bit-exactly, and returns a witness or None.
+        cases: the cases to attack; default all.
+        starts: (P, n_in) points to begin from, such as minimisers of bounds; moved into the boxes.
+        progress: hears ``attack``, the best score so far (a distance in output units; at least 0: a candidate).
+
+    Returns:
+        the first accepted witness, or None.
+    """
+    objective = build_objective(graph, store, problem, device, cases)
+    if objective.n_cases == 0:
+        return None
+    generator = torch.Generator(device=device).manual_seed(seed % (1 << 63))
+    offers = Offers(accept, objective)
+    run = _Search(objective, config, deadline, generator, offers)
+    bank = _first_look(run, starts)
+    if not run.over and bool(torch.isinf(bank.score).all()) and bool((bank.score > 0).all()):
+        offers.flush()  # every case is its whole box, and replays refused it
+        return offers.witness
+    bank = _rounds(run, bank, progress)
+    _last_offers(run, bank)
+    return offers.witness
+
+
+def _first_look(run: _Search, starts: np.ndarray | None) -> Points:
+    """Given starts and samples of the boxes."""
+    objective = run.objective
+    most = max(1, min(_MOST_KEPT, _MOVING_ENTRIES[objective.device.type] // max(1, objective.n_in)))
+    bank = sample_boxes(objective, run.generator, run.deadline, run.offers, _PER_CASE, most, dense=run.small)
+    if starts is None or len(starts) == 0 or run.over:
+        return bank
+    given = _given(run, starts, most)
+    # Given points are not judged by their first score: the first round moves them all.
+    return Points.join(given, prune(bank, _PER_CASE, max(1, most - len(given))))
+
+
+def _given(run: _Search, starts: np.ndarray, most: int) -> Points:
+    """Given points with the case of each in whose box it lies that is nearest to being satisfied."""
+    objective = run.objective
+    x = torch.from_numpy(np.ascontiguousarray(starts[:most], dtype=np.float32)).to(objective.device)
+    best = Points(x, torch.zeros(len(x), dtype=torch.int64, device=x.device), torch.full((len(x),), -torch.inf,
+                  dtype=torch.float64, device=x.device))  # fmt: skip
+    for c in range(min(objective.n_cases, max(1, 4096 // len(x)))):
+        if run.over:
+            break
+        case = torch.full((len(x),), c, device=x.device)
+        moved = inside(x, *objective.boxes(case))
+        score, y = objective.score(moved, case)
+        run.offers.consider(moved, y, case, score)
+        better = (score > best.score)[:, None]
+        best = Points(
+            torch.where(better, moved, best.x),
+            torch.where(better[:, 0], case, best.case),
+            torch.where(better[:, 0], score, best.score),
+        )
+    return best
+
+
+def _rounds(run: _Search, bank: Points, progress: Progress | None) -> Points:
+    """Rounds of ascent: each has more points on fewer cases, until the effort is spent or nothing improves."""
+    kind = run.objective.device.type
+    work = _WORK[kind] * run.config.restarts / _DEFAULT_RESTARTS * run.config.steps / _DEFAULT_STEPS
+    spent, idle, number = 0.0, 0, 0
+    n_cases = run.objective.n_cases
+    limit = max(1, min(_MOVING_ENTRIES[kind] // max(1, run.objective.n_in), run.objective.batch * 4))
+    restarts = 0
+    while not run.over and spent < work and restarts < run.config.restarts:
+        previous = float(bank.score.max()) if len(bank) else -math.inf
+        first = number == 0
+        steps = min(run.config.steps, _FIRST_STEPS) if first else run.config.steps
+        per_step = 3 * run.objective.cost
+        affordable = max(1, int((work - spent) / (per_step * steps)))
+        if first:
+            points = prune(bank, 2 if run.small else 1, min(limit, affordable))
+        else:
+            chosen = _promising(bank, max(_FEWEST_CASES, -(-n_cases // 2**number)))
+            count = min(limit, affordable, len(chosen) * min(run.config.restarts, 4**number))
+            restarts += max(1, count // len(chosen))
+            points = _new_points(run, bank, chosen, count)
+        moved = ascend(run.objective, points, _style(run, len(points)), steps, run.generator, run.deadline, run.offers)
+        spent += per_step * steps * len(points)
+        bank = prune(Points.join(bank, moved), _PER_CASE, _MOST_KEPT)
+        if run.small and run.objective.case_rows.shape[1] <= _POLISH_ROWS and not run.over:
+            best = prune(bank, 4, 48)
+            polished = polish(run.objective, best, 20, run.deadline, run.offers)
+            spent += per_step * 20 * len(best) * run.objective.case_rows.shape[1]
+            bank = prune(Points.join(bank, polished), _PER_CASE, _MOST_KEPT)
+        run.offers.flush()
+        score = float(bank.score.max())
+        if progress is not None:
+            progress.update(attack=score)
+        idle = idle + 1 if score < 0 and score - previous < _GIVE_UP * abs(score) else 0
+        if idle >= 2 and number >= 2 and not run.small:
+            break
+        number += 1
+    return bank
+
+
+def _promising(bank: Points, count: int) -> Tensor:
+    """The cases with the best scores, best first."""
+    return prune(bank, 1, count).case
+
+
+def _new_points(run: _Search, bank: Points, cases: Tensor, count: int) -> Points:
+    """Starts for a round: the better a case, the more of them; remembered points, shaken, and fresh ones.
+
+    Of every four starts one is a remembered point moved by a tenth of the box, one a random corner, two uniform
+    points; half of the latter are output-diversified.
+    """
+    objective = run.objective
+    weight = 1.0 / (1.0 + torch.arange(len(cases), dtype=torch.float64, device=cases.device)) ** 0.5
+    edges = torch.cumsum(weight / weight.sum(), 0)
+    at = (torch.arange(count, dtype=torch.float64, device=cases.device) + 0.5) / count
+    case = cases[torch.searchsorted(edges, at).clamp(max=len(cases) - 1)]
+    lower, upper = objective.boxes(case)
+    style = torch.arange(count, device=case.device) % 4
+    x = uniform(lower, upper, tuple(lower.shape), run.generator)
+    corner = torch.where(random_signs(x, run.generator) > 0, upper, lower)
+    x = torch.where((style == 1)[:, None], corner, x)
+    x = torch.where((style == 0)[:, None], _shaken(run, bank, case, x, lower, upper), x)
+    odd = (style == 2).nonzero()[:, 0]
+    if len(odd):
+        x[odd] = diversify(objective, x[odd], case[odd], 4, run.generator, run.deadline)
+    return Points(x, case, torch.full((count,), -torch.inf, dtype=torch.float64, device=case.device))
+
+
+def _shaken(run: _Search, bank: Points, case: Tensor, x: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    """For each case a remembered point of it, in turn, moved a tenth of the way towards ``x`` (P, n)."""
+    order = torch.argsort(bank.case, stable=True)
+    known = bank.case[order]
+    first = torch.searchsorted(known, case)
+    count = torch.searchsorted(known, case, right=True) - first
+    turn = torch.arange(len(case), device=case.device) // 4
+    index = order[(first + turn % count.clamp(min=1)).clamp(max=len(order) - 1)]
+    return torch.where((count > 0)[:, None], inside(bank.x[index] * 0.9 + x * 0.1, lower, upper), x)
+
+
+def _style(run: _Search, count: int) -> Style:
+    """Variety: step sizes from half to a sixteenth, hard and soft minima; with few inputs also true gradient steps."""
+    device = run.objective.device
+    u = torch.rand(3, count, generator=run.generator, device=device)
+    temperature = torch.where(u[1] < 0.4, 0.0, 0.5 * u[1] ** 2)
+    power = torch.where(u[2] < 0.33, 0.0, torch.where(u[2] < 0.66, 0.5, 1.0)) if run.small else torch.zeros_like(u[2])
+    return Style(step=0.5 ** (1 + 3 * u[0]), power=power, temperature=temperature)
+
+
+def _last_offers(run: _Search, bank: Points) -> None:
+    """What was held back: the shallow candidate, then points that miss by no more than rounding."""
+    if run.offers.witness is not None or run.offers.flush() or len(bank) == 0:
+        return
+    best = prune(bank, 2, 8)
+    score, y = run.objective.score(best.x, best.case)
+    run.offers.consider(best.x, y, best.case, score, near=True)
