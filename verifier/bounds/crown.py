@@ -184,11 +184,13 @@ def crown_hidden(
     """CROWN bounds of all pre-activations, tightening ``state``.
 
     Args:
-        dtype: arithmetic; default float64 with charges when the state is certified, else float32.
+        dtype: arithmetic; default float64 with charges when the state is certified, else float32. Bounds found in
+            float32 are not certified, and neither is the state that comes back.
         nodes: visit only these; default all pre-activations.
     """
     dtype = dtype or (torch.float64 if state.certified else torch.float32)
-    out = replace(state, bounds=dict(state.bounds))
+    certified = state.certified and dtype == torch.float64
+    out = replace(state, bounds=dict(state.bounds), certified=certified)
     planes: dict[int, Relaxation] = {}
     done = 0
     batch = state.box.lower.shape[0]
@@ -205,7 +207,7 @@ def crown_hidden(
         for chunk in backend.row_chunks(rows, row_bytes(graph, batch, dtype, index)):
             deadline.check("CROWN")
             form = hidden_rows(elements, node.shape, chunk.start, chunk.stop, chunk.size, dtype)
-            charges = state.charges if state.certified and dtype == torch.float64 else None
+            charges = state.charges if certified else None
             value, _ = lower_bounds(graph, backend, out, {index: form}, planes, dtype, charges)
             parts.append((chunk, value.expand(batch, -1)))
         tighten(out, index, elements, backend.gather_rows(rows, parts))

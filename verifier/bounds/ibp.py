@@ -75,4 +75,6 @@ def step(
 def replace(node: Node, tighter: Interval, bounds: dict[int, Interval], charges: Charges) -> None:
     """Intersect a node's bounds with other valid ones."""
     bounds[node.index] = bounds[node.index].intersect(tighter)
-    charges.value[node.index] = torch.nan_to_num(bounds[node.index].magnitude(), nan=float("inf"))
+    charges.value[node.index] = torch.nan_to_num(
+        bounds[node.index].magnitude(), nan=float("inf"), posinf=float("inf")
+    )
