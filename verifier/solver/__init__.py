@@ -1,1 +1,1 @@
-""""""
+"""The way of one query, and the settings it is run with."""

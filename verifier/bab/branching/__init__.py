@@ -1,0 +1,1 @@
+"""Which neuron to split: one heuristic per file. A heuristic ranks the columns of a split space."""

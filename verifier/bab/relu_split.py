@@ -1,0 +1,355 @@
+"""Branch and bound on ReLU splits with beta-CROWN: the cases of one input box, to a proof or a counterexample.
+
+A domain is a case of the problem plus the signs of the neurons that were split. Every round takes the worst domains,
+chooses a neuron for each, bounds the two children by optimising slopes and split multipliers from the parent's values,
+closes those whose bound is certified, tries the minimisers of the others as counterexamples and puts them back.
+
+The answer is a proof only when no domain is left. A domain leaves the pool in three ways alone: its bound is certified
+above the threshold, it is replaced by two children that cover it, or an LP certificate closes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from verifier.bab.branching import babsr, kfsb
+from verifier.bab.leaf_lp import solve_leaf
+from verifier.bab.pool import Fields, Pool
+from verifier.bab.splits import SplitSpace, split_space
+from verifier.bounds.alpha import Optimised, Parameters, Schedule, optimise, sweep
+from verifier.bounds.crown import BoundState, Specification, crown_rows, relaxations
+from verifier.bounds.walk import Walk, backward, concretise
+from verifier.config import BabConfig
+from verifier.core.backend import ParallelBackend
+from verifier.core.deadline import Deadline
+from verifier.core.numerics import finite_lower, proved
+from verifier.core.progress import Progress
+from verifier.core.result import Witness
+from verifier.graph.graph import Graph
+
+Accept = Callable[[np.ndarray], Witness | None]
+
+
+@dataclass(frozen=True)
+class CaseRows:
+    """The open cases of one box.
+
+    Attributes:
+        spec: rows, (N, S, ...), float64; a case with fewer rows repeats its first.
+        thresholds: float64 (N, S); a row is refuted when its bound exceeds it.
+        parameters: root slopes, node index -> name -> (N, S, *shape).
+    """
+
+    spec: Specification
+    thresholds: Tensor
+    parameters: Parameters
+
+
+@dataclass
+class SearchResult:
+    """How a search ended. ``open`` is the number of domains left; zero together with no witness is a proof."""
+
+    witness: Witness | None
+    open: int
+    reason: str
+    statistics: dict[str, float] = field(default_factory=dict)
+
+
+def search(
+    graph: Graph,
+    backend: ParallelBackend,
+    state: BoundState,
+    cases: CaseRows,
+    config: BabConfig,
+    deadline: Deadline,
+    progress: Progress,
+    accept: Accept,
+    memory_limit: int,
+) -> SearchResult:
+    """Refute all cases on one box, or find a counterexample.
+
+    Args:
+        state: root bounds (1, *shape).
+        accept: replays a candidate (n_in,) and returns a witness when it is one.
+        memory_limit: bytes that the open domains may take.
+    """
+    return _Search(graph, backend, state, cases, config, deadline, progress, accept, memory_limit).run()
+
+
+class _Search:
+    """One search: the root's data and the pool. Every method is one step of a round."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        backend: ParallelBackend,
+        state: BoundState,
+        cases: CaseRows,
+        config: BabConfig,
+        deadline: Deadline,
+        progress: Progress,
+        accept: Accept,
+        memory_limit: int,
+    ) -> None:
+        self.graph, self.backend, self.state, self.cases = graph, backend, state, cases
+        self.config, self.deadline, self.progress, self.accept = config, deadline, progress, accept
+        self.memory_limit = memory_limit
+        self.space: SplitSpace = split_space(graph, state.bounds)
+        self.rows = cases.thresholds.shape[1]
+        self.batch = self._batch_size()
+        self.pool = Pool()
+        self.bounded = self.closed = self.leaves = self.uncertified = self.rounds = 0
+        self.stuck = 0
+        self.witness: Witness | None = None
+
+    def _batch_size(self) -> int:
+        """Domains per round: enough to fill the device, few enough for the caches of a CPU."""
+        if self.config.batch_size != "auto":
+            return self.config.batch_size
+        widest = max(n.size for n in self.graph.nodes) * self.rows
+        elements = 1 << (18 if self.backend.device.type == "cpu" else 25)
+        return int(max(8, min(elements // widest, 1 << 14)))
+
+    def run(self) -> SearchResult:
+        self._push_roots()
+        while self.pool.count and self.witness is None:
+            if self.deadline.expired():
+                return self._result("time limit reached")
+            if self.config.max_domains is not None and self.bounded >= self.config.max_domains:
+                return self._result("domain limit reached")
+            crowded = self.pool.bytes() > self.memory_limit // 2
+            if self.pool.bytes() > self.memory_limit:
+                return self._result("memory for open domains used up")
+            domains = self.pool.pop(self._take(), worst_first=not crowded)
+            self._bound(self._children(domains))
+            self.rounds += 1
+            self.progress.update(
+                open=self.pool.count + self.stuck, done=self.closed, bounded=self.bounded, worst=self.pool.worst()
+            )
+        return self._result("" if self.stuck == 0 else "undecided leaves")
+
+    def _take(self) -> int:
+        return max(1, self.batch // 2)
+
+    def _result(self, reason: str) -> SearchResult:
+        open_domains = self.pool.count + self.stuck
+        return SearchResult(
+            self.witness,
+            open_domains,
+            reason,
+            {
+                "domains": self.bounded,
+                "closed": self.closed,
+                "open": open_domains,
+                "leaves": self.leaves,
+                "rounds": self.rounds,
+                "uncertified": self.uncertified,
+                "worst": self.pool.worst() if self.pool.count else 0.0,
+            },
+        )
+
+    def _push_roots(self) -> None:
+        """One domain per case, without splits."""
+        n = self.cases.thresholds.shape[0]
+        device = self.backend.device
+        alpha = self.space.collect({i: p["alpha"] for i, p in self.cases.parameters.items() if "alpha" in p}, (n, self.rows))
+        roots: Fields = {
+            "case": torch.arange(n, device=device),
+            "signs": torch.zeros((n, self.space.size), dtype=torch.int8, device=device),
+            "alpha": alpha,
+            "beta": torch.zeros_like(alpha),
+        }
+        self._bound(roots)
+
+    # -- bounding -----------------------------------------------------------------------------------------------
+
+    def _bound(self, domains: Fields) -> None:
+        """Optimise, close what is certified, and put the rest into the pool (or to the LP at leaves)."""
+        pieces = [3, self.config.iterations - 3] if self.config.iterations > 6 else [self.config.iterations]
+        for first in range(0, domains["case"].shape[0], self.batch):
+            part = {k: v[first : first + self.batch] for k, v in domains.items()}
+            for last, iterations in enumerate(pieces):
+                if part["case"].shape[0] == 0:
+                    break
+                self.bounded += 0 if last else part["case"].shape[0]
+                part, found, splits = self._optimise(part, iterations)
+                still = self._close(part, found)
+                if last == len(pieces) - 1 or self.deadline.expired():
+                    self._store(part, found, still)
+                    break
+                part = {k: v[still] for k, v in part.items()}
+
+    def _optimise(self, part: Fields, iterations: int) -> tuple[Fields, Optimised, dict[int, Tensor]]:
+        """Best slopes and multipliers for a batch; returns the batch with them written back."""
+        bounds = self.space.domain_bounds(part["signs"])
+        signs = self.space.multiplier_signs(part["signs"])
+        schedule = Schedule(iterations, self.config.learning_rate_alpha, self.config.learning_rate_beta, 0.98)
+        found = optimise(
+            self.graph,
+            self.backend,
+            self._forms(part["case"]),
+            self.state.box,
+            bounds,
+            self._parameters(part),
+            schedule,
+            self.deadline,
+            signs,
+            self.space.scatter(part["beta"]),
+        )
+        lead = (part["case"].shape[0], self.rows)
+        out = dict(part)
+        out["alpha"] = self.space.collect({i: p["alpha"] for i, p in found.parameters.items() if "alpha" in p}, lead)
+        out["beta"] = self.space.collect(found.multipliers, lead)
+        gap = found.lower.double() - self.cases.thresholds[part["case"]]
+        out["gap"], out["row"] = gap.max(1)
+        out["gap"] = out["gap"].float()
+        return out, found, signs
+
+    def _forms(self, case: Tensor):  # noqa: ANN202 - the walk's own type
+        return self.cases.spec.select(case).forms(self.graph.output, torch.float32)
+
+    def _parameters(self, part: Fields) -> Parameters:
+        """Root parameters of the case, with the domain's own ReLU slopes written over them."""
+        out: Parameters = {
+            i: {name: v[part["case"]] for name, v in group.items()} for i, group in self.cases.parameters.items()
+        }
+        for g in self.space.groups:
+            if g.owner in out and "alpha" in out[g.owner]:
+                full = out[g.owner]["alpha"].flatten(2)
+                full[..., g.elements] = part["alpha"][..., g.start : g.stop]
+        return out
+
+    def _close(self, part: Fields, found: Optimised) -> Tensor:
+        """Indices of the domains that stay open after certification."""
+        hopeful = part["gap"] > 0
+        done = hopeful.clone()
+        if bool(hopeful.any()) and self.state.certified:
+            index = hopeful.nonzero()[:, 0]
+            sure = self._certify({k: v[index] for k, v in part.items()}, found, index)
+            done[index] = sure
+            self.uncertified += int((~sure).sum())
+        self.closed += int(done.sum())
+        return (~done).nonzero()[:, 0]
+
+    def _certify(self, part: Fields, found: Optimised, index: Tensor) -> Tensor:
+        """Whether some row of each domain is refuted in float64 with every rounding charged."""
+        state = replace(self.state, bounds=self.space.domain_bounds(part["signs"]))
+        signs = self.space.multiplier_signs(part["signs"])
+        parameters = {i: {k: v[index] for k, v in d.items()} for i, d in found.parameters.items()}
+        splits = {i: signs[i].double() * m[index].double() for i, m in found.multipliers.items()}
+        lower, _ = crown_rows(
+            self.graph, self.backend, state, self.cases.spec.select(part["case"]), parameters, splits, torch.float64
+        )
+        return proved(lower, self.cases.thresholds[part["case"]]).any(1)
+
+    # -- open domains ---------------------------------------------------------------------------------------------
+
+    def _store(self, part: Fields, found: Optimised, still: Tensor) -> None:
+        """Try minimisers as counterexamples, rank split candidates, send decided domains to the LP."""
+        if still.shape[0] == 0:
+            return
+        self._try(found.candidate[still], part["case"][still])
+        if self.witness is not None:
+            return
+        ranked = self._rank(part, found)
+        part = {k: v[still] for k, v in part.items()}
+        part["candidates"] = ranked[still]
+        decided = (part["signs"] != 0).all(1) if self.space.size else torch.ones_like(part["case"], dtype=torch.bool)
+        if bool(decided.any()):
+            for i in decided.nonzero()[:, 0].tolist():
+                self._leaf({k: v[i : i + 1] for k, v in part.items()})
+            part = {k: v[~decided] for k, v in part.items()}
+        self.pool.push(part)
+
+    def _try(self, x: Tensor, case: Tensor) -> None:
+        """Evaluate minimisers (n, S, *in) and offer those that violate the property to the replay."""
+        flat = x.expand(case.shape[0], *x.shape[1:]).flatten(0, 1)
+        y = self.graph.forward(flat, self.backend.weights)
+        assert isinstance(y, Tensor)
+        spec, d = self.cases.spec.select(case), self.cases.thresholds[case]
+        value = torch.einsum("bso,bto->bts", spec.y.flatten(2), y.double().reshape(case.shape[0], self.rows, -1))
+        if spec.x is not None:
+            value = value + torch.einsum("bsi,bti->bts", spec.x.flatten(2), flat.double().reshape(*value.shape[:2], -1))
+        slack = (d[:, None] - value).amin(-1).flatten()
+        best = torch.topk(slack, min(3, slack.shape[0]))
+        for s, i in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+            if s >= 0 and self.witness is None:
+                self.witness = self.accept(flat[i].reshape(-1).cpu().numpy())
+
+    def _rank(self, part: Fields, found: Optimised) -> Tensor:
+        """(B, 2k) candidate columns of every domain, from the walk that bounded it."""
+        k = min(self.config.candidates, max(1, self.space.size))
+        if self.space.size == 0:
+            return torch.zeros((part["case"].shape[0], 1), dtype=torch.int64, device=self.backend.device)
+        pick = torch.arange(part["case"].shape[0], device=self.backend.device)
+        kept = {i: a.expand(len(pick), *a.shape[1:])[pick, part["row"]][:, None] for i, a in found.kept.items()}
+        scores = babsr.intercept_scores(self.space, part["signs"], kept)
+        first = torch.topk(scores, k, dim=1).indices
+        if self.config.branching == "babsr":
+            return first
+        gaps = babsr.gap_scores(self.space, part["signs"], kept, part["alpha"][pick, part["row"]], self._z(part, found))
+        # A column that is ranked by both counts once: mask the first list before taking the second.
+        gaps.scatter_(1, first, float("-inf"))
+        return torch.cat([first, torch.topk(gaps, k, dim=1).indices], 1)
+
+    def _z(self, part: Fields, found: Optimised) -> Tensor:
+        """(B, U) pre-activations at the last minimiser of the chosen row."""
+        lead = torch.Size((part["case"].shape[0], self.rows))
+        planes = relaxations(self.graph, self.space.domain_bounds(part["signs"]), torch.float32, found.parameters)
+        walk = Walk(found.candidate, found.lower, found.lower, found.kept)
+        z = sweep(self.graph, self.backend, walk, planes, found.candidate, lead)
+        columns = self.space.collect({i: v[0] for i, v in z.items()}, (lead[0], lead[1]))
+        return columns[torch.arange(lead[0], device=columns.device), part["row"]]
+
+    # -- branching --------------------------------------------------------------------------------------------------
+
+    def _children(self, domains: Fields) -> Fields:
+        """Split every domain at one column; both signs."""
+        signs, candidates = domains["signs"], domains["candidates"]
+        # Ranked lists can run into split columns when few are free: replace these by the domain's first candidate.
+        taken = signs.gather(1, candidates) != 0
+        first_free = (signs == 0).to(torch.int8).argmax(1, keepdim=True)
+        candidates = torch.where(taken, first_free, candidates)
+        if self.config.branching != "babsr" and candidates.shape[1] > 1:
+            candidates = kfsb.choose(candidates, lambda c, s: self._quick(domains, c, s))
+        column = candidates[:, :1]
+        plus = {k: v for k, v in domains.items() if k in ("case", "signs", "alpha", "beta")}
+        minus = dict(plus)
+        plus["signs"] = signs.scatter(1, column, 1)
+        minus["signs"] = signs.scatter(1, column, -1)
+        return {k: torch.cat([plus[k], minus[k]]) for k in plus}
+
+    def _quick(self, domains: Fields, column: Tensor, sign: int) -> Tensor:
+        """(B,) gap of one child with the parent's slopes and multipliers."""
+        signs = domains["signs"].scatter(1, column[:, None], sign)
+        planes = relaxations(self.graph, self.space.domain_bounds(signs), torch.float32, self._parameters(domains))
+        multiplier = self.space.multiplier_signs(signs)
+        beta = self.space.scatter(domains["beta"])
+        splits = {i: multiplier[i] * beta[i] for i in beta}
+        walk = backward(self.graph, self.backend, self._forms(domains["case"]), planes, torch.float32, None, splits)
+        lower = finite_lower(concretise(walk, self.state.box, False))
+        return (lower.double() - self.cases.thresholds[domains["case"]]).amax(1).float()
+
+    def _leaf(self, domain: Fields) -> None:
+        """Every neuron is decided: an LP whose duals certify, or whose minimiser may be a counterexample."""
+        self.leaves += 1
+        if not self.config.leaf_lp or self.deadline.expired():
+            self.stuck += 1
+            return
+        case = domain["case"]
+        state = replace(self.state, bounds=self.space.domain_bounds(domain["signs"]))
+        signs = self.space.multiplier_signs(domain["signs"])
+        found = solve_leaf(
+            self.graph, self.backend, state, signs, self.cases.spec.select(case), self.cases.thresholds[case][0], self.deadline
+        )
+        if found.closed:
+            self.closed += 1
+            return
+        self.stuck += 1
+        if found.candidate is not None and self.witness is None:
+            self.witness = self.accept(found.candidate)

@@ -1,0 +1,85 @@
+"""Set-up of a run: device, threads, deterministic kernels, the backend and its memory budget."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+
+from verifier.config import Config
+from verifier.core.errors import ConfigError, MemoryExceeded
+from verifier.graph.graph import Graph, parameter_bytes
+from verifier.parallel.single import SingleBackend
+
+T = TypeVar("T")
+_SMALLEST_CHUNK = 1 << 20
+
+
+@dataclass
+class Placed:
+    """A network on its device.
+
+    Attributes:
+        pool_bytes: what the open domains of a search may take.
+    """
+
+    backend: SingleBackend
+    pool_bytes: int
+
+    def retry(self, work: Callable[[], T]) -> T:
+        """Run; on an out-of-memory error halve the chunks and start again, until chunks are tiny."""
+        while True:
+            try:
+                return work()
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not out_of_memory(error):
+                    raise
+                if self.backend.chunk_bytes <= _SMALLEST_CHUNK:
+                    raise MemoryExceeded(f"even chunks of {_SMALLEST_CHUNK >> 20} MiB do not fit") from error
+                self.backend.chunk_bytes //= 2
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an exception means that an allocation failed, on any device."""
+    text = str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        "not enough memory" in text or "out of memory" in text
+    )
+
+
+def device_of(config: Config) -> torch.device:
+    """The device the configuration asks for."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device is 'cuda' but torch sees no CUDA device; use 'auto' or 'cpu'")
+    wanted = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
+    return torch.device("cuda" if wanted else "cpu")
+
+
+def place(graph: Graph, config: Config) -> Placed:
+    """Put a graph's weights on the configured device."""
+    device = device_of(config)
+    if config.threads != "auto" and torch.get_num_threads() != config.threads:
+        torch.set_num_threads(config.threads)
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.benchmark = False
+    limit = config.memory.device_limit
+    if limit is not None and parameter_bytes(graph) > limit:
+        raise MemoryExceeded(
+            f"the weights take {parameter_bytes(graph)} bytes and memory.device_limit is {limit}; raise the limit"
+        )
+    # Chunks follow the configured budgets alone, never free memory: equal settings give equal kernel calls.
+    chunk = config.memory.chunk_bytes if limit is None else min(config.memory.chunk_bytes, max(_SMALLEST_CHUNK, limit // 8))
+    return Placed(SingleBackend(graph, device, chunk), (free_bytes(device) if limit is None else limit) // 3)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Free memory of a device."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,191 @@
+"""Root bounds of one box: IBP, CROWN, alpha-CROWN, in this order, until every case is refuted or nothing is left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from verifier.bab.relu_split import CaseRows
+from verifier.bounds.alpha import Parameters, Schedule, alpha_hidden, alpha_rows
+from verifier.bounds.crown import (
+    BoundState,
+    Specification,
+    crown_hidden,
+    crown_rows,
+    initial_state,
+    preactivations,
+    undecided,
+)
+from verifier.config import Config
+from verifier.core.backend import ParallelBackend
+from verifier.core.deadline import Deadline
+from verifier.core.interval import Interval
+from verifier.core.numerics import gamma, proved
+from verifier.core.problem import Problem
+from verifier.graph.graph import Graph
+from verifier.solver.strategy import hidden_iterations
+
+
+@dataclass
+class Root:
+    """What the root leaves.
+
+    Attributes:
+        state: bounds of the box.
+        open: indices of the cases that are not refuted.
+        gap: per open case its best bound minus threshold, float64.
+        candidates: (n, n_in) minimisers of the open rows.
+        rows: the open cases with their root slopes, for the search.
+        method: the last method that ran.
+    """
+
+    state: BoundState
+    open: np.ndarray
+    gap: np.ndarray
+    candidates: np.ndarray
+    rows: CaseRows | None
+    method: str
+
+
+def bound_root(
+    graph: Graph,
+    backend: ParallelBackend,
+    problem: Problem,
+    cases: np.ndarray,
+    config: Config,
+    limit: float,
+    deadline: Deadline,
+    report: Callable[[str], None],
+) -> Root:
+    """Bound all cases of one box.
+
+    Args:
+        cases: indices of cases that share one box.
+        limit: the query's time limit in seconds, for the strategy.
+    """
+    device = backend.device
+    box = _box(graph, problem, int(problem.case_box[cases[0]]), device)
+    table = _RowTable(graph, problem, cases, device)
+    method = config.bounds.method
+    certify = config.numerics.certify
+
+    report("IBP")
+    state = initial_state(graph, backend, box, certify)
+    if method == "ibp":
+        lower = _output_ibp(graph, state, table)
+        return table.root(state, lower, None, None, "ibp")
+    report("CROWN")
+    state = crown_hidden(graph, backend, state, deadline)
+    lower, walk = crown_rows(graph, backend, state, table.spec)
+    candidates = torch.where(walk.a > 0, box.lower[:, None].double(), box.upper[:, None].double())
+    if method == "crown" or table.refuted(lower).all():
+        return table.root(state, lower, None, candidates.float(), "crown")
+
+    alpha = config.bounds.alpha
+    schedule = Schedule(alpha.iterations, alpha.learning_rate, decay=alpha.decay)
+    report("alpha-CROWN")
+    lower, found = _alpha(graph, backend, state, table, lower, schedule, deadline)
+    if not table.refuted(lower).all():
+        rows = {
+            i: 2 * int(undecided(graph, i, state.bounds[i]).sum()) for i in preactivations(graph)
+        }
+        steps = hidden_iterations(graph, rows, limit, device.type, config)
+        if steps:
+            report("alpha-CROWN of hidden nodes")
+            hidden = Schedule(steps, alpha.learning_rate, decay=alpha.decay)
+            state = alpha_hidden(graph, backend, replace(state, bounds=dict(state.bounds)), hidden, deadline)
+            lower, found = _alpha(graph, backend, state, table, lower, schedule, deadline)
+    return table.root(state, lower, found.parameters, found.candidate, "alpha-crown")
+
+
+def _alpha(graph, backend, state, table, lower, schedule, deadline):  # noqa: ANN001, ANN202
+    """Optimise all rows of the table and certify the best slopes; keeps the tighter of old and new bounds."""
+    found = alpha_rows(
+        graph, backend, state, table.spec, schedule, deadline, lambda best: bool(table.refuted(best.double()).all())
+    )
+    sure = found.lower.double()
+    if state.certified:
+        sure, _ = crown_rows(graph, backend, state, table.spec, found.parameters, dtype=torch.float64)
+    return torch.fmax(lower.double(), sure), found
+
+
+def _box(graph: Graph, problem: Problem, index: int, device: torch.device) -> Interval:
+    shape = (1, *graph.input_shape)
+    low = torch.from_numpy(problem.lower[index]).reshape(shape)
+    up = torch.from_numpy(problem.upper[index]).reshape(shape)
+    return Interval(low.to(device), up.to(device))
+
+
+def _output_ibp(graph: Graph, state: BoundState, table: _RowTable) -> Tensor:
+    """Interval bounds of the rows from interval bounds of the output; rounding charged by a relative margin."""
+    out = state.bounds[graph.output].to(torch.float64)
+    y = table.spec.y.flatten(2)
+    low, up = out.lower.flatten(1)[:, None], out.upper.flatten(1)[:, None]
+    value = (y.clamp(min=0) * low + y.clamp(max=0) * up).sum(-1)
+    size = (y.abs() * out.magnitude().flatten(1)[:, None]).sum(-1)
+    box_terms = 0
+    if table.spec.x is not None:
+        box_terms = state.box.lower[0].numel()
+        x = table.spec.x.flatten(2)
+        box = state.box.to(torch.float64)
+        value = value + (x.clamp(min=0) * box.lower.flatten(1) + x.clamp(max=0) * box.upper.flatten(1)).sum(-1)
+        size = size + (x.abs() * box.magnitude().flatten(1)).sum(-1)
+    terms = y.shape[-1] + box_terms + 4
+    return value - size * gamma(terms, torch.float64)
+
+
+class _RowTable:
+    """The distinct rows of the cases of one box, as a specification, and the way back from rows to cases."""
+
+    def __init__(self, graph: Graph, problem: Problem, cases: np.ndarray, device: torch.device) -> None:
+        self.cases = cases
+        self.device = device
+        rows = problem.case_rows[cases]
+        used, inverse = np.unique(rows, return_inverse=True)
+        self.case_rows = inverse.reshape(rows.shape)
+        y = problem.row_y[used].copy()
+        d = problem.row_d[used].copy()
+        # Padding (-1) is a row that is never refuted: 0 <= 1 always holds.
+        y[used < 0], d[used < 0] = 0.0, 1.0
+        x = None
+        if problem.row_x is not None:
+            x = problem.row_x[used].copy()
+            x[used < 0] = 0.0
+        self.spec = Specification(
+            torch.from_numpy(y).reshape(1, len(used), *graph.output_shape).to(device),
+            None if x is None else torch.from_numpy(x).reshape(1, len(used), *graph.input_shape).to(device),
+        )
+        self.thresholds = torch.from_numpy(d).to(device)
+
+    def refuted(self, lower: Tensor) -> np.ndarray:
+        """(N,) bool: cases with a refuted row."""
+        rows = proved(lower[0].double(), self.thresholds).cpu().numpy()
+        return rows[self.case_rows].any(1)
+
+    def root(
+        self,
+        state: BoundState,
+        lower: Tensor,
+        parameters: Parameters | None,
+        candidates: Tensor | None,
+        method: str,
+    ) -> Root:
+        gap = (lower[0].double() - self.thresholds).cpu().numpy()
+        keep = ~self.refuted(lower)
+        index = self.case_rows[keep]
+        points = np.zeros((0, int(np.prod(state.box.lower.shape[1:]))), np.float32)
+        if candidates is not None and keep.any():
+            points = candidates[0].reshape(candidates.shape[1], -1).cpu().numpy()[np.unique(index)]
+        rows = None
+        if parameters is not None and keep.any():
+            pick = torch.from_numpy(index).to(self.device)
+            spec = Specification(
+                self.spec.y[0][pick], None if self.spec.x is None else self.spec.x[0][pick]
+            )
+            slopes = {i: {k: v[0][pick] for k, v in group.items()} for i, group in parameters.items()}
+            rows = CaseRows(spec, self.thresholds[pick], slopes)
+        return Root(state, self.cases[keep], gap[index].max(1) if keep.any() else np.zeros(0), points, rows, method)

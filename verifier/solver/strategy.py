@@ -1,0 +1,94 @@
+"""Settings from the problem's features. Every decision is a function of counts, never of measured time, so that the
+same query takes the same path on the same device.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from verifier.config import Config
+from verifier.core.problem import Problem
+from verifier.graph.graph import Graph, Node
+from verifier.graph.op import AffineOp, NonlinearOp
+from verifier.ops.relu import Relu
+
+# Sustained rates that turn counted operations into seconds; orders of magnitude are all that is needed.
+_FLOPS = {"cpu": 2e10, "cuda": 1e13}
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the strategy looks at.
+
+    Attributes:
+        free_inputs: most coordinates with positive width in any box.
+        boxes, cases: how many there are.
+        only_relu: every nonlinear op is a (leaky) ReLU.
+        walk_flops: operations of one row's backward walk from the output.
+    """
+
+    free_inputs: int
+    boxes: int
+    cases: int
+    only_relu: bool
+    walk_flops: float
+
+
+def features(graph: Graph, problem: Problem) -> Features:
+    """Count."""
+    width = problem.upper > problem.lower
+    nonlinear = [n.op for n in graph.nodes if isinstance(n.op, NonlinearOp)]
+    return Features(
+        free_inputs=int(width.sum(1).max()) if problem.lower.shape[0] else 0,
+        boxes=int(problem.lower.shape[0]),
+        cases=problem.n_cases,
+        only_relu=all(isinstance(op, Relu) for op in nonlinear),
+        walk_flops=sum(map(node_flops, graph.nodes)),
+    )
+
+
+def node_flops(node: Node) -> float:
+    """Multiplications and additions of one forward or backward pass of a node for one row."""
+    if isinstance(node.op, AffineOp) and node.op.handles and len(node.op.handles[0].shape) > 1:
+        weight = node.op.handles[0].shape
+        return 2.0 * math.prod(weight) * max(1, node.size // weight[0])
+    return float(node.size)
+
+
+def use_input_split(found: Features, config: Config) -> bool:
+    """Few free inputs, or many boxes: split inputs. Otherwise split neurons."""
+    if config.bab.branching != "auto":
+        return config.bab.branching == "input"
+    return found.free_inputs <= 8 or found.boxes > 32
+
+
+def hidden_iterations(graph: Graph, rows: dict[int, int], limit: float, device: str, config: Config) -> int:
+    """Optimiser steps for the hidden nodes: as many as fit into a sixth of the time limit, at most 20.
+
+    Args:
+        rows: undecided rows of every pre-activation.
+        limit: time limit of the query in seconds; infinite counts as ten minutes.
+    """
+    if config.bounds.alpha.intermediate_iterations != "auto":
+        return config.bounds.alpha.intermediate_iterations
+    total = 0.0
+    for index, count in rows.items():
+        total += count * sum(node_flops(n) for n in graph.nodes[: index + 1])
+    # A step is a walk back and a sweep forward.
+    steps = min(limit, 600.0) / 6 * _FLOPS[device] / max(2.0 * total, 1.0)
+    return 0 if steps < 3 else int(min(steps, 20))
+
+
+def seconds(flops: float, device: str) -> float:
+    """Rough time of counted operations."""
+    return flops / _FLOPS[device]
+
+
+def open_boxes(problem: Problem, cases: np.ndarray) -> list[np.ndarray]:
+    """Cases grouped by box."""
+    order = cases[np.argsort(problem.case_box[cases], kind="stable")]
+    cuts = np.flatnonzero(np.diff(problem.case_box[order])) + 1
+    return [group for group in np.split(order, cuts) if group.size]
