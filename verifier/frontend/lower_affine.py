@@ -20,6 +20,10 @@ from verifier.ops.reduce import AvgPool, Mean, Sum
 from verifier.ops.scale import ScaleShift
 
 
+# Of the scale: variance plus eps, root, quotient; of the shift: a product and a difference more.
+BATCH_NORM_ROUNDINGS = 5
+
+
 def scalar(a: Any) -> float:
     """A Python number as the float32 network sees it."""
     return float(np.float32(a))
@@ -48,10 +52,7 @@ def scaled(s: Lowering, x: int, c: Tensor, name: str, exact: bool = True) -> int
     if shape == s.shape(x) and bool(torch.all(c == -1)):
         return s.emit(Add((-1.0,)), [x], shape, name)
     handle = s.param(c, f"{name}.scale")
-    if exact:
-        return s.emit(ScaleShift(handle), [x], shape, name)
-    zero = s.param(torch.zeros_like(c), f"{name}.shift")
-    return s.emit(ScaleShift(handle, zero, zero), [x], shape, name)
+    return s.emit(ScaleShift(handle, folded=0 if exact else 1), [x], shape, name)
 
 
 def combine(s: Lowering, x: Any, y: Any, factor: float, name: str) -> int:
@@ -100,13 +101,8 @@ def inverse(c: Tensor) -> tuple[Tensor, bool]:
 
 def linear(s: Lowering, x: int, weight: Tensor, bias: Tensor | None, name: str, exact: bool = True) -> int:
     """x W^T + b on the last dim; ``exact`` is False when the parameters were rounded."""
-    b = m = None
-    if bias is None and not exact:
-        bias = torch.zeros(weight.shape[0], dtype=torch.float64)
-    if bias is not None:
-        b = s.param(bias, f"{name}.bias")
-        m = None if exact else s.param(bias.abs(), f"{name}.bias_magnitude")
-    op = Linear(s.param(weight, f"{name}.weight"), b, m)
+    b = None if bias is None else s.param(bias, f"{name}.bias")
+    op = Linear(s.param(weight, f"{name}.weight"), b, folded=0 if exact else 1)
     return s.emit(op, [x], (*s.shape(x)[:-1], weight.shape[0]), name)
 
 
@@ -225,6 +221,7 @@ def batch_norm(s: Lowering, call: Call) -> list[int | None]:
         s.param(scale.reshape(column), f"{name}.scale"),
         s.param(shift.reshape(column), f"{name}.shift"),
         s.param(magnitude.reshape(column), f"{name}.shift_magnitude"),
+        folded=BATCH_NORM_ROUNDINGS,
     )
     return [s.emit(op, [x], call.shapes[0], name)]
 

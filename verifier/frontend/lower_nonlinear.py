@@ -14,6 +14,7 @@ from verifier.frontend.lower_affine import combine, inverse, operand, reduced_di
 from verifier.frontend.lower_shape import gathered
 from verifier.ops.add import Add
 from verifier.ops.relu import Relu
+from verifier.ops.scale import ScaleShift
 
 FLOAT32_MAX = 3.4028234663852886e38
 
@@ -65,12 +66,19 @@ def limited(s: Lowering, x: int, c: Tensor, name: str, sign: float) -> int:
         return x
     if not bool(torch.isfinite(c).all()):
         raise CannotLower("a limit that is infinite for some elements only")
-    gap = x if sign > 0 else scaled(s, x, torch.tensor(-1.0, dtype=torch.float64), f"{name}/negated")
-    gap = shifted(s, gap, -sign * c, f"{name}/difference")
-    part = relu_of(s, gap, name if sign > 0 and not bool(torch.any(c != 0)) else f"{name}/relu")
-    if sign < 0:
-        part = scaled(s, part, torch.tensor(-1.0, dtype=torch.float64), f"{name}/back")
-    return shifted(s, part, c, name)
+    if sign > 0 and not bool(torch.any(c != 0)):
+        return relu_of(s, x, name)
+    gap = signed_shift(s, x, sign, -sign * c, f"{name}/difference")
+    return signed_shift(s, relu_of(s, gap, f"{name}/relu"), sign, c, name)
+
+
+def signed_shift(s: Lowering, x: int, sign: float, c: Tensor, name: str) -> int:
+    """sign x + c in one node."""
+    if sign > 0:
+        return shifted(s, x, c, name)
+    minus = s.param(torch.tensor(-1.0, dtype=torch.float64), f"{name}.scale")
+    shape = torch.broadcast_shapes(s.shape(x), c.shape)
+    return s.emit(ScaleShift(minus, s.param(c, f"{name}.shift")), [x], shape, name)
 
 
 def extremum(sign: float) -> Translator:

@@ -115,7 +115,7 @@ def load_network(path: str | Path) -> Network:
     from verifier.frontend import onnx_file, onnx_module
     from verifier.frontend.capture import capture
     from verifier.frontend.lower import lower
-    from verifier.graph.passes import simplify
+    from verifier.frontend.passes import simplify
 
     file = onnx_file.load(path)
     module = onnx_module.to_module(file)
@@ -157,7 +157,7 @@ def from_module(
 
     from verifier.frontend.capture import capture
     from verifier.frontend.lower import lower
-    from verifier.graph.passes import simplify
+    from verifier.frontend.passes import simplify
 
     if (example_input is None) == (input_shape is None):
         raise InputError("from_module: give either an example input or an input shape")

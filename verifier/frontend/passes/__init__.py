@@ -1,0 +1,22 @@
+"""Canonicalising passes. A pass is a function Graph -> Graph that leaves every value it keeps unchanged.
+
+Parameters that a pass changes are computed in float64 and marked as folded (their number of roundings, and the sum of the
+magnitudes behind a bias), so that the certificate charges them.
+"""
+
+from __future__ import annotations
+
+from verifier.frontend.passes.affine import fold_affine
+from verifier.frontend.passes.moves import compose_moves
+from verifier.frontend.passes.padding import fold_padding
+from verifier.frontend.passes.sharing import drop_unused, share_equal
+from verifier.graph.graph import Graph
+
+PASSES = (share_equal, compose_moves, fold_affine, fold_padding, drop_unused)
+
+
+def simplify(graph: Graph) -> Graph:
+    """All passes in order."""
+    for apply in PASSES:
+        graph = apply(graph)
+    return graph
