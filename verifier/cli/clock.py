@@ -6,6 +6,8 @@ import os
 import time
 from typing import NamedTuple
 
+from verifier.core.deadline import Deadline
+
 WATCHDOG_SECONDS = 0.3
 _PLAUSIBLE_AGE = 3600.0
 
@@ -30,6 +32,14 @@ class Limits(NamedTuple):
 
     soft: float | None
     hard: float | None
+
+
+def solver_deadline(timeout: float | None, start: float) -> Deadline:
+    """The solver's clock: it runs out early enough to report, and names the limit that the user gave."""
+    soft = limits(timeout).soft
+    if timeout is None or soft is None:
+        return Deadline(None, start)
+    return Deadline(timeout, start - (timeout - soft))
 
 
 def limits(timeout: float | None) -> Limits:

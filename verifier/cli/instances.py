@@ -43,7 +43,7 @@ def existing(path: str | Path, what: str) -> Path:
         InputError: naming the path when there is neither.
     """
     path = Path(path)
-    packed = path.with_name(path.name + ".gz")
+    packed = Path(f"{path}.gz")
     for candidate in (path, packed):
         if candidate.is_file():
             return candidate

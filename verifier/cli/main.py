@@ -145,6 +145,8 @@ def verify(
         click.echo(f"Error: {outcome.error['message']}", err=True)
     else:
         click.echo(outcome.verdict)
+        if outcome.exit_code == 1:
+            click.echo(f"Error: {outcome.reason}", err=True)
     context.exit(outcome.exit_code)
 
 

@@ -22,9 +22,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from verifier.cli.clock import limits
+from verifier.cli.clock import limits, solver_deadline
 from verifier.config import Config
-from verifier.core.deadline import Deadline
 from verifier.core.errors import DeadlineExceeded, MemoryExceeded, VerifierError
 from verifier.report.record import Outcome, plain
 
@@ -141,7 +140,7 @@ def _answer(job: Job, progress: PipeProgress) -> Outcome:
     from verifier import api
     from verifier.core.result import Verdict
 
-    deadline = Deadline(limits(job.timeout).soft, job.start)
+    deadline = solver_deadline(job.timeout, job.start)
     result = api.answer(job.onnx, job.vnnlib, job.config, deadline, progress)
     text, numbers = _witness(result)
     return Outcome(

@@ -1,0 +1,61 @@
+"""Does a counterexample hold? Decided by onnxruntime on the network itself, so that no part of the prover is trusted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from verifier.core.errors import InputError
+
+if TYPE_CHECKING:
+    from verifier.frontend.network import OnnxRunner
+    from verifier.spec.replay import CheckOutcome
+
+
+@dataclass(frozen=True)
+class _Original:
+    """The ONNX file as a reference; it need not be one that the verifier can translate."""
+
+    runner: OnnxRunner
+
+    def evaluate(self, x: np.ndarray, optimised: bool = True) -> np.ndarray:
+        """(n, n_in) to (n, n_out)."""
+        file = self.runner.file
+        if x.shape[1] != int(np.prod(file.input_shape)):
+            raise InputError(
+                f"the network takes {int(np.prod(file.input_shape))} inputs (shape {list(file.input_shape)}) but the "
+                f"property declares {x.shape[1]}; check that the two belong together"
+            )
+        points = x.astype(file.input_dtype).reshape(-1, *file.input_shape)
+        return np.stack([self.runner(point, optimised).reshape(-1) for point in points])
+
+
+def check_witness(onnx: Path, vnnlib: Path, results: Path) -> CheckOutcome:
+    """Check the counterexample in a results file.
+
+    Raises:
+        InputError: a file is missing or malformed, or network and property do not belong together.
+    """
+    from verifier.frontend import onnx_file
+    from verifier.frontend.network import OnnxRunner
+    from verifier.spec.replay import check_results
+    from verifier.spec.vnnlib import parse_vnnlib
+
+    if not results.is_file():
+        raise InputError(f"results file {results} does not exist; check the path")
+    problem = parse_vnnlib(vnnlib)
+    file = onnx_file.load(onnx)
+    network = _Original(OnnxRunner(file))
+    _check_outputs(network, problem.n_in, problem.n_out)
+    return check_results(network, problem, results, file.input_dtype)
+
+
+def _check_outputs(network: _Original, n_in: int, n_out: int) -> None:
+    found = network.evaluate(np.zeros((1, n_in))).shape[1]
+    if found != n_out:
+        raise InputError(
+            f"the network has {found} outputs but the property declares {n_out}; check that the two belong together"
+        )
