@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from verifier.core.errors import UnsupportedOpError
-from verifier.frontend.capture import Call
+from verifier.frontend.capture import Call, Ref
 from verifier.frontend.lower import CannotLower, Lowering, Translator, constant
-from verifier.frontend.lower_affine import combine, inverse, operand, reduced_dims, scalar, scaled, shifted
-from verifier.frontend.lower_shape import gathered
+from verifier.frontend.lower_affine import inverse, operand, reduced_dims, scaled, shifted
+from verifier.frontend.lower_shape import gathered, reshaped
 from verifier.ops.add import Add
+from verifier.ops.exponential import Exp, Log, Softplus
+from verifier.ops.power import Power, Sqrt, Square
+from verifier.ops.reciprocal import Reciprocal
+from verifier.ops.reduce import Mean
 from verifier.ops.relu import Relu
 from verifier.ops.scale import ScaleShift
+from verifier.ops.sigmoid import Erf, Sigmoid, Tanh
 
 FLOAT32_MAX = 3.4028234663852886e38
 
@@ -197,7 +203,7 @@ def matmul(s: Lowering, a: int, b: int, name: str) -> int:
 
 
 def reciprocal_of(s: Lowering, x: int, name: str) -> int:
-    raise CannotLower("a division by a value")
+    return s.emit(Reciprocal(), [x], s.shape(x), name)
 
 
 def div(s: Lowering, call: Call) -> int:
@@ -213,6 +219,131 @@ def div(s: Lowering, call: Call) -> int:
     if a is None:
         return scaled(s, down, operand(x), name)
     return multiplied(s, a, down, name)
+
+
+def power(s: Lowering, call: Call) -> int:
+    """A constant power: whole ones from 2, roots and inverses of them."""
+    if isinstance(call.args["exponent"], Ref) or s.node(call.args["self"]) is None:
+        raise CannotLower("a power whose exponent depends on the input")
+    x, e, name = s.the_node(call.args["self"]), operand(call.args["exponent"]), call.names[0]
+    if not bool(torch.all(e == e.reshape(-1)[0])) or tuple(call.shapes[0]) != s.shape(x):
+        raise CannotLower("different exponents for different elements")
+    return powered(s, x, float(e.reshape(-1)[0]), name)
+
+
+def powered(s: Lowering, x: int, e: float, name: str) -> int:
+    if e == 1:
+        return x
+    if e == 0:
+        raise CannotLower("a power of zero, which does not depend on the input")
+    if e < 0:
+        return reciprocal_of(s, powered(s, x, -e, f"{name}/power"), name)
+    op = Square() if e == 2 else Sqrt() if e == 0.5 else Power(e)
+    return s.emit(op, [x], s.shape(x), name)
+
+
+def rsqrt(s: Lowering, call: Call) -> int:
+    x, name = s.the_node(call.args["self"]), call.names[0]
+    return reciprocal_of(s, s.emit(Sqrt(), [x], s.shape(x), f"{name}/root"), name)
+
+
+def reciprocal(s: Lowering, call: Call) -> int:
+    return reciprocal_of(s, s.the_node(call.args["self"]), call.names[0])
+
+
+def elu(s: Lowering, call: Call) -> int:
+    """scale (relu(x) + alpha (exp(input_scale min(x, 0)) - 1))."""
+    x, name = s.the_node(call.args["self"]), call.names[0]
+    alpha, scale, inner = (float(call.args[k]) for k in ("alpha", "scale", "input_scale"))
+    shape = s.shape(x)
+    positive = relu_of(s, x, f"{name}/positive")
+    negative = s.emit(Add((1.0, -1.0)), [x, positive], shape, f"{name}/negative")
+    negative = scaled(s, negative, torch.tensor(inner, dtype=torch.float64), f"{name}/scaled")
+    grown = s.emit(Exp(), [negative], shape, f"{name}/exp")
+    less = shifted(s, grown, torch.tensor(-1.0, dtype=torch.float64), f"{name}/less")
+    total = s.emit(Add((1.0, alpha)), [positive, less], shape, name if scale == 1 else f"{name}/sum")
+    return scaled(s, total, torch.tensor(scale, dtype=torch.float64), name)
+
+
+def softplus(s: Lowering, call: Call) -> int:
+    """log(1 + exp(beta x)) / beta; torch's switch to x above its threshold is below float32's resolution."""
+    x, name, beta = s.the_node(call.args["self"]), call.names[0], float(call.args["beta"])
+    if beta == 1:
+        return s.emit(Softplus(), [x], s.shape(x), name)
+    up = scaled(s, x, torch.tensor(beta, dtype=torch.float64), f"{name}/scaled")
+    out = s.emit(Softplus(), [up], s.shape(x), f"{name}/softplus")
+    r, exact = inverse(torch.tensor(beta, dtype=torch.float64))
+    return scaled(s, out, r, name, exact)
+
+
+def silu(s: Lowering, call: Call) -> int:
+    x, name = s.the_node(call.args["self"]), call.names[0]
+    return multiplied(s, x, s.emit(Sigmoid(), [x], s.shape(x), f"{name}/sigmoid"), name)
+
+
+def mish(s: Lowering, call: Call) -> int:
+    x, name = s.the_node(call.args["self"]), call.names[0]
+    soft = s.emit(Softplus(), [x], s.shape(x), f"{name}/softplus")
+    return multiplied(s, x, s.emit(Tanh(), [soft], s.shape(x), f"{name}/tanh"), name)
+
+
+def hard_swish(s: Lowering, call: Call) -> int:
+    x, name = s.the_node(call.args["self"]), call.names[0]
+    return multiplied(s, x, hard_sigmoid_of(s, x, f"{name}/gate"), name)
+
+
+def gelu(s: Lowering, call: Call) -> int:
+    """x (1 + erf(x / sqrt 2)) / 2, or its tanh form."""
+    x, name = s.the_node(call.args["self"]), call.names[0]
+    shape, half = s.shape(x), torch.tensor(0.5, dtype=torch.float64)
+    if call.args["approximate"] == "tanh":
+        cube = s.emit(Power(3.0), [x], shape, f"{name}/cube")
+        inner = s.emit(Add((1.0, 0.044715)), [x, cube], shape, f"{name}/sum")
+        inner = scaled(s, inner, torch.tensor(math.sqrt(2 / math.pi), dtype=torch.float64), f"{name}/scaled", exact=False)
+        gate = s.emit(Tanh(), [inner], shape, f"{name}/tanh")
+    else:
+        inner = scaled(s, x, torch.tensor(math.sqrt(0.5), dtype=torch.float64), f"{name}/scaled", exact=False)
+        gate = s.emit(Erf(), [inner], shape, f"{name}/erf")
+    share = s.emit(ScaleShift(s.param(half, f"{name}.half"), s.param(half, f"{name}.half")), [gate], shape, f"{name}/gate")
+    return multiplied(s, x, share, name)
+
+
+def layer_norm(s: Lowering, call: Call) -> list[int | None]:
+    """(x - mean) / sqrt(var + eps) weight + bias over the last dims."""
+    a, x, name = call.args, s.the_node(call.args["input"]), call.names[0]
+    shape = s.shape(x)
+    dims = tuple(range(len(shape) - len(a["normalized_shape"]), len(shape)))
+    out = normalised(s, x, dims, float(a["eps"]), name)
+    return [_weighted(s, out, a["weight"], a["bias"], (), name), None, None]
+
+
+def group_norm(s: Lowering, call: Call) -> list[int | None]:
+    a, x, name = call.args, s.the_node(call.args["input"]), call.names[0]
+    shape, groups = s.shape(x), a["group"]
+    flat = reshaped(s, x, (shape[0], groups, math.prod(shape[1:]) // groups), f"{name}/groups")
+    out = reshaped(s, normalised(s, flat, (2,), float(a["eps"]), f"{name}/normalised"), shape, f"{name}/back")
+    return [_weighted(s, out, a["weight"], a["bias"], [1] * (len(shape) - 2), name), None, None]
+
+
+def _weighted(s: Lowering, x: int, weight: Any, bias: Any, tail: Sequence[int], name: str) -> int:
+    for parameter, apply in ((weight, scaled), (bias, shifted)):
+        if parameter is not None:
+            c = constant(parameter)
+            x = apply(s, x, c.reshape(*c.shape, *tail), name)
+    return x
+
+
+def normalised(s: Lowering, x: int, dims: tuple[int, ...], eps: float, name: str) -> int:
+    """(x - mean) / sqrt(mean of squares + eps) over ``dims``."""
+    shape = s.shape(x)
+    small = tuple(1 if i in dims else n for i, n in enumerate(shape))
+    mean = s.emit(Mean(dims, True), [x], small, f"{name}/mean")
+    centred = s.emit(Add((1.0, -1.0)), [x, mean], shape, f"{name}/centred")
+    squares = s.emit(Square(), [centred], shape, f"{name}/squares")
+    var = s.emit(Mean(dims, True), [squares], small, f"{name}/variance")
+    var = shifted(s, var, torch.tensor(eps, dtype=torch.float64), f"{name}/positive")
+    root = s.emit(Sqrt(), [var], small, f"{name}/deviation")
+    return multiplied(s, centred, reciprocal_of(s, root, f"{name}/reciprocal"), name)
 
 
 NONLINEAR: dict[str, Translator] = {
@@ -237,4 +368,22 @@ NONLINEAR: dict[str, Translator] = {
     "max_pool3d_with_indices": max_pool,
     "mul": mul,
     "div": div,
+    "sigmoid": unary(Sigmoid),
+    "tanh": unary(Tanh),
+    "exp": unary(Exp),
+    "log": unary(Log),
+    "sqrt": unary(Sqrt),
+    "square": unary(Square),
+    "erf": unary(Erf),
+    "softplus": softplus,
+    "pow": power,
+    "rsqrt": rsqrt,
+    "reciprocal": reciprocal,
+    "elu": elu,
+    "silu": silu,
+    "mish": mish,
+    "hardswish": hard_swish,
+    "gelu": gelu,
+    "native_layer_norm": layer_norm,
+    "native_group_norm": group_norm,
 }
