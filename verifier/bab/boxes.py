@@ -1,0 +1,230 @@
+"""Bounds of many input boxes at once, and the domains of a search over input boxes as tensors.
+
+Everything of a box is computed in one sweep over the network: interval arithmetic node by node, CROWN rows where a
+relaxation would otherwise be loose, then the specification rows. The arithmetic is chosen by the caller: float32 or
+float64, with or without every rounding charged. A charged result is valid in exact arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from verifier.bounds import ibp
+from verifier.bounds.crown import (
+    Specification,
+    exact_by_ibp,
+    hidden_rows,
+    preactivations,
+    row_bytes,
+    undecided,
+)
+from verifier.bounds.walk import Walk, backward, concretise
+from verifier.core.backend import ParallelBackend
+from verifier.core.deadline import Deadline
+from verifier.core.interval import Interval
+from verifier.core.numerics import finite_lower
+from verifier.graph.graph import Graph
+from verifier.graph.op import AffineOp, NonlinearOp, Relaxation
+from verifier.ops.conv import Conv
+from verifier.ops.relu import Relu
+
+# Charges are positive sums computed in the same arithmetic: their relative error must stay below the safety factor.
+_FLOAT32_WIDTH = 1024
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """What the numbers are: their dtype, and whether every rounding is charged."""
+
+    dtype: torch.dtype
+    charged: bool
+
+
+SEARCH = Arithmetic(torch.float32, False)
+CHARGED_32 = Arithmetic(torch.float32, True)
+CHARGED_64 = Arithmetic(torch.float64, True)
+
+
+def charges_in_float32(graph: Graph) -> bool:
+    """Whether float32 can be charged: plain inner products of moderate length and piecewise linear relaxations.
+
+    Convolutions may run as Winograd or FFT kernels in float32, which have no inner-product error bound.
+    """
+    return all(
+        node.size <= _FLOAT32_WIDTH
+        and (node.index == 0 or isinstance(node.op, Relu | AffineOp))
+        and not isinstance(node.op, Conv)
+        for node in graph.nodes
+    )
+
+
+@dataclass(frozen=True)
+class Bounded:
+    """Specification rows of a batch of boxes.
+
+    Attributes:
+        lower: (B, S), NaN turned into -inf.
+        walk: the rows as linear functions of the input, valid on the boxes.
+    """
+
+    lower: Tensor
+    walk: Walk
+
+
+def bound_boxes(
+    graph: Graph,
+    backend: ParallelBackend,
+    box: Interval,
+    spec: Specification,
+    arithmetic: Arithmetic,
+    deadline: Deadline,
+    hidden: bool = True,
+) -> Bounded:
+    """Lower bounds of specification rows on boxes.
+
+    Args:
+        box: float32 (B, *input_shape).
+        hidden: bound pre-activations by CROWN rows where it matters; otherwise interval arithmetic must do.
+    """
+    box = box.to(arithmetic.dtype)
+    bounds, charges = ibp.start(box)
+    batch = box.lower.shape[0]
+    wanted = set(preactivations(graph)) if hidden else set()
+    planes: dict[int, Relaxation] = {}
+    for node in graph.nodes[1:]:
+        ibp.step(graph, backend, node, bounds, charges, arithmetic.charged)
+        if node.index in wanted and not exact_by_ibp(graph, node):
+            mask = undecided(graph, node.index, bounds[node.index]).flatten(1).any(0)
+            elements = mask.nonzero()[:, 0]
+            rows = 2 * elements.shape[0]
+            parts = []
+            for chunk in backend.row_chunks(rows, row_bytes(graph, batch, arithmetic.dtype, node.index)):
+                deadline.check("branch and bound")
+                form = hidden_rows(elements, node.shape, chunk.start, chunk.stop, chunk.size, arithmetic.dtype)
+                given = charges if arithmetic.charged else None
+                walk = backward(graph, backend, {node.index: form}, planes, arithmetic.dtype, given)
+                value = finite_lower(concretise(walk, box, arithmetic.charged))
+                parts.append((chunk, value.expand(batch, -1)))
+            if parts:
+                found = _scatter(bounds[node.index], elements, backend.gather_rows(rows, parts))
+                ibp.replace(node, found, bounds, charges)
+        if isinstance(node.op, NonlinearOp):
+            planes[node.index] = node.op.relax([bounds[i] for i in node.inputs])
+    given = charges if arithmetic.charged else None
+    walk = backward(graph, backend, spec.forms(graph.output, arithmetic.dtype), planes, arithmetic.dtype, given)
+    return Bounded(finite_lower(concretise(walk, box, arithmetic.charged)).expand(batch, -1), walk)
+
+
+def _scatter(like: Interval, elements: Tensor, lower: Tensor) -> Interval:
+    """An interval that knows only some elements: (B, 2n) bounds of +e, then of -e."""
+    n = elements.shape[0]
+    inf = torch.full_like(like.lower, float("inf")).flatten(1)
+    low, up = -inf, inf
+    low[:, elements], up[:, elements] = lower[:, :n], -lower[:, n:]
+    return Interval(low.reshape(like.lower.shape), up.reshape(like.lower.shape))
+
+
+@dataclass(frozen=True)
+class Domains:
+    """A batch of boxes; k coordinates vary, the others are those of the case's box.
+
+    Attributes:
+        lower, upper: float32 (D, k), closed.
+        case: int64 (D,).
+        depth: int16 (D,), number of halvings.
+        bound: float32 (D,), the best row's bound minus its threshold when the parent was bounded.
+    """
+
+    lower: Tensor
+    upper: Tensor
+    case: Tensor
+    depth: Tensor
+    bound: Tensor
+
+    def __len__(self) -> int:
+        return int(self.case.shape[0])
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Domains:
+        """The same function on every tensor."""
+        return Domains(*(function(getattr(self, f.name)) for f in fields(self)))
+
+    def __getitem__(self, index: Tensor | slice) -> Domains:
+        return self.map(lambda t: t[index])
+
+    @property
+    def box(self) -> Interval:
+        return Interval(self.lower, self.upper)
+
+    @staticmethod
+    def cat(parts: list[Domains]) -> Domains:
+        return Domains(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Domains)))
+
+
+class Pool:
+    """A stack of domains in one growing set of tensors; the last ones pushed come out first."""
+
+    def __init__(self, domains: Domains) -> None:
+        self._store = domains
+        self._count = len(domains)
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def bytes(self) -> int:
+        return sum(getattr(self._store, f.name).nbytes for f in fields(Domains))
+
+    @property
+    def domains(self) -> Domains:
+        """All of them, oldest first."""
+        return self._store[: self._count]
+
+    def pop(self, count: int) -> Domains:
+        """The last ``count`` domains."""
+        first = max(0, self._count - count)
+        out = self._store[first : self._count].map(torch.clone)
+        self._count = first
+        return out
+
+    def push(self, domains: Domains) -> None:
+        need = self._count + len(domains)
+        if need > len(self._store):
+            room = max(2 * len(self._store), need)
+            self._store = self.domains.map(lambda t: torch.cat([t, t.new_empty((room - self._count, *t.shape[1:]))]))
+        for f in fields(Domains):
+            getattr(self._store, f.name)[self._count : need] = getattr(domains, f.name)
+        self._count = need
+
+
+def halve(domains: Domains, dim: Tensor) -> Domains:
+    """Both halves of every domain along one coordinate each; they share the midpoint, so nothing is lost.
+
+    Args:
+        dim: (D,) coordinate to cut; it must be cuttable (see :func:`midpoints`).
+
+    Returns:
+        2 D domains, lower halves first.
+    """
+    at = torch.arange(len(domains), device=dim.device)
+    middle = midpoints(domains.box)[at, dim]
+    low, up = domains.lower.clone(), domains.upper.clone()
+    low[at, dim], up[at, dim] = middle, middle
+    depth = domains.depth + 1
+    left = Domains(domains.lower, up, domains.case, depth, domains.bound)
+    right = Domains(low, domains.upper, domains.case, depth, domains.bound)
+    return Domains.cat([left, right])
+
+
+def midpoints(box: Interval) -> Tensor:
+    """Float32 midpoints; a coordinate without a float between its bounds has one of the bounds instead."""
+    return (box.lower / 2 + box.upper / 2).clamp(box.lower, box.upper)
+
+
+def cuttable(box: Interval) -> Tensor:
+    """(D, k) bool: whether there is a float strictly between the bounds to cut at."""
+    middle = midpoints(box)
+    return (middle > box.lower) & (middle < box.upper)

@@ -1,0 +1,462 @@
+"""Branch and bound on input boxes, for problems in which few input coordinates vary.
+
+A domain is a box and the case whose unsafe set it is searched for. A round takes a batch of domains off the stack,
+bounds them, closes those in which some row (or convex combination of rows) of the case is certified to be violated
+everywhere, tries points of the others as counterexamples, cuts them by the certified rows, and pushes their halves.
+
+A proof rests on numbers whose every rounding is charged: in float32 where the network allows it, else in float64;
+domains that float32's charges alone keep open are bounded once more in float64.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from verifier.bab.boxes import (
+    CHARGED_32,
+    CHARGED_64,
+    SEARCH,
+    Arithmetic,
+    Domains,
+    Pool,
+    bound_boxes,
+    charges_in_float32,
+    cuttable,
+    halve,
+    midpoints,
+)
+from verifier.bab.clip import Halfspaces, combine, cut, halfspaces, least
+from verifier.bounds.crown import Specification, row_bytes
+from verifier.config import BabConfig
+from verifier.core.backend import ParallelBackend
+from verifier.core.deadline import Deadline
+from verifier.core.errors import DeadlineExceeded
+from verifier.core.interval import Interval
+from verifier.core.numerics import proved
+from verifier.core.problem import Problem
+from verifier.core.progress import Progress
+from verifier.core.result import Witness
+from verifier.graph.graph import Graph
+
+Accept = Callable[[np.ndarray], Witness | None]
+Improve = Callable[[Tensor, Tensor], Tensor]
+
+# Bytes of coefficients that one batch keeps alive.
+_BATCH_BYTES = {"cpu": 32 << 20, "cuda": 4 << 30}
+_POOL_BYTES = 2 << 30
+_FEWEST, _MOST_DOMAINS = 16, 1 << 17
+_SPLITS_PER_ROUND = 4
+_OFFERS_PER_ROUND = 4
+# A sweep without hidden rows is worth its time when it closes at least this share of a batch.
+_CHEAP_SHARE = 0.2
+
+
+@dataclass(frozen=True)
+class InputSplitResult:
+    """What the search leaves.
+
+    Attributes:
+        witness: an accepted counterexample, or None.
+        open: int64, cases that are not refuted; empty and without a witness means proved.
+        reason: why cases are open, one sentence without a full stop; empty when there are none.
+        statistics: ``domains`` bounded, ``closed``, ``open_domains``, ``depth`` reached, ``bound`` (worst of the open
+            domains), ``rounds``.
+    """
+
+    witness: Witness | None
+    open: np.ndarray
+    reason: str
+    statistics: Mapping[str, float | int] = field(default_factory=dict)
+
+
+def varying_inputs(problem: Problem, cases: np.ndarray) -> np.ndarray:
+    """Coordinates that have a positive width in a box of some of these cases, int64 (k,)."""
+    boxes = np.unique(problem.case_box[cases])
+    return np.flatnonzero((problem.lower[boxes] < problem.upper[boxes]).any(0))
+
+
+def search(
+    graph: Graph,
+    backend: ParallelBackend,
+    problem: Problem,
+    cases: np.ndarray,
+    config: BabConfig,
+    certify: bool,
+    deadline: Deadline,
+    progress: Progress,
+    accept: Accept,
+    improve: Improve | None = None,
+) -> InputSplitResult:
+    """Refute cases by splitting their boxes, or find a counterexample.
+
+    Args:
+        cases: int64 indices of the cases that are still open.
+        certify: charge every rounding; otherwise plain float32.
+        accept: replays a candidate (n_in,) float32 and returns the witness if it holds.
+        improve: moves candidates (P, n_in) of cases (P,) towards the unsafe set.
+    """
+    cases = np.asarray(cases, dtype=np.int64)
+    cases = cases[(problem.lower[problem.case_box[cases]] <= problem.upper[problem.case_box[cases]]).all(1)]
+    if cases.size == 0:
+        return InputSplitResult(None, cases, "", {"domains": 0, "closed": 0})
+    with torch.no_grad():
+        return _Search(graph, backend, problem, cases, config, certify, deadline, progress, accept, improve).run()
+
+
+@dataclass(frozen=True)
+class _Table:
+    """The cases on the device; K boxes, N cases, M rows, S rows per case.
+
+    Attributes:
+        lower, upper: float32 (K, n_in).
+        box: (N,) int64.
+        rows: (N, S >= 1) int64, padded with -1.
+        y: float64 (M, n_out); x: float64 (M, n_in) or None; d: float64 (M,).
+        varying: (k,) int64.
+        single: all cases have the same rows.
+    """
+
+    lower: Tensor
+    upper: Tensor
+    box: Tensor
+    rows: Tensor
+    y: Tensor
+    x: Tensor | None
+    d: Tensor
+    varying: Tensor
+    single: bool
+
+    @staticmethod
+    def of(problem: Problem, cases: np.ndarray, device: torch.device) -> _Table:
+        def put(a: np.ndarray) -> Tensor:
+            return torch.from_numpy(np.ascontiguousarray(a)).to(device)
+
+        rows = problem.case_rows
+        if rows.shape[1] == 0 or problem.row_y.shape[0] == 0:
+            rows = np.full((problem.n_cases, 1), -1, dtype=np.int64)
+        y, x, d = problem.row_y, problem.row_x, problem.row_d
+        if y.shape[0] == 0:
+            y, x, d = np.zeros((1, problem.n_out)), None, np.zeros(1)
+        return _Table(
+            put(problem.lower),
+            put(problem.upper),
+            put(problem.case_box.astype(np.int64)),
+            put(rows.astype(np.int64)),
+            put(y.astype(np.float64)),
+            None if x is None else put(x.astype(np.float64)),
+            put(d.astype(np.float64)),
+            put(varying_inputs(problem, cases)),
+            bool((rows[cases] == rows[cases[0]]).all()),
+        )
+
+    def boxes(self, domains: Domains) -> Interval:
+        """Full boxes, float32 (D, n_in)."""
+        index = self.box[domains.case]
+        low, up = self.lower[index], self.upper[index]
+        low[:, self.varying], up[:, self.varying] = domains.lower, domains.upper
+        return Interval(low, up)
+
+    def specification(self, case: Tensor, graph: Graph) -> tuple[Specification, Tensor]:
+        """Rows of the domains' cases, and their thresholds (B, S): +inf where a row is padding."""
+        rows = self.rows[case[:1] if self.single else case]
+        index = rows.clamp(min=0)
+        pad = rows < 0
+        y = self.y[index].masked_fill(pad[..., None], 0.0).reshape(*rows.shape, *graph.output_shape)
+        x = None
+        if self.x is not None:
+            x = self.x[index].masked_fill(pad[..., None], 0.0).reshape(*rows.shape, *graph.input_shape)
+        threshold = self.d[index].masked_fill(pad, torch.inf).expand(case.shape[0], -1)
+        return Specification(y, x), threshold
+
+    def slack(self, x: Tensor, y: Tensor, case: Tensor) -> Tensor:
+        """Smallest ``d - row`` over the rows of each point's case: (P,) float64; NaN outputs give -inf."""
+        rows = self.rows[case]
+        index = rows.clamp(min=0)
+        value = torch.einsum("pso,po->ps", self.y[index], y.double())
+        if self.x is not None:
+            value = value + torch.einsum("psn,pn->ps", self.x[index], x.double())
+        slack = (self.d[index] - value).nan_to_num(nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf)
+        return slack.masked_fill(rows < 0, torch.inf).amin(1)
+
+
+@dataclass
+class _Figures:
+    """Running totals."""
+
+    domains: int = 0
+    closed: int = 0
+    rounds: int = 0
+    depth: int = 0
+    refused: int = 0
+    cheap_tried: int = 0
+    cheap_closed: int = 0
+
+
+@dataclass(frozen=True)
+class _Swept:
+    """Domains that a sweep leaves open, and what it knows of them.
+
+    Attributes:
+        rows: halfspaces that a counterexample must satisfy, the rows of the case first.
+        value: float64 (D,), largest of the rows' bounds minus thresholds; not positive.
+    """
+
+    domains: Domains
+    rows: Halfspaces
+    value: Tensor
+
+    @staticmethod
+    def cat(parts: list[_Swept]) -> _Swept:
+        rows = [p.rows for p in parts]
+        return _Swept(
+            Domains.cat([p.domains for p in parts]),
+            Halfspaces(*(torch.cat([getattr(r, name) for r in rows]) for name in ("a", "c", "slack"))),
+            torch.cat([p.value for p in parts]),
+        )
+
+
+class _Search:
+    """One search; see :func:`search` for the arguments."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        backend: ParallelBackend,
+        problem: Problem,
+        cases: np.ndarray,
+        config: BabConfig,
+        certify: bool,
+        deadline: Deadline,
+        progress: Progress,
+        accept: Accept,
+        improve: Improve | None,
+    ) -> None:
+        self.graph, self.backend, self.config = graph, backend, config
+        self.deadline, self.progress, self.accept, self.improve = deadline, progress, accept, improve
+        self.table = _Table.of(problem, cases, backend.device)
+        self.arithmetic = SEARCH if not certify else CHARGED_32 if charges_in_float32(graph) else CHARGED_64
+        self.again = CHARGED_64 if self.arithmetic is CHARGED_32 else None
+        self.figures = _Figures()
+        self.witness: Witness | None = None
+        self.stuck: list[Domains] = []
+        self.batch = self._batch_size()
+        case = torch.from_numpy(cases).to(backend.device)
+        index = self.table.box[case]
+        varying = self.table.varying
+        self.pool = Pool(
+            Domains(
+                self.table.lower[index][:, varying],
+                self.table.upper[index][:, varying],
+                case,
+                torch.zeros_like(case, dtype=torch.int16),
+                torch.full_like(case, -torch.inf, dtype=torch.float32),
+            )
+        )
+
+    def _batch_size(self) -> int:
+        """Domains per round: so many that their coefficients stay near the cache, or fill a part of the GPU."""
+        if self.config.batch_size != "auto":
+            return self.config.batch_size
+        rows = max(2 * max(node.size for node in self.graph.nodes[1:]), self.table.rows.shape[1])
+        bytes_each = rows * row_bytes(self.graph, 1, self.arithmetic.dtype)
+        return max(_FEWEST, min(_MOST_DOMAINS, _BATCH_BYTES[self.backend.device.type] // bytes_each))
+
+    def run(self) -> InputSplitResult:
+        reason = ""
+        while len(self.pool) and self.witness is None and not reason:
+            reason = self._stop()
+            if not reason:
+                batch = self.pool.pop(self.batch * self._cheap_factor())
+                try:
+                    self._round(batch)
+                except DeadlineExceeded:
+                    self.pool.push(batch)
+                except torch.OutOfMemoryError:
+                    self.pool.push(batch)
+                    self.batch //= 2
+                    if self.batch == 0:
+                        reason = "the device's memory does not hold the bounds of a single input box"
+                self._report()
+        left = [*self.stuck, self.pool.domains]
+        return self._result(left, reason)
+
+    def _stop(self) -> str:
+        """Why to stop now, or nothing."""
+        limit = self.config.max_domains
+        if self.deadline.expired():
+            return f"the time limit was reached with {len(self.pool)} input boxes open"
+        if limit is not None and self.figures.domains >= limit:
+            return f"bab.max_domains = {limit} was reached with {len(self.pool)} input boxes open"
+        if self.pool.bytes > _POOL_BYTES:
+            return f"{len(self.pool)} open input boxes fill the memory set aside for them"
+        return ""
+
+    def _round(self, batch: Domains) -> None:
+        figures = self.figures
+        figures.rounds += 1
+        left = self._sweep(batch)
+        figures.domains += len(batch)
+        figures.closed += len(batch) - len(left.domains)
+        if len(left.domains) == 0 or self._candidates(left):
+            return
+        if self.config.clip:
+            left = self._clip(left)
+        self.pool.push(self._split(left))
+
+    # ------------------------------------------------------------------------------------------------------- bounds
+
+    def _sweep(self, batch: Domains) -> _Swept:
+        """Close what can be closed: without hidden rows first while that pays, then with them, then in float64."""
+        figures = self.figures
+        if self._cheap_pays():
+            left = self._bound(batch, self.arithmetic, False)
+            figures.cheap_tried += len(batch)
+            figures.cheap_closed += len(batch) - len(left.domains)
+            batch = left.domains
+            if len(batch) == 0:
+                return left
+        parts = []
+        for start in range(0, len(batch), self.batch):
+            parts.append(self._bound(batch[start : start + self.batch], self.arithmetic, True))
+        return _Swept.cat(parts)
+
+    def _cheap_pays(self) -> bool:
+        tried, closed = self.figures.cheap_tried, self.figures.cheap_closed
+        return tried < 512 or closed > _CHEAP_SHARE * tried
+
+    def _cheap_factor(self) -> int:
+        """How many batches of full sweeps cost as much memory as one without hidden rows."""
+        if not self._cheap_pays():
+            return 1
+        rows = 2 * max(node.size for node in self.graph.nodes[1:])
+        return max(1, min(64, rows // (2 * self.table.rows.shape[1])))
+
+    def _bound(self, batch: Domains, arithmetic: Arithmetic, hidden: bool) -> _Swept:
+        box = self.table.boxes(batch)
+        shape = (len(batch), *self.graph.input_shape)
+        spec, threshold = self.table.specification(batch.case, self.graph)
+        reshaped = Interval(box.lower.reshape(shape), box.upper.reshape(shape))
+        found = bound_boxes(self.graph, self.backend, reshaped, spec, arithmetic, self.deadline, hidden)
+        rows = halfspaces(found.walk, threshold, box.to(torch.float64), self.table.varying)
+        value = least(rows, batch.box)
+        best = value.amax(1)
+        keep = (~proved(best, torch.zeros_like(best))).nonzero()[:, 0]
+        left = _Swept(batch[keep], _select(rows, keep), best[keep])
+        if threshold.shape[1] > 1 and keep.numel():
+            rows = combine(left.rows, left.domains.box)
+            best = torch.maximum(left.value, least(rows, left.domains.box).amax(1))
+            keep = (~proved(best, torch.zeros_like(best))).nonzero()[:, 0]
+            left = _Swept(left.domains[keep], _select(rows, keep), best[keep])
+        return left
+
+    # --------------------------------------------------------------------------------------------------- candidates
+
+    def _candidates(self, left: _Swept) -> bool:
+        """Try centres and minimisers of the open domains; True once there is a witness."""
+        domains = left.domains
+        row = least(left.rows, domains.box).argmax(1)
+        a = left.rows.a[torch.arange(len(domains), device=row.device), row]
+        corner = torch.where(a > 0, domains.lower, domains.upper)
+        case = torch.cat([domains.case, domains.case])
+        full = self.table.boxes(Domains.cat([domains, domains]))
+        x = midpoints(full)
+        x[: len(domains), self.table.varying] = corner
+        slack = self._slack(x, case)
+        if self.improve is not None and self.figures.rounds % 8 == 1:
+            best = slack.topk(min(32, slack.shape[0])).indices
+            moved = self.improve(x[best], case[best])
+            x, case = torch.cat([x, moved]), torch.cat([case, case[best]])
+            slack = torch.cat([slack, self._slack(moved, case[-len(best) :])])
+        # Ones that were refused before should not cost a replay each round.
+        if self.figures.refused > 20 and self.figures.rounds % 16:
+            return False
+        order = slack.topk(min(_OFFERS_PER_ROUND, slack.shape[0]))
+        for value, i in zip(order.values.tolist(), order.indices.tolist(), strict=True):
+            if value < 0:
+                break
+            self.witness = self.accept(x[i].cpu().numpy())
+            if self.witness is not None:
+                return True
+            self.figures.refused += 1
+        return False
+
+    def _slack(self, x: Tensor, case: Tensor) -> Tensor:
+        y = self.graph.forward(x.reshape(x.shape[0], *self.graph.input_shape), self.backend.weights)
+        assert isinstance(y, Tensor)
+        return self.table.slack(x, Graph.flat(y), case)
+
+    # -------------------------------------------------------------------------------------------------------- split
+
+    def _clip(self, left: _Swept) -> _Swept:
+        """Cut the boxes by the rows, which may close them on what remains."""
+        domains = left.domains
+        box = cut(left.rows, domains.box)
+        value = least(left.rows, box).amax(1)
+        keep = (~proved(value, torch.zeros_like(value))).nonzero()[:, 0]
+        self.figures.closed += len(domains) - int(keep.numel())
+        domains = Domains(box.lower, box.upper, domains.case, domains.depth, domains.bound)
+        return _Swept(domains[keep], _select(left.rows, keep), left.value[keep])
+
+    def _split(self, left: _Swept) -> Domains:
+        """Halve every domain, several times while the next batch has room; worst bounds last."""
+        domains, rows = left.domains, left.rows
+        domains = Domains(domains.lower, domains.upper, domains.case, domains.depth, left.value.float())
+        order = torch.argsort(domains.bound, descending=True, stable=True)
+        domains, rows = domains[order], _select(rows, order)
+        room = max(1, self.batch // max(1, 2 * len(domains)))
+        times = max(1, min(_SPLITS_PER_ROUND, int(math.log2(room))))
+        index = torch.arange(len(domains), device=order.device)
+        for _ in range(times):
+            can = cuttable(domains.box)
+            some = can.any(1)
+            if not bool(some.all()):
+                self.stuck.append(domains[~some])
+                domains, index, can = domains[some], index[some], can[some]
+                if len(domains) == 0:
+                    break
+            score = self._scores(_select(rows, index), domains.box)
+            dim = score.masked_fill(~can, -1.0).argmax(1)
+            domains, index = halve(domains, dim), torch.cat([index, index])
+        if len(domains):
+            self.figures.depth = max(self.figures.depth, int(domains.depth.max()))
+        return domains
+
+    def _scores(self, rows: Halfspaces, box: Interval) -> Tensor:
+        """How much a split of each coordinate should help, float64 (D, k) >= 0."""
+        width = box.upper.double() - box.lower.double()
+        return width.clamp(min=0)
+
+    # ------------------------------------------------------------------------------------------------------- report
+
+    def _report(self) -> None:
+        figures = self.figures
+        self.progress.update(open=len(self.pool), done=figures.closed, depth=figures.depth, domains=figures.domains)
+
+    def _result(self, left: list[Domains], reason: str) -> InputSplitResult:
+        rest = Domains.cat(left) if left else self.pool.domains[:0]
+        stuck = sum(len(d) for d in self.stuck)
+        if len(rest) and not reason:
+            reason = f"{stuck} input boxes are single floating-point cells that the bounds cannot decide"
+        figures = self.figures
+        statistics: dict[str, float | int] = {
+            "domains": figures.domains,
+            "closed": figures.closed,
+            "open_domains": len(rest),
+            "depth": figures.depth,
+            "rounds": figures.rounds,
+        }
+        worst = float(rest.bound.min()) if len(rest) else math.nan
+        if math.isfinite(worst):
+            statistics["bound"] = worst
+        cases = np.unique(rest.case.cpu().numpy())
+        return InputSplitResult(self.witness, cases, reason, statistics)
+
+
+def _select(half: Halfspaces, index: Tensor) -> Halfspaces:
+    return Halfspaces(half.a[index], half.c[index], half.slack[index])
