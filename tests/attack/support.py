@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -41,14 +42,11 @@ def network(layers: Sequence[tuple[np.ndarray, np.ndarray]]) -> Graph:
 
 def random_network(rng: np.random.Generator, sizes: Sequence[int]) -> Graph:
     return network(
-        [
-            (rng.normal(size=(b, a)) * (2 / a) ** 0.5, rng.normal(size=b) * 0.1)
-            for a, b in zip(sizes, sizes[1:], strict=False)
-        ]
+        [(rng.normal(size=(b, a)) * (2 / a) ** 0.5, rng.normal(size=b) * 0.1) for a, b in itertools.pairwise(sizes)]
     )
 
 
-def store(graph: Graph):  # noqa: ANN201 - the backend's own store
+def store(graph: Graph):
     return SingleBackend(graph, CPU).weights
 
 

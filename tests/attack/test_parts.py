@@ -40,7 +40,7 @@ def test_slacks_agree_with_the_problem_in_both_layouts(seed: int, with_inputs: b
     cases = [(0, rng.choice(m, size=rng.integers(1, 4), replace=False)) for _ in range(9)]
     for count in (m, 5):
         chosen = cases if count == m else [(0, [r % 5 for r in rows]) for _, rows in cases]
-        graph, question, objective = _objective(seed, rows=count, cases=chosen, row_x=with_inputs)
+        _graph, question, objective = _objective(seed, rows=count, cases=chosen, row_x=with_inputs)
         x = torch.from_numpy(rng.uniform(-1, 1, (9, 6)).astype(np.float32))
         case = torch.arange(9)
         y = objective.outputs(x)

@@ -23,19 +23,21 @@ _NEAR = -2e-6
 # the second.
 _DEEPER, _DEEP, _DEEPER_STILL = 2.0, 1e-4, 1.1
 _MOST_REFUSALS = 200
+_FORGIVE = 0.9  # what is left of the demand after each further look at candidates
 
 
 class Offers:
     """Passes candidates on to ``accept``: deep ones at once, shallow ones after some steps of deepening.
 
-    After a refusal only clearly deeper candidates are offered for that case, and after ``_MOST_REFUSALS`` none at all.
-    ``witness`` is set by the first success.
+    After a refusal only clearly deeper candidates are offered for that case, for a while; no candidate is offered
+    twice, and after ``_MOST_REFUSALS`` none at all. ``witness`` is set by the first success.
     """
 
     def __init__(self, accept: Accept, objective: Objective) -> None:
         self._accept = accept
         self._objective = objective
         self._bar: dict[int, float] = {}
+        self._tried: set[bytes] = set()
         self._shallow: tuple[float, int, Tensor] | None = None
         self._age = 0
         self.witness: Witness | None = None
@@ -55,13 +57,14 @@ class Offers:
             return self._wait()
         if index.numel() > 64:
             index = index[torch.topk(score[index], 64).indices]
+        self._bar = {c: max(bar * _FORGIVE, 0.0) for c, bar in self._bar.items()}
         x, y, case = x[index], y[index], case[index]
         depth = self._objective.depth(x.float(), y, case)
         order = torch.argsort(depth, descending=True, stable=True).tolist()
         cases, depths = case.tolist(), depth.tolist()
         for i in order:
             d, c = depths[i], cases[i]
-            if (d < 0 and not (near and d >= _NEAR)) or (c in self._bar and d <= self._bar[c]):
+            if (d < 0 and not (near and d >= _NEAR)) or (c in self._bar and d < self._bar[c]):
                 continue
             if d >= GOOD_DEPTH or near:
                 if self._offer(x[i], d, c):
@@ -86,7 +89,12 @@ class Offers:
         return self.flush() if self._age > _PATIENCE else False
 
     def _offer(self, x: Tensor, depth: float, case: int) -> bool:
-        self.witness = self._accept(x.detach().float().cpu().numpy())
+        point = x.detach().float().cpu().numpy()
+        key = point.tobytes()
+        if key in self._tried:
+            return False
+        self._tried.add(key)
+        self.witness = self._accept(point)
         if self.witness is None:
             self.refused += 1
             bar = depth * (_DEEPER if depth < _DEEP else _DEEPER_STILL)

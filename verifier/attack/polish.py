@@ -71,7 +71,7 @@ def _linear_model(objective: Objective, x: Tensor, case: Tensor) -> tuple[Tensor
         leaf = flat[s].requires_grad_()
         with torch.enable_grad():
             y = objective.outputs(leaf)
-        slack.append((objective.slacks(leaf.detach(), y.detach(), flat_case[s])))
+        slack.append(objective.slacks(leaf.detach(), y.detach(), flat_case[s]))
         grad.append(objective.pull_back(leaf, y, flat_case[s], one_hot[s]))
     diagonal = torch.cat(slack).view(x.shape[0], rows, rows).diagonal(dim1=1, dim2=2)
     return diagonal, torch.cat(grad).view(x.shape[0], rows, -1)
