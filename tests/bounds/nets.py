@@ -172,8 +172,7 @@ def smooth(seed: int) -> Graph:
 
 
 ARCHITECTURES: dict[str, Callable[[int], Graph]] = {
-    f.__name__: f
-    for f in (mlp, wide_shape, conv, strided, dilated, residual, preactivation, shared, concat, smooth)
+    f.__name__: f for f in (mlp, wide_shape, conv, strided, dilated, residual, preactivation, shared, concat, smooth)
 }
 
 

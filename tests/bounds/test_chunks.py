@@ -1,0 +1,61 @@
+"""The geometry of row chunks, and that it does not change what is computed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.bounds.nets import make
+from verifier.bounds.alpha import Schedule, alpha_hidden
+from verifier.bounds.crown import BoundState, crown_hidden
+from verifier.core.backend import CHUNK_MULTIPLE, SHARD_ROWS, canonical_chunks
+from verifier.core.deadline import Deadline
+
+
+@given(st.integers(-3, 5000), st.integers(0, 1 << 20), st.integers(1, 1 << 28))
+def test_geometry(rows: int, row_bytes: int, chunk_bytes: int) -> None:
+    chunks = canonical_chunks(rows, row_bytes, chunk_bytes)
+    assert [i for c in chunks for i in range(c.start, c.stop)] == list(range(max(rows, 0)))
+    assert len({c.size for c in chunks}) <= 1
+    for c in chunks:
+        assert c.size % 4 == 0 and 0 < c.stop - c.start <= c.size
+        assert c.size * row_bytes <= max(chunk_bytes, 4 * row_bytes)
+    # The last chunk is the only one that is padded.
+    assert all(c.stop - c.start == c.size for c in chunks[:-1])
+    assert chunks == canonical_chunks(rows, row_bytes, chunk_bytes)
+
+
+@given(st.integers(SHARD_ROWS, 20_000), st.integers(1, 1 << 20), st.integers(1, 1 << 28))
+def test_many_rows_make_enough_chunks_for_eight_ranks(rows: int, row_bytes: int, chunk_bytes: int) -> None:
+    count = len(canonical_chunks(rows, row_bytes, chunk_bytes))
+    # Rounding sizes up to a multiple of four can save some of the last chunks, never most of them.
+    assert count >= CHUNK_MULTIPLE * 3 // 4
+
+
+def bounds(name: str, chunk_bytes: int, alpha: bool) -> BoundState:
+    case = make(name, 3, batch=1 if alpha else 2, chunk_bytes=chunk_bytes)
+    state = crown_hidden(case.graph, case.backend, case.state(), Deadline())
+    if alpha:
+        state = alpha_hidden(case.graph, case.backend, state, Schedule(2), Deadline())
+    return state
+
+
+@pytest.mark.parametrize("alpha", [False, True], ids=["crown", "alpha"])
+@pytest.mark.parametrize("name", ["mlp", "conv", "residual", "shared", "smooth"])
+def test_chunks_change_nothing_but_rounding(name: str, alpha: bool) -> None:
+    whole, cut = bounds(name, 1 << 30, alpha), bounds(name, 1, alpha)
+    for i, b in whole.bounds.items():
+        torch.testing.assert_close(cut.bounds[i].lower, b.lower, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(cut.bounds[i].upper, b.upper, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("alpha", [False, True], ids=["crown", "alpha"])
+@pytest.mark.parametrize("chunk_bytes", [1, 1 << 17, 1 << 30])
+def test_same_chunks_same_bits(chunk_bytes: int, alpha: bool) -> None:
+    for name in ("mlp", "concat", "smooth") if alpha else ("mlp", "residual", "concat", "smooth"):
+        first, second = bounds(name, chunk_bytes, alpha), bounds(name, chunk_bytes, alpha)
+        for i, b in first.bounds.items():
+            assert torch.equal(b.lower, second.bounds[i].lower)
+            assert torch.equal(b.upper, second.bounds[i].upper)

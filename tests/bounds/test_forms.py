@@ -1,0 +1,146 @@
+"""Windows of convolutions stand for the same coefficients as dense forms, whatever the geometry."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from tests.bounds.nets import Builder, Case, case, make
+from verifier.bounds import walk as walk_module
+from verifier.bounds.crown import crown_hidden, hidden_rows, preactivations, relaxations
+from verifier.bounds.forms import Dense, OneHot, Patches, add, dense, patches_through, start_through, windows
+from verifier.bounds.walk import backward, concretise
+from verifier.core.deadline import Deadline
+from verifier.core.interval import Interval
+from verifier.ops.conv import Conv
+
+NAMES = ["conv", "strided", "dilated", "residual", "preactivation", "concat"]
+
+
+@st.composite
+def convolutions(draw: st.DrawFn) -> tuple[Case, list[int]]:
+    """One to three convolutions in a row on an image that is not square."""
+    height, width = draw(st.integers(4, 9)), draw(st.integers(4, 9))
+    channels = draw(st.integers(1, 2))
+    builder = Builder((channels, height, width), draw(st.integers(0, 1000)))
+    x, nodes = 0, []
+    for _ in range(draw(st.integers(1, 3))):
+        kernel = (draw(st.integers(1, 3)), draw(st.integers(1, 3)))
+        options = {
+            "stride": (draw(st.integers(1, 3)), draw(st.integers(1, 3))),
+            "padding": (draw(st.integers(0, 3)), draw(st.integers(0, 3))),
+        }
+        shape = builder.nodes[x].shape
+        fits = all(shape[d - 2] + 2 * options["padding"][d] >= kernel[d] for d in range(2))
+        assume(fits)
+        x = builder.conv(x, draw(st.integers(1, 2)), kernel, bias=draw(st.booleans()), **options)
+        nodes.append(x)
+    graph = builder.graph()
+    zero = torch.zeros(1, *graph.input_shape)
+    return case(graph, Interval(zero, zero + 1)), nodes
+
+
+@given(convolutions())
+@settings(max_examples=150)
+def test_windows_cross_convolutions_like_dense_forms(made: tuple[Case, list[int]]) -> None:
+    case, nodes = made
+    node = case.graph.nodes[nodes[-1]]
+    size = node.size
+    index = torch.arange(size)
+    values = torch.linspace(-2, 3, size, dtype=torch.float64)
+    form: OneHot | Patches | Dense = OneHot(index, values, node.shape)
+    full = dense(form)
+    for i in reversed(nodes):
+        node = case.graph.nodes[i]
+        op, shape = node.op, case.graph.nodes[node.inputs[0]].shape
+        assert isinstance(op, Conv)
+        with case.backend.weights.fetch(op.handles, torch.float64) as p:
+            full = op.transpose(full.flatten(0, 1), p, (shape,))[0].reshape(1, size, *shape)
+            if isinstance(form, OneHot):
+                form = start_through(form, op, p[0], shape)
+            elif isinstance(form, Patches):
+                form = patches_through(form, op, p[0], shape)
+            else:
+                form = Dense(full)
+        torch.testing.assert_close(dense(form), full, rtol=1e-12, atol=1e-12)
+        if isinstance(form, Patches):
+            ones = torch.ones((1, 1, *shape), dtype=torch.float64)
+            total = (form.a * windows(ones, form)).flatten(2).sum(-1)
+            torch.testing.assert_close(total, full.flatten(2).sum(-1), rtol=1e-11, atol=1e-11)
+            kh, kw = form.a.shape[-2:]
+            y, x = form.top[:, None] + torch.arange(kh), form.left[:, None] + torch.arange(kw)
+            rows, columns = (y >= 0) & (y < shape[-2]), (x >= 0) & (x < shape[-1])
+            outside = ~(rows[:, :, None] & columns[:, None, :])[None, :, None].expand_as(form.a)
+            assert bool((form.a[outside] == 0).all())
+
+
+@given(st.integers(0, 10_000), st.integers(1, 4), st.integers(1, 4), st.integers(-3, 3), st.integers(-3, 3))
+@settings(max_examples=100)
+def test_sum_of_windows(seed: int, first: int, second: int, dy: int, dx: int) -> None:
+    random = torch.Generator().manual_seed(seed)
+    shape, rows = (2, 7, 6), 5
+    top = torch.arange(rows) * 2 - 2
+    left = torch.arange(rows) - 1
+
+    def patch(size: int, top: torch.Tensor, left: torch.Tensor) -> Patches:
+        # Passing through the dense form and back zeroes what lies outside, as every form must have it.
+        raw = torch.randn((1, rows, 2, size, size + 1), generator=random, dtype=torch.float64)
+        y = top[:, None] + torch.arange(size)
+        x = left[:, None] + torch.arange(size + 1)
+        inside = ((y >= 0) & (y < 7))[:, :, None] & ((x >= 0) & (x < 6))[:, None, :]
+        return Patches(raw * inside[None, :, None], top, left, shape, (2, 1))
+
+    p, q = patch(first, top, left), patch(second, top + dy, left + dx)
+    total = add(p, q)
+    assert isinstance(total, Patches)
+    torch.testing.assert_close(dense(total), dense(p) + dense(q), rtol=0, atol=1e-12)
+    other = Patches(q.a, q.top, q.left, q.shape, (1, 1))
+    torch.testing.assert_close(dense(add(p, other)), dense(p) + dense(q), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("charged", [True, False], ids=["charged", "plain"])
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", NAMES)
+def test_window_walks_equal_dense_walks(name: str, seed: int, charged: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    crossed = 0
+    real = walk_module.start_through
+
+    def counting(*args: object) -> object:
+        nonlocal crossed
+        form = real(*args)  # type: ignore[arg-type]
+        crossed += isinstance(form, Patches)
+        return form
+
+    monkeypatch.setattr(walk_module, "start_through", counting)
+    case = make(name, seed, batch=2)
+    state = crown_hidden(case.graph, case.backend, case.state(), Deadline())
+    box = case.box.to(torch.float64)
+    charges = state.charges if charged else None
+    for index in preactivations(case.graph):
+        node = case.graph.nodes[index]
+        planes = relaxations(case.graph, state.bounds, torch.float64, before=index)
+        rows = 2 * node.size
+        form = hidden_rows(torch.arange(node.size), node.shape, 0, rows, rows + 3, torch.float64)
+        cheap = backward(case.graph, case.backend, {index: form}, planes, torch.float64, charges)
+        kept = backward(case.graph, case.backend, {index: form}, planes, torch.float64, charges, keep=True)
+        full = backward(case.graph, case.backend, {index: Dense(dense(form))}, planes, torch.float64, charges)
+        for other in (cheap, kept):
+            torch.testing.assert_close(other.a.expand_as(full.a), full.a, rtol=1e-10, atol=1e-12)
+            torch.testing.assert_close(other.constant.expand_as(full.constant), full.constant, rtol=1e-10, atol=1e-12)
+        got, expected = (concretise(w, box, charged) for w in (cheap, full))
+        torch.testing.assert_close(got.expand_as(expected), expected, rtol=1e-10, atol=1e-11)
+    # A scale before the ReLU makes rows dense at once; everywhere else windows must have been at work.
+    assert crossed > 0 or name == "preactivation"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_hidden_bounds_do_not_depend_on_the_form(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = make(name, 7, batch=2)
+    cheap = crown_hidden(case.graph, case.backend, case.state(), Deadline())
+    monkeypatch.setattr("verifier.bounds.crown.hidden_rows", lambda *a: Dense(dense(hidden_rows(*a))))
+    full = crown_hidden(case.graph, case.backend, case.state(), Deadline())
+    for i, b in full.bounds.items():
+        torch.testing.assert_close(cheap.bounds[i].lower, b.lower, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(cheap.bounds[i].upper, b.upper, rtol=1e-6, atol=1e-6)
