@@ -1,0 +1,64 @@
+"""Running the command in its own process, with the real or the scripted solver."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = ROOT / "vnncomp_scripts"
+VERDICTS = {"sat", "unsat", "unknown", "timeout", "error"}
+Completed = subprocess.CompletedProcess[str]
+
+
+def environment(**extra: str) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **extra}
+
+
+def command(args: Sequence[object], scripted: bool = True) -> list[str]:
+    return [sys.executable, "-m", "tests.cli.scripted" if scripted else "verifier", *map(str, args)]
+
+
+def run(*args: object, scripted: bool = True, timeout: float = 60) -> Completed:
+    """Run to the end; text of both streams."""
+    return subprocess.run(
+        command(args, scripted), capture_output=True, text=True, timeout=timeout, env=environment(), check=False
+    )
+
+
+def start(*args: object) -> subprocess.Popen[str]:
+    """Start the scripted command."""
+    return subprocess.Popen(
+        command(args), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+    )
+
+
+def script(folder: Path, words: str, name: str = "p.vnnlib") -> list[str]:
+    """Arguments for a query whose solver does what the words say."""
+    network, property = folder / "n.onnx", folder / name
+    network.write_bytes(b"")
+    property.write_text(words)
+    return ["--onnx", str(network), "--vnnlib", str(property)]
+
+
+def scripted_python(folder: Path) -> Path:
+    """An interpreter for the competition scripts: ``-P -m verifier`` becomes the scripted solver."""
+    path = folder / "python"
+    path.write_text(f'#!/bin/sh\nshift 3\nexec "{sys.executable}" -m tests.cli.scripted "$@"\n')
+    path.chmod(0o755)
+    return path
+
+
+def no_process_mentions(text: str) -> bool:
+    """Whether no process is left whose command line holds the text."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if text.encode() in (entry / "cmdline").read_bytes() and "State:\tZ" not in (entry / "status").read_text():
+                    return False
+            except OSError:
+                continue
+    return True

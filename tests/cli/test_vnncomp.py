@@ -1,0 +1,245 @@
+"""The competition's scripts: paths, limits, exit codes, and a valid result file at every moment."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.cli.helpers import ROOT, SCRIPTS, VERDICTS, environment, no_process_mentions, scripted_python
+from verifier.cli.vnncomp import category_config
+
+STAGED = "test_category_2023"
+
+
+def instance(folder: Path, words: str) -> None:
+    (folder / "onnx").mkdir(exist_ok=True)
+    (folder / "onnx" / "n.onnx").write_bytes(b"")
+    (folder / "p.vnnlib").write_text(words)
+
+
+def popen(folder: Path, limit: object, *, cwd: Path | None = None, results: str = "r.txt", **extra: str) -> subprocess.Popen:
+    """run_instance.sh with paths relative to the folder."""
+    args = [SCRIPTS / "run_instance.sh", "v1", STAGED, "onnx/n.onnx", "p.vnnlib", results, str(limit)]
+    variables = environment(VERIFIER_PYTHON=str(scripted_python(folder)), **extra)
+    return subprocess.Popen(
+        list(map(str, args)), cwd=cwd or folder, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def first_line(path: Path) -> str:
+    """The first line of a whole result file; anything else is refused."""
+    text = path.read_text()
+    assert text.endswith("\n")
+    lines = text.splitlines()
+    if lines[0] == "sat":
+        assert lines[1].startswith("((X_0 ") and lines[-1].endswith("))")
+    else:
+        assert len(lines) == 1
+    assert lines[0] in VERDICTS
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "verdict"),
+    [
+        ("sat", "sat"),
+        ("unsat", "unsat"),
+        ("unknown", "unknown"),
+        ("crash", "error"),
+        ("segv", "error"),
+        ("unsupported", "error"),
+        ("kill", "unknown"),
+    ],
+)
+def test_verdicts(words: str, verdict: str, tmp_path: Path) -> None:
+    instance(tmp_path, words)
+    process = popen(tmp_path, "300.0")
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert first_line(tmp_path / "r.txt") == verdict
+
+
+def test_only_gz_exists_and_folder_of_results_is_made(tmp_path: Path) -> None:
+    instance(tmp_path, "unsat")
+    (tmp_path / "onnx" / "n.onnx").rename(tmp_path / "onnx" / "n.onnx.gz")
+    process = popen(tmp_path, 60, results="a b/r.txt")
+    process.communicate(timeout=60)
+    assert first_line(tmp_path / "a b" / "r.txt") == "unsat"
+
+
+@pytest.mark.parametrize("limit", ["0", "-5", "soon", "nan", ""])
+def test_bad_limit_is_an_error_file(limit: str, tmp_path: Path) -> None:
+    instance(tmp_path, "unsat")
+    process = popen(tmp_path, limit)
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert first_line(tmp_path / "r.txt") == "error"
+
+
+def test_missing_files_are_an_error_file(tmp_path: Path) -> None:
+    instance(tmp_path, "unsat")
+    (tmp_path / "p.vnnlib").unlink()
+    process = popen(tmp_path, 60)
+    stderr = process.communicate(timeout=60)[1]
+    assert process.returncode == 0
+    assert first_line(tmp_path / "r.txt") == "error"
+    assert "p.vnnlib does not exist" in stderr
+
+
+@pytest.mark.parametrize("python", ["/nonexistent/python", "/bin/false"])
+def test_broken_interpreter_is_an_error_file(python: str, tmp_path: Path) -> None:
+    instance(tmp_path, "unsat")
+    args = [str(SCRIPTS / "run_instance.sh"), "v1", "c", "onnx/n.onnx", "p.vnnlib", "r.txt", "10"]
+    done = subprocess.run(
+        args, cwd=tmp_path, env=environment(VERIFIER_PYTHON=python), capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.returncode == 0
+    assert first_line(tmp_path / "r.txt") == "error"
+    assert "VERIFIER_PYTHON" in done.stderr
+
+
+@pytest.mark.parametrize("words", ["phase lp sleep 60", "spin 60", "wait", "phase lp sleep 1.6 unsat"])
+def test_limit_is_never_exceeded(words: str, tmp_path: Path) -> None:
+    instance(tmp_path, words)
+    began = time.monotonic()
+    process = popen(tmp_path, "2.0")
+    process.communicate(timeout=30)
+    assert time.monotonic() - began < 2.0
+    assert process.returncode == 0
+    assert first_line(tmp_path / "r.txt") in {"timeout", "unsat"}
+    assert no_process_mentions(str(tmp_path))
+
+
+def test_the_clock_starts_with_the_script(tmp_path: Path) -> None:
+    """What the interpreter wastes before our first line counts."""
+    instance(tmp_path, "sleep 60")
+    slow = tmp_path / "slow"
+    slow.write_text(f'#!/bin/sh\nsleep 0.7\nexec "{scripted_python(tmp_path)}" "$@"\n')
+    slow.chmod(0o755)
+    args = [str(SCRIPTS / "run_instance.sh"), "v1", "c", "onnx/n.onnx", "p.vnnlib", "r.txt", "2"]
+    began = time.monotonic()
+    subprocess.run(args, cwd=tmp_path, env=environment(VERIFIER_PYTHON=str(slow)), timeout=30, check=False)
+    assert time.monotonic() - began < 2.0
+    assert first_line(tmp_path / "r.txt") == "timeout"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_signals_at_random_moments(number: int, tmp_path: Path) -> None:
+    """Whenever it comes: a valid file, a prompt end, no process left, no verdict taken back."""
+    rng = random.Random(number)
+    instance(tmp_path, "phase search open 3 sleep 0.15 sat")
+    seen = set()
+    for delay in [0.03, 0.1, *(rng.uniform(0.05, 0.9) for _ in range(6))]:
+        results = tmp_path / "r.txt"
+        results.unlink(missing_ok=True)
+        process = popen(tmp_path, "30")
+        time.sleep(delay)
+        process.send_signal(number)
+        sent = time.monotonic()
+        process.communicate(timeout=20)
+        assert time.monotonic() - sent < 1.0
+        assert process.returncode in (0, -number)
+        if results.exists():
+            seen.add(first_line(results))
+        before = results.read_text() if results.exists() else None
+        deadline = time.monotonic() + 3
+        while not no_process_mentions(str(tmp_path)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert no_process_mentions(str(tmp_path))
+        after = results.read_text() if results.exists() else None
+        assert after == before or first_line(results) in {"sat", "unknown"}
+    assert seen <= {"unknown", "sat"} and seen
+
+
+def test_kill_of_the_worker_or_of_its_parent(tmp_path: Path) -> None:
+    instance(tmp_path, "phase search sleep 60")
+    for victim in ("parent", "worker"):
+        process = popen(tmp_path, "30")
+        pids: list[int] = []
+        while len(pids) < 2:
+            time.sleep(0.05)
+            pids = descendants(process.pid)
+        os.kill(pids[0 if victim == "parent" else 1], signal.SIGKILL)
+        process.communicate(timeout=10)
+        assert process.returncode == 0
+        assert first_line(tmp_path / "r.txt") in {"unknown", "error"}
+        assert no_process_mentions(str(tmp_path))
+
+
+def descendants(pid: int) -> list[int]:
+    """Processes below one, parents first."""
+    path = Path(f"/proc/{pid}/task/{pid}/children")
+    children = [int(word) for word in path.read_text().split()] if path.exists() else []
+    return [p for child in children for p in (child, *descendants(child))]
+
+
+def test_unwritable_results_do_not_hang(tmp_path: Path) -> None:
+    instance(tmp_path, "unsat")
+    process = popen(tmp_path, "20", results="/proc/none/r.txt")
+    process.communicate(timeout=20)
+    assert process.returncode == 0
+
+
+def test_wrong_usage_still_exits_0(tmp_path: Path) -> None:
+    for args in (["run_instance.sh"], ["run_instance.sh", "v2", "c", "a", "b", "r.txt", "1"], ["prepare_instance.sh", "v1"]):
+        done = subprocess.run(
+            [str(SCRIPTS / args[0]), *args[1:]], cwd=tmp_path, capture_output=True, text=True, timeout=20, check=False
+        )
+        assert done.returncode == 0
+        assert "usage" in done.stderr
+    assert first_line(tmp_path / "r.txt") == "error"
+
+
+def test_prepare_warms_up_and_exits_0(tmp_path: Path) -> None:
+    args = [str(SCRIPTS / "prepare_instance.sh"), "v1", "any", "none.onnx", "none.vnnlib"]
+    for python in (sys.executable, "/bin/false"):
+        done = subprocess.run(
+            args, cwd=tmp_path, env=environment(VERIFIER_PYTHON=python), capture_output=True, timeout=120, check=False
+        )
+        assert done.returncode == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_install_uses_a_given_interpreter_as_it_is(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [str(SCRIPTS / "install_tool.sh"), "v1"],
+        cwd=SCRIPTS,
+        env=environment(VERIFIER_PYTHON=str(scripted_python(tmp_path))),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0
+    assert "torch" in done.stdout and "self-test" in done.stdout
+
+
+def test_a_copy_elsewhere_finds_its_own_environment(tmp_path: Path) -> None:
+    tool = tmp_path / "tool"
+    shutil.copytree(SCRIPTS, tool / "vnncomp_scripts")
+    (tool / "verifier").symlink_to(ROOT / "verifier")
+    (tool / ".venv" / "bin").mkdir(parents=True)
+    (tool / ".venv" / "bin" / "python").write_text('#!/bin/sh\necho "used: $PYTHONPATH"\n')
+    (tool / ".venv" / "bin" / "python").chmod(0o755)
+    environment_ = {k: v for k, v in environment().items() if k not in ("VERIFIER_PYTHON", "PYTHONPATH")}
+    args = [str(tool / "vnncomp_scripts" / "run_instance.sh"), "v1", "c", "a", "b", "r.txt", "5"]
+    done = subprocess.run(args, cwd=tmp_path, env=environment_, capture_output=True, text=True, timeout=20, check=False)
+    assert done.stdout == f"used: {tool}\n"
+
+
+def test_category_settings(tmp_path: Path) -> None:
+    (tmp_path / "acasxu.yaml").write_text("seed: 1\n")
+    (tmp_path / "vit_2023.yaml").write_text("seed: 1\n")
+    assert category_config(tmp_path, "acasxu_2023") == [tmp_path / "acasxu.yaml"]
+    assert category_config(tmp_path, "vit_2023") == [tmp_path / "vit_2023.yaml"]
+    for unknown in ("unheard_of", "../acasxu", "", "a/b", ".hidden"):
+        assert category_config(tmp_path, unknown) == []
+    assert category_config(None, "acasxu") == []
