@@ -25,7 +25,7 @@ from verifier.spec.source import Source
 _ATOM = re.compile(rb"\(\s*([<>]=)\s+([^\s()]+)\s+([^\s()]+)\s*\)")
 _DECLARATION = re.compile(rb"\(\s*declare-const\s+([XY])_(0|[1-9][0-9]{0,8})\s+Real\s*\)")
 _EVENT = re.compile(rb"\(\s*(assert|and|or)(?=[\s(])|(\))|(\s+)")
-_LARGEST = 1e38
+_LARGEST, _SMALLEST = 1e38, 1e-200
 _MAX_DIGITS = 100
 
 # States while asserts are followed; an atom may stand in the last four.
@@ -79,7 +79,7 @@ def _read(data: bytes, n_in: int | None, n_out: int | None, deadline: Deadline |
     names = {b"X_%d" % i: i for i in range(inputs)} | {b"Y_%d" % j: inputs + j for j in range(outputs)}
     first = np.fromiter(map(names.get, left, repeat(-1)), dtype=np.int64, count=len(left))
     second = np.fromiter(map(names.get, right, repeat(-1)), dtype=np.int64, count=len(right))
-    less = np.fromiter((op == b"<=" for op in operators), dtype=bool, count=len(operators))
+    less = np.fromiter(map(b"<=".__eq__, operators), dtype=bool, count=len(operators))
     for i in np.flatnonzero((first < 0) & (second >= 0)):  # number on the left: turn the atom round
         right[i] = left[i]
     turned = (first < 0) & (second >= 0)
@@ -211,53 +211,48 @@ def _numbers(texts: list[bytes], pair: np.ndarray, is_row: np.ndarray) -> tuple[
         texts: the right operand of each atom; ignored where ``pair``.
         is_row: atoms whose number must be known to the last bit of float64.
     """
-    index: dict[bytes, int] = {}
     numeric = np.flatnonzero(~pair)
-    chosen = texts if len(numeric) == len(texts) else [texts[i] for i in numeric.tolist()]
-    token = np.fromiter((index.setdefault(text, len(index)) for text in chosen), dtype=np.int64, count=len(chosen))
-    words = list(index)
+    words = texts if len(numeric) == len(texts) else [texts[i] for i in numeric.tolist()]
     if b"".join(words).translate(None, b"0123456789.eE+-") or max(map(len, words), default=0) > _MAX_DIGITS:
         raise _Decline
     try:
-        value = np.array(list(map(float, words)), dtype=np.float64)
+        value = np.fromiter(map(float, words), dtype=np.float64, count=len(words)) + 0.0
     except ValueError:
         raise _Decline from None
-    if not (np.abs(value) <= _LARGEST).all():
+    size = np.abs(value)
+    if not ((size <= _LARGEST) & ((size >= _SMALLEST) | (size == 0))).all():
         raise _Decline
-    for i in np.flatnonzero(value == 0).tolist():
-        if words[i].lower().split(b"e")[0].strip(b"+-0."):
-            raise _Decline  # an underflow
-    value = value + 0.0
-
-    # The sign of (exact - nearest) matters where float64 is the final precision, where the float64 is a float32, and
-    # where two texts share a float64; elsewhere any value gives the same roundings and order.
-    exact = np.zeros(len(words), dtype=bool)
-    exact[token[is_row[numeric]]] = True
-    exact |= value.astype(np.float32) == value
-    _, inverse, counts = np.unique(value, return_inverse=True, return_counts=True)
-    exact |= (counts > 1)[inverse]
-    residual = np.zeros(len(words), dtype=np.int8)
-    decimals: dict[int, Decimal] = {}
-    for i in np.flatnonzero(exact).tolist():
-        decimal, near = Decimal(words[i].decode()), Decimal(float(value[i]))
-        if decimal != near:
-            residual[i] = 1 if decimal > near else -1
-            decimals[i] = decimal
-    order = np.lexsort((residual, value))
-    step = (np.diff(value[order]) != 0) | (np.diff(residual[order]) != 0)
-    for p in np.flatnonzero(~step).tolist():
-        a, b = int(order[p]), int(order[p + 1])
-        if residual[a] and decimals[a] != decimals[b]:
+    if any(b"e" in word.lower() for word in {words[i] for i in np.flatnonzero(size == 0).tolist()}):
+        raise _Decline  # an underflow
+    near, first, inverse = np.unique(value, return_index=True, return_inverse=True)
+    leaders = [words[i] for i in first.tolist()]
+    decimals: dict[bytes, Decimal] = {}
+    for word, leader in {
+        (word, leader) for word, leader in zip(words, map(leaders.__getitem__, inverse.tolist()), strict=True)
+        if word != leader
+    }:  # fmt: skip
+        if _decimal(word, decimals) != _decimal(leader, decimals):
             raise _Decline  # two numbers closer than a float64 can tell
-    place = np.concatenate([[0], np.cumsum(step)]).astype(np.int64)[: len(words)]
-    of_word = np.empty(len(words), dtype=np.int64)
-    of_word[order] = place
-    count = int(place[-1]) + 1 if len(words) else 0
-    near64, sign = np.zeros(count), np.zeros(count, dtype=np.int8)
-    near64[of_word], sign[of_word] = value, residual
+
+    # The sign of (exact - nearest) matters where float64 is the final precision and where the float64 is a float32;
+    # elsewhere any value gives the same roundings.
+    exact = near.astype(np.float32) == near
+    exact[inverse[is_row[numeric]]] = True
+    residual = np.zeros(len(near), dtype=np.int8)
+    for i in np.flatnonzero(exact).tolist():
+        decimal, rounded = Decimal(leaders[i].decode()), Decimal(float(near[i]))
+        if decimal != rounded:
+            residual[i] = 1 if decimal > rounded else -1
     rank = np.zeros(len(texts), dtype=np.int64)
-    rank[numeric] = of_word[token]
-    return rank, near64, sign
+    rank[numeric] = inverse.reshape(-1)
+    return rank, near, residual
+
+
+def _decimal(word: bytes, cache: dict[bytes, Decimal]) -> Decimal:
+    """The exact value of a number's text."""
+    if word not in cache:
+        cache[word] = Decimal(word.decode())
+    return cache[word]
 
 
 def _decline_inverted(kind: np.ndarray, target: np.ndarray, key: np.ndarray, n_in: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from fractions import Fraction
 from pathlib import Path
 from typing import Protocol
@@ -32,7 +32,7 @@ class Reference(Protocol):
         ...
 
 
-class Status(str, Enum):
+class Status(StrEnum):
     """What a check ends with."""
 
     VALID = "valid"
