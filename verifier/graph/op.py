@@ -178,7 +178,7 @@ class UnaryPlanes(Relaxation):
 
     def backward(self, a: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
         low = a > 0
-        const = _times_intercept(a, torch.where(low, self.lower_intercept, self.upper_intercept))
+        const = times_intercept(a, torch.where(low, self.lower_intercept, self.upper_intercept))
         return (a * torch.where(low, self.lower_slope, self.upper_slope),), const.flatten(2).sum(-1)
 
     def forward(self, a: Tensor, zs: Sequence[Tensor]) -> Tensor:
@@ -188,7 +188,7 @@ class UnaryPlanes(Relaxation):
 
     def constant_magnitude(self, a: Tensor) -> Tensor:
         chosen = torch.where(a > 0, self.lower_intercept, self.upper_intercept)
-        return _times_intercept(a, chosen).abs().flatten(2).sum(-1)
+        return times_intercept(a, chosen).abs().flatten(2).sum(-1)
 
     def gradients(self, a: Tensor, zs: Sequence[Tensor]) -> Mapping[str, Tensor]:
         out: dict[str, Tensor] = {}
@@ -199,7 +199,7 @@ class UnaryPlanes(Relaxation):
         return out
 
 
-def _times_intercept(a: Tensor, intercept: Tensor) -> Tensor:
+def times_intercept(a: Tensor, intercept: Tensor) -> Tensor:
     """a times an intercept; where a is zero an infinite intercept (no plane) does not matter.
 
     A coefficient that is itself NaN stays visible in the coefficients on the input, so that nothing is proved by it.

@@ -26,6 +26,13 @@ def unbroadcast(a: Tensor, shape: Shape) -> Tensor:
     return a.sum(dims, keepdim=True) if dims else a
 
 
+def broadcast_shape(*shapes: Shape) -> Shape:
+    """Shape of the broadcast of all; torch.broadcast_shapes would import sympy, which costs most of a second."""
+    rank = max(map(len, shapes))
+    padded = [(1,) * (rank - len(s)) + tuple(s) for s in shapes]
+    return tuple(next((d for d in dims if d != 1), 1) for dims in zip(*padded, strict=True))
+
+
 def reduce_count(shape: Shape, wide: Shape) -> int:
     """How many entries of ``wide`` read one entry of ``shape``."""
     return math.prod(wide) // max(math.prod(shape), 1)

@@ -95,6 +95,7 @@ class Relu(NonlinearOp):
 
 def _leaky(x: Tensor, k: float, side: int) -> Tensor:
     """f(x) rounded up (side 1) or down (side -1); k is not zero."""
-    product = x * k
+    most = torch.finfo(x.dtype).max
+    product = (x * k).clamp(min=-most) if side > 0 else (x * k).clamp(max=most)
     product = product + side * (product.abs() * torch.finfo(x.dtype).eps + tiny(x.dtype))
     return torch.where(x >= 0, x, product)

@@ -11,7 +11,7 @@ from torch import Tensor
 from verifier.core.handles import Handle
 from verifier.core.interval import Interval
 from verifier.graph.op import AffineOp, Params, Shape, folded_terms
-from verifier.ops.layout import align, reduce_count, unbroadcast
+from verifier.ops.layout import align, broadcast_shape, reduce_count, unbroadcast
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class ScaleShift(AffineOp):
         x = align(xs[0], self._rank)
         if self.scale is not None:
             x = x * p[0]
-        return x.expand(x.shape[0], *torch.broadcast_shapes(x.shape[1:], *(h.shape for h in self.handles)))
+        return x.expand(x.shape[0], *broadcast_shape(tuple(x.shape[1:]), *(h.shape for h in self.handles)))
 
     def transpose(self, a: Tensor, p: Params, in_shapes: Sequence[Shape]) -> tuple[Tensor, ...]:
         return (unbroadcast(a if self.scale is None else a * p[0], in_shapes[0]),)

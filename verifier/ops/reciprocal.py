@@ -1,0 +1,76 @@
+"""1 / z on intervals that do not contain zero."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from verifier.core.interval import Interval
+from verifier.graph.op import NonlinearOp, Params, ParamSpec, UnaryPlanes
+from verifier.ops.curves import Curve, lower_plane, tangent_limits
+from verifier.ops.layout import sane
+
+_INF = float("inf")
+
+
+def _bend(z: Tensor) -> Tensor:
+    return 2 / (z * z * z)
+
+
+# Convex on the positive half line; the negative half is its mirror image, -1 / (-z).
+RECIPROCAL = Curve(
+    torch.reciprocal, lambda z: -torch.reciprocal(z * z), _bend, inflection=_INF, ulps=4.0, domain=(0.0, _INF)
+)
+
+
+@dataclass(frozen=True)
+class Reciprocal(NonlinearOp):
+    """f(z) = 1 / z; without bounds where the interval contains zero.
+
+    Parameter ``point``: where the tangent touches (lower plane for z > 0, upper plane for z < 0).
+    """
+
+    def forward(self, xs: Sequence[Tensor], p: Params) -> Tensor:
+        return torch.reciprocal(xs[0])
+
+    def interval(self, xs: Sequence[Interval], p: Params) -> Interval:
+        low, up = sane(xs[0])
+        inside = (low > 0) | (up < 0)
+        least, most = torch.reciprocal(up), torch.reciprocal(low)
+        least, most = least - RECIPROCAL.error(least), most + RECIPROCAL.error(most)
+        return Interval(torch.where(inside, least, -_INF), torch.where(inside, most, _INF))
+
+    def parameters(self, xs: Sequence[Interval]) -> Mapping[str, ParamSpec]:
+        low, up = sane(xs[0])
+        initial, start, end = (x[:, None] for x in tangent_limits(RECIPROCAL, low, up))
+        return {"point": ParamSpec(initial, start, end)}
+
+    def relax(self, xs: Sequence[Interval], params: Mapping[str, Tensor] | None = None) -> UnaryPlanes:
+        """On z > 0 tangent below and chord above; on z < 0 the same for -1 / (-z). Sound: f is convex on z > 0."""
+        low, up = (x[:, None] for x in sane(xs[0]))
+        point = (self.parameters(xs) if params is None else params)["point"]
+        t = point.initial if isinstance(point, ParamSpec) else point
+        reach = self.interval(xs, ())
+        minus = up < 0
+        a, b = torch.where(minus, -up, low), torch.where(minus, -low, up)
+        t = torch.where(minus, -t, t)
+        least = torch.where(minus, -reach.upper[:, None], reach.lower[:, None])
+        most = torch.where(minus, -reach.lower[:, None], reach.upper[:, None])
+        tangent = lower_plane(RECIPROCAL, a, b, t, least)
+        chord = lower_plane(RECIPROCAL.negated_mirror(), -b, -a, -t, -most)
+        chord_above = -chord.intercept
+        zero = torch.zeros_like(tangent.d_slope)
+        d_slope = torch.where(minus, -tangent.d_slope, tangent.d_slope)
+        lower = {"point": (torch.where(minus, zero, d_slope), torch.where(minus, zero, tangent.d_intercept))}
+        upper = {"point": (torch.where(minus, d_slope, zero), torch.where(minus, tangent.d_intercept, zero))}
+        return UnaryPlanes(
+            torch.where(minus, chord.slope, tangent.slope),
+            torch.where(minus, -chord_above, tangent.intercept),
+            torch.where(minus, tangent.slope, chord.slope),
+            torch.where(minus, -tangent.intercept, chord_above),
+            lower,
+            upper,
+        )
