@@ -1,0 +1,217 @@
+"""Closed-form gradients of the bound against autograd: every op with parameters, split multipliers, every graph."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.bounds.nets import ARCHITECTURES, Builder, Case, case, make
+from verifier.bounds.alpha import Parameters, Schedule, initial_parameters, optimise, sweep
+from verifier.bounds.crown import BoundState, Specification, crown_hidden, crown_rows, relaxations
+from verifier.bounds.forms import Form
+from verifier.bounds.walk import backward, concretise, minimiser
+from verifier.core.deadline import Deadline
+from verifier.core.interval import Interval
+from verifier.graph.op import NonlinearOp, ParamSpec
+from verifier.ops.power import Power
+from verifier.ops.product import MatMul
+from verifier.ops.registry import op_classes
+from verifier.ops.relu import Relu
+from verifier.ops.shape import Reshape
+
+ROWS = 3
+
+
+def operators() -> list[NonlinearOp]:
+    """Every nonlinear op that is built without arguments, and others with typical ones."""
+    plain = [
+        cls()
+        for cls in op_classes()
+        if issubclass(cls, NonlinearOp)
+        and all(p.default is not p.empty for p in inspect.signature(cls).parameters.values())
+    ]
+    return [*plain, Relu(0.1), Relu(2.0), Power(3.0), Power(0.5)]
+
+
+def arity(op: NonlinearOp) -> int | None:
+    """How many operands an op takes: the first number that its forward accepts."""
+    for n in (1, 2):
+        try:
+            op.forward([torch.ones(1, 2, 2)] * n, ())
+        except (IndexError, ValueError, TypeError):
+            continue
+        return n
+    return None
+
+
+def parameterised() -> list[NonlinearOp]:
+    box = Interval(torch.full((1, 2, 2), 0.5), torch.full((1, 2, 2), 1.5))
+    return [op for op in operators() if (n := arity(op)) is not None and op.parameters([box] * n)]
+
+
+def around(op: NonlinearOp, centre: float, seed: int) -> Case | None:
+    """linear - op - linear with every operand near ``centre``; None where the op is not bounded there."""
+    builder = Builder((3,), seed)
+    operands = []
+    for _ in range(arity(op) or 0):
+        z = builder.linear(0, 4)
+        layer = builder.nodes[z].op
+        builder.parameters[layer.handles[1]] = torch.full((4,), centre)
+        operands.append(builder.op(Reshape((2, 2)), z))
+    x = builder.op(op, *operands)
+    builder.linear(builder.flat(x), 3)
+    wide = torch.full((2, 3), 0.6)
+    made = case(builder.graph(), Interval(-wide, wide))
+    bounds = made.state().bounds[x]
+    return made if bool(torch.isfinite(bounds.lower).all() and torch.isfinite(bounds.upper).all()) else None
+
+
+def random_parameters(specs: Mapping[int, Mapping[str, ParamSpec]], seed: int) -> Parameters:
+    """Values strictly between the limits, (B, ROWS, *shape), float64."""
+    random = torch.Generator().manual_seed(seed)
+    out: Parameters = {}
+    for i, group in specs.items():
+        out[i] = {}
+        for name, s in group.items():
+            b, _, *shape = s.initial.shape
+            share = 0.1 + 0.8 * torch.rand((b, ROWS, *shape), generator=random, dtype=torch.float64)
+            low, high = torch.as_tensor(s.low).double(), torch.as_tensor(s.high).double()
+            out[i][name] = low + share * (high - low)
+    return out
+
+
+def rows(made: Case, seed: int) -> Specification:
+    random = torch.Generator().manual_seed(seed + 77)
+    shape = (1, ROWS, *made.graph.output_shape)
+    return Specification(torch.randn(shape, generator=random, dtype=torch.float64))
+
+
+def compare(made: Case, state: BoundState, seed: int, signs: Mapping[int, Tensor] | None = None) -> int:
+    """Both gradients for all parameters and multipliers at random values; the number of entries that are not zero."""
+    graph, backend = made.graph, made.backend
+    wide = {i: b.to(torch.float64) for i, b in state.bounds.items()}
+    _, specs = initial_parameters(graph, wide, ROWS, len(graph.nodes))
+    parameters = random_parameters(specs, seed)
+    signs = {i: s.double() for i, s in (signs or {}).items()}
+    batch = made.box.lower.shape[0]
+    random = torch.Generator().manual_seed(seed)
+    multipliers = {
+        i: torch.rand((batch, ROWS, *s.shape[2:]), generator=random, dtype=torch.float64) for i, s in signs.items()
+    }
+    # MatMul rounds its mixtures to a grid, which autograd takes for a constant.
+    rounded = [isinstance(graph.nodes[i].op, MatMul) for i, g in parameters.items() for _ in g]
+    leaves = [v for g in parameters.values() for v in g.values()] + list(multipliers.values())
+    for leaf in leaves:
+        leaf.requires_grad_(True)
+    splits = {i: signs[i] * m for i, m in multipliers.items()}
+    start = rows(made, seed).forms(graph.output, torch.float64)
+    planes = relaxations(graph, state.bounds, torch.float64, parameters)
+    walk = backward(graph, backend, start, planes, torch.float64, None, splits, keep=True)
+    box = made.box.to(torch.float64)
+    value = concretise(walk, box, False)
+    expected = list(torch.autograd.grad(value.sum(), leaves, allow_unused=True))
+    with torch.no_grad():
+        for at in (n for n, r in enumerate(rounded) if r):
+            expected[at] = differences(made, state, start, parameters, leaves[at])
+        z = sweep(graph, backend, walk, planes, minimiser(walk, box), value.shape)
+        found = [
+            planes[i].gradients(walk.kept[i], z[i])[name] if i in z else None
+            for i, g in parameters.items()
+            for name in g
+        ]
+        found += [signs[i] * z[i][0] if i in z else None for i in multipliers]
+    count = 0
+    for got, want, leaf in zip(found, expected, leaves, strict=True):
+        want = torch.zeros_like(leaf) if want is None else want
+        got = torch.zeros_like(leaf) if got is None else got.expand_as(leaf)
+        torch.testing.assert_close(got.detach(), want, rtol=1e-6, atol=1e-8)
+        count += int((want != 0).sum())
+    return count
+
+
+def differences(
+    made: Case, state: BoundState, start: Mapping[int, Form], parameters: Parameters, leaf: Tensor
+) -> Tensor:
+    """Central differences of the sum of all bounds by every entry of one parameter, over whole steps of its grid."""
+    out, step = torch.zeros_like(leaf), 2.0**-16
+
+    def total() -> float:
+        planes = relaxations(made.graph, state.bounds, torch.float64, parameters)
+        walk = backward(made.graph, made.backend, start, planes, torch.float64)
+        return float(concretise(walk, made.box.to(torch.float64), False).sum())
+
+    flat, slopes = leaf.view(-1), out.view(-1)
+    for k in range(flat.shape[0]):
+        middle = round(float(flat[k]) * 2**16) / 2**16
+        flat[k] = middle + step
+        high = total()
+        flat[k] = middle - step
+        low = total()
+        flat[k] = middle
+        slopes[k] = (high - low) / (2 * step)
+    return out
+
+
+OPERATORS = parameterised()
+
+
+def test_the_known_ops_are_among_them() -> None:
+    assert {"Relu", "Sigmoid", "Tanh", "Reciprocal", "Square"} <= {type(op).__name__ for op in OPERATORS}
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("op", OPERATORS, ids=str)
+def test_every_op(op: NonlinearOp, seed: int) -> None:
+    found = [around(op, centre, seed) for centre in (-3.0, -0.4, 0.0, 0.4, 3.0)]
+    counts = [compare(made, made.state(), seed) for made in found if made is not None]
+    assert counts and sum(counts) > 0
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", sorted(ARCHITECTURES))
+def test_every_graph(name: str, seed: int) -> None:
+    made = make(name, seed, batch=2, radius=1.0)
+    state = crown_hidden(made.graph, made.backend, made.state(), Deadline())
+    assert compare(made, state, seed) > 0
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", ["mlp", "conv", "residual", "preactivation", "shared", "concat"])
+def test_split_multipliers(name: str, seed: int) -> None:
+    made = make(name, seed, batch=2, radius=1.0)
+    state = crown_hidden(made.graph, made.backend, made.state(), Deadline())
+    random = torch.Generator().manual_seed(seed)
+    signs = {}
+    for node in made.graph.nodes:
+        if isinstance(node.op, Relu):
+            shape = state.bounds[node.inputs[0]].lower.shape
+            signs[node.index] = torch.randint(-1, 2, shape, generator=random)[:, None].float()
+    assert compare(made, state, seed, signs) > 0
+
+
+@pytest.mark.parametrize("name", sorted(ARCHITECTURES))
+def test_what_optimisation_reports_is_what_its_iterate_gives(name: str) -> None:
+    """The best parameters and multipliers of every row, taken together, give the bounds that were reported."""
+    made = make(name, 1, batch=2, radius=1.0)
+    state = crown_hidden(made.graph, made.backend, made.state(), Deadline())
+    spec = rows(made, 1)
+    values, _ = initial_parameters(made.graph, state.bounds, ROWS, len(made.graph.nodes))
+    signs, multipliers = {}, {}
+    for node in made.graph.nodes:
+        if isinstance(node.op, Relu):
+            b = state.bounds[node.inputs[0]]
+            signs[node.index] = torch.where((b.lower < 0) & (b.upper > 0), -1.0, 0.0)[:, None]
+            multipliers[node.index] = torch.zeros(2, ROWS, *b.lower.shape[1:])
+    start = spec.forms(made.graph.output, torch.float32)
+    found = optimise(
+        made.graph, made.backend, start, made.box, state.bounds, values, Schedule(6), Deadline(), signs, multipliers
+    )
+    splits = {i: signs[i] * m for i, m in found.multipliers.items()}
+    again, _ = crown_rows(made.graph, made.backend, state, spec, found.parameters, splits, torch.float32)
+    torch.testing.assert_close(again, found.lower, rtol=1e-5, atol=1e-5)
+    first, _ = crown_rows(made.graph, made.backend, state, spec, dtype=torch.float32)
+    assert bool((found.lower >= first - 1e-5).all()) and bool((found.lower > first + 1e-4).any())
