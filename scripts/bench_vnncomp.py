@@ -26,7 +26,8 @@ DEFAULT = (
     "acasxu,rl_benchmarks,reach_prob_density,collins_rul_cnn,tllverifybench,mnist_fc,sri_resnet_a,"
     "metaroom_2023,nn4sys:lindex,dist_shift_2023,oval21"
 )
-COLUMNS = ("category", "instances", "solved", "sat", "unsat", "unknown", "timeout", "error", "wrong", "bad witness", "s")
+VERDICTS = ("sat", "unsat", "unknown", "timeout", "error")
+COLUMNS = ("category", "instances", "solved", *VERDICTS, "wrong", "bad witness", "s")
 
 
 @dataclass(frozen=True)
@@ -81,10 +82,10 @@ def run_category(rows: Sequence[Sequence[str]], category: str, out: Path, option
 
 
 def read_records(path: Path, rows: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
-    """The records of exactly these rows."""
-    wanted = {(row[0], row[1]) for row in rows}
+    """The newest record of each of these rows."""
     records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [r for r in records if (r["onnx"]["path"], r["vnnlib"]["path"]) in wanted]
+    newest = {(r["onnx"]["path"], r["vnnlib"]["path"]): r for r in records}
+    return [newest[row[0], row[1]] for row in rows if (row[0], row[1]) in newest]
 
 
 def check_witness(record: Mapping[str, Any]) -> str:
@@ -105,7 +106,7 @@ def check_witness(record: Mapping[str, Any]) -> str:
 
 def summary(title: str, records: Sequence[Mapping[str, Any]], known: Mapping[tuple[str, str], str]) -> dict[str, Any]:
     """One row of the table; ``problems`` lists every wrong verdict and rejected witness in words."""
-    counts = {word: sum(r["verdict"] == word for r in records) for word in COLUMNS[3:8]}
+    counts = {word: sum(r["verdict"] == word for r in records) for word in VERDICTS}
     wrong, bad = [], []
     for r in records:
         name = f"{Path(r['onnx']['path']).name} {Path(r['vnnlib']['path']).name}"
