@@ -38,7 +38,8 @@ def test_shipped_examples_exist() -> None:
 
 
 def test_dump_round_trips(tmp_path: Path) -> None:
-    config = load_config(assignments=["bab.batch_size=7", "memory.device_limit=2GiB", "bounds.alpha.learning_rate=1e-3"])
+    changes = ["bab.batch_size=7", "memory.device_limit=2GiB", "bounds.alpha.learning_rate=1e-3"]
+    config = load_config(assignments=changes)
     assert load_config([write(tmp_path, dump_config(config))]) == config
 
 

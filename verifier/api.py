@@ -5,6 +5,7 @@ ONNX and changes nothing; the command line goes through here too.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +15,29 @@ from verifier.core.errors import InputError
 from verifier.core.progress import Progress, SilentProgress
 
 if TYPE_CHECKING:
-    from torch import nn
+    import numpy as np
+    from torch import Tensor, nn
 
+    from verifier.bounds.api import Method, NetworkBounds
+    from verifier.core.interval import Interval
     from verifier.core.problem import Problem
     from verifier.core.result import Result
     from verifier.frontend.network import Network
+    from verifier.solver.place import Placed
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What :func:`compute_bounds` returns; float32, on the CPU, valid in exact arithmetic.
+
+    Attributes:
+        lower, upper: of the output, in its shape.
+        intermediate: bounds of every pre-activation by name, empty unless asked for.
+    """
+
+    lower: Tensor
+    upper: Tensor
+    intermediate: Mapping[str, Interval] = field(default_factory=dict)
 
 
 def verify(
@@ -49,6 +68,85 @@ def verify(
     if timeout is not None and not timeout > 0:
         raise InputError(f"timeout is {timeout}; give a positive number of seconds")
     return answer(network, property, as_config(config), Deadline(timeout), SilentProgress(), input_shape)
+
+
+def compute_bounds(
+    module: nn.Module | Network | str | Path,
+    lower: Tensor | np.ndarray,
+    upper: Tensor | np.ndarray,
+    method: Method = "crown",
+    return_intermediate: bool = False,
+    config: Config | Mapping[str, Any] | str | Path | None = None,
+) -> Bounds:
+    """Lower and upper bounds of a network's outputs over a box of inputs.
+
+    Args:
+        module: a torch module, a loaded network or an ONNX file.
+        lower, upper: the box, in the shape the network takes, leading batch dimension of 1 included.
+        method: ``ibp``, ``crown`` or ``alpha-crown``.
+        return_intermediate: bounds of every pre-activation too.
+        config: settings, as for :func:`verify`.
+
+    Raises:
+        InputError: the box is malformed or does not fit the network.
+        UnsupportedError: the network uses something that is not handled.
+    """
+    import numpy as np
+
+    if method not in ("ibp", "crown", "alpha-crown"):
+        raise InputError(f"method is '{method}'; it is one of ibp, crown, alpha-crown")
+    low, up = np.asarray(lower, dtype=np.float64), np.asarray(upper, dtype=np.float64)
+    if low.shape != up.shape:
+        raise InputError(f"lower has shape {list(low.shape)} and upper {list(up.shape)}; give one shape")
+    if not (np.isfinite(low).all() and np.isfinite(up).all()):
+        raise InputError("a bound of the box is not finite; every input needs two finite bounds")
+    if not (low <= up).all():
+        raise InputError(f"lower exceeds upper at {int((~(low <= up)).sum())} inputs")
+    network = load_any(module, low.shape)
+    if network.n_in != low.size:
+        raise InputError(f"the box has {low.size} inputs but the network takes {list(network.input_shape)}")
+    _, found = bound_network(network, round_down(low), -round_down(-up), as_config(config), method, return_intermediate)
+    name = network.graph.nodes[network.graph.output].name
+    output = found.certified[name]
+    return Bounds(output.lower, output.upper, dict(found.certified) if return_intermediate else {})
+
+
+def bound_network(
+    network: Network, lower: np.ndarray, upper: np.ndarray, config: Config, method: Method, intermediate: bool
+) -> tuple[Placed, NetworkBounds]:
+    """Bounds over a float32 box (n_in,), and where the network was placed."""
+    import numpy as np
+    import torch
+
+    from verifier.bounds.alpha import Schedule
+    from verifier.bounds.api import compute_graph_bounds
+    from verifier.solver.place import place
+
+    alpha = config.bounds.alpha
+    hidden = alpha.iterations if alpha.intermediate_iterations == "auto" else alpha.intermediate_iterations
+    placed = place(network.graph, config)
+
+    def work() -> NetworkBounds:
+        return compute_graph_bounds(
+            network.graph,
+            placed.backend,
+            torch.from_numpy(np.array(lower, dtype=np.float32).reshape(-1)),
+            torch.from_numpy(np.array(upper, dtype=np.float32).reshape(-1)),
+            method,
+            intermediate,
+            Schedule(hidden, alpha.learning_rate, decay=alpha.decay),
+            Schedule(alpha.iterations, alpha.learning_rate, decay=alpha.decay),
+        )
+
+    return placed, placed.retry(work)
+
+
+def round_down(values: np.ndarray) -> np.ndarray:
+    """The largest float32 values that do not exceed the given float64 ones."""
+    import numpy as np
+
+    near = values.astype(np.float32)
+    return np.where(near > values, np.nextafter(near, np.float32(-np.inf)), near)
 
 
 def answer(

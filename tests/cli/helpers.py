@@ -31,9 +31,7 @@ def run(*args: object, scripted: bool = True, timeout: float = 60) -> Completed:
 
 def start(*args: object) -> subprocess.Popen[str]:
     """Start the scripted command."""
-    return subprocess.Popen(
-        command(args), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
-    )
+    return subprocess.Popen(command(args), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
 
 
 def script(folder: Path, words: str, name: str = "p.vnnlib") -> list[str]:
@@ -57,7 +55,8 @@ def no_process_mentions(text: str) -> bool:
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                if text.encode() in (entry / "cmdline").read_bytes() and "State:\tZ" not in (entry / "status").read_text():
+                zombie = "State:\tZ" in (entry / "status").read_text()
+                if text.encode() in (entry / "cmdline").read_bytes() and not zombie:
                     return False
             except OSError:
                 continue

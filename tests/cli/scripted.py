@@ -1,8 +1,8 @@
 """The command line with a scripted solver: ``python -m tests.cli.scripted ARGS``.
 
 The text of the property file says what the solver does: words are separated by blanks, ``sleep S``, ``spin S`` (never
-looks at the clock, as in a library), ``phase NAME``, ``open N``, ``note TEXT``, ``print TEXT``, then one of ``sat``, ``unsat``,
-``unknown``, ``wait`` (until the deadline), ``crash``, ``kill``, ``segv``, ``input``, ``unsupported``, ``memory``.
+looks at the clock, as in a library), ``phase NAME``, ``open N``, ``note TEXT``, ``print TEXT``, then one of ``sat``,
+``unsat``, ``unknown``, ``wait`` (until the deadline), ``crash``, ``kill``, ``segv``, ``input``, ``unsupported``, ``memory``.
 """
 
 from __future__ import annotations

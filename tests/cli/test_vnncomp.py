@@ -25,13 +25,12 @@ def instance(folder: Path, words: str) -> None:
     (folder / "p.vnnlib").write_text(words)
 
 
-def popen(folder: Path, limit: object, *, cwd: Path | None = None, results: str = "r.txt", **extra: str) -> subprocess.Popen:
+def popen(folder: Path, limit: object, results: str = "r.txt") -> subprocess.Popen[str]:
     """run_instance.sh with paths relative to the folder."""
     args = [SCRIPTS / "run_instance.sh", "v1", STAGED, "onnx/n.onnx", "p.vnnlib", results, str(limit)]
-    variables = environment(VERIFIER_PYTHON=str(scripted_python(folder)), **extra)
-    return subprocess.Popen(
-        list(map(str, args)), cwd=cwd or folder, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    variables = environment(VERIFIER_PYTHON=str(scripted_python(folder)))
+    pipe = subprocess.PIPE
+    return subprocess.Popen(list(map(str, args)), cwd=folder, env=variables, stdout=pipe, stderr=pipe, text=True)
 
 
 def first_line(path: Path) -> str:
@@ -99,7 +98,13 @@ def test_broken_interpreter_is_an_error_file(python: str, tmp_path: Path) -> Non
     instance(tmp_path, "unsat")
     args = [str(SCRIPTS / "run_instance.sh"), "v1", "c", "onnx/n.onnx", "p.vnnlib", "r.txt", "10"]
     done = subprocess.run(
-        args, cwd=tmp_path, env=environment(VERIFIER_PYTHON=python), capture_output=True, text=True, timeout=30, check=False
+        args,
+        cwd=tmp_path,
+        env=environment(VERIFIER_PYTHON=python),
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
     )
     assert done.returncode == 0
     assert first_line(tmp_path / "r.txt") == "error"
@@ -189,7 +194,8 @@ def test_unwritable_results_do_not_hang(tmp_path: Path) -> None:
 
 
 def test_wrong_usage_still_exits_0(tmp_path: Path) -> None:
-    for args in (["run_instance.sh"], ["run_instance.sh", "v2", "c", "a", "b", "r.txt", "1"], ["prepare_instance.sh", "v1"]):
+    wrong_version = ["run_instance.sh", "v2", "c", "a", "b", "r.txt", "1"]
+    for args in (["run_instance.sh"], wrong_version, ["prepare_instance.sh", "v1"]):
         done = subprocess.run(
             [str(SCRIPTS / args[0]), *args[1:]], cwd=tmp_path, capture_output=True, text=True, timeout=20, check=False
         )

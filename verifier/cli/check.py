@@ -1,4 +1,4 @@
-"""Does a counterexample hold? Decided by onnxruntime on the network itself, so that no part of the prover is trusted."""
+"""Does a counterexample hold? Decided by onnxruntime on the network itself, so that no prover is trusted."""
 
 from __future__ import annotations
 

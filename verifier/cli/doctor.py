@@ -32,7 +32,8 @@ def _devices() -> Iterator[str]:
         yield "cuda         none"
     for index in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(index)
-        yield f"cuda:{index}       {device.name}, {device.total_memory / (1 << 30):.0f} GiB, {device.major}.{device.minor}"
+        memory = device.total_memory / (1 << 30)
+        yield f"cuda:{index}       {device.name}, {memory:.0f} GiB, capability {device.major}.{device.minor}"
 
 
 def _self_test() -> tuple[bool, str]:

@@ -86,8 +86,8 @@ def verify_record(
         "verdict": outcome.verdict,
         "reason": outcome.reason,
         "certified": outcome.certified,
-        "bounds": statistics.pop("bounds", None),
-        "domains": statistics.pop("domains", None),
+        "bounds": statistics.pop("bounds", statistics.pop("root", None)),
+        "domains": _domains(statistics),
         "statistics": statistics,
         "witness": outcome.witness,
         "error": outcome.error,
@@ -98,6 +98,13 @@ def verify_record(
         "versions": dict(versions),
         "seconds": {"total": round(seconds, 3), **{k: round(float(v), 3) for k, v in outcome.seconds.items()}},
     }
+
+
+def _domains(statistics: Mapping[str, Any]) -> int | None:
+    """How many domains all searches bounded; ``None`` when no search began. Their own counts stay in the statistics."""
+    counts = [part.get("domains") for part in (statistics, *statistics.values()) if isinstance(part, Mapping)]
+    numbers = [count for count in counts if isinstance(count, int)]
+    return sum(numbers) if numbers else None
 
 
 def versions() -> dict[str, str | None]:

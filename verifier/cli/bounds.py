@@ -1,0 +1,98 @@
+"""``verifier bounds``: one case of a property, one method, every output."""
+
+from __future__ import annotations
+
+import resource
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from verifier.config import Config
+from verifier.core.errors import InputError
+from verifier.report.bounds import Pair, bounds_record
+from verifier.report.files import sha256
+from verifier.report.record import to_json, versions
+
+if TYPE_CHECKING:
+    import torch
+
+    from verifier.bounds.api import Method
+    from verifier.core.interval import Interval
+
+
+def bounds_json(
+    onnx: Path, vnnlib: Path, config: Config, method: Method, intermediate: bool, slopes: bool, case: int
+) -> str:
+    """Bounds over the input box of a property's case, as JSON text.
+
+    Raises:
+        InputError: a file is malformed, or the property has no such case.
+    """
+    start = time.monotonic()
+    from verifier import api
+    from verifier.bounds.crown import row_bytes
+
+    problem = api.load_problem(vnnlib)
+    if case >= problem.n_cases:
+        raise InputError(f"--case {case}: {vnnlib} has {problem.n_cases} cases, counted from 0")
+    network = api.load_any(onnx, ())
+    api.check_sizes(network, problem)
+    box = int(problem.case_box[case])
+    loaded = time.monotonic()
+    placed, found = api.bound_network(network, problem.lower[box], problem.upper[box], config, method, intermediate)
+    graph, backend = network.graph, placed.backend
+    one_row = row_bytes(graph, 1, _float32())
+    widest = max((node.size for node in graph.nodes), default=1)
+    chunk = max((part.size for part in backend.row_chunks(2 * widest, one_row)), default=0)
+    quarter = found.slope_bytes // 4  # slopes, their gradients and the optimiser's two moments are alike
+    record = bounds_record(
+        {name: _arrays(bounds) for name, bounds in found.plain.items()},
+        {name: _arrays(bounds) for name, bounds in found.certified.items()},
+        {name: values.detach().cpu().numpy() for name, values in found.slopes.items()} if slopes else None,
+        {
+            "weights": backend.weights.resident_bytes(),
+            "A": 0 if method == "ibp" else chunk * one_row,
+            "slopes": quarter,
+            "gradients": quarter,
+            "optimizer": 2 * quarter,
+            "domains": 0,
+        },
+        _peak(backend.device),
+        {
+            "onnx": {"path": str(onnx), "sha256": sha256(onnx)},
+            "vnnlib": {"path": str(vnnlib), "sha256": sha256(vnnlib)},
+            "case": case,
+            "method": method,
+            "seed": config.seed,
+            "device": backend.device.type,
+            "config": config.model_dump(mode="json"),
+            "versions": versions(),
+            "seconds": {
+                "total": round(time.monotonic() - start, 3),
+                "load": round(loaded - start, 3),
+                "bounds": round(time.monotonic() - loaded, 3),
+            },
+        },
+    )
+    return to_json(record, indent=1)
+
+
+def _float32() -> torch.dtype:
+    import torch
+
+    return torch.float32
+
+
+def _arrays(bounds: Interval) -> Pair:
+    return np.asarray(bounds.lower.detach().cpu()), np.asarray(bounds.upper.detach().cpu())
+
+
+def _peak(device: torch.device) -> int:
+    """Most bytes taken at once: by tensors on a GPU, by the whole process on a CPU."""
+    import torch
+
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
