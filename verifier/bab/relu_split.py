@@ -23,14 +23,20 @@ from verifier.bab.pool import Fields, Pool
 from verifier.bab.splits import SplitSpace, split_space
 from verifier.bounds.alpha import Optimised, Parameters, Schedule, optimise, sweep
 from verifier.bounds.crown import BoundState, Specification, crown_rows, relaxations
+from verifier.bounds.forms import Form
 from verifier.bounds.walk import Walk, backward, concretise
 from verifier.config import BabConfig
 from verifier.core.backend import ParallelBackend
 from verifier.core.deadline import Deadline
+from verifier.core.errors import MemoryExceeded
+from verifier.core.memory import out_of_memory
 from verifier.core.numerics import finite_lower, proved
 from verifier.core.progress import Progress
 from verifier.core.result import Witness
 from verifier.graph.graph import Graph
+
+# Steps after which a batch is looked at: most children of a good split are closed by then.
+_FIRST_STAGE = 3
 
 Accept = Callable[[np.ndarray], Witness | None]
 
@@ -79,6 +85,11 @@ def search(
         memory_limit: bytes that the open domains may take.
     """
     return _Search(graph, backend, state, cases, config, deadline, progress, accept, memory_limit).run()
+
+
+def _rows(fields: Fields, index: Tensor | slice) -> Fields:
+    """Some of the domains."""
+    return {k: v[index] for k, v in fields.items()}
 
 
 class _Search:
@@ -157,7 +168,9 @@ class _Search:
         """One domain per case, without splits."""
         n = self.cases.thresholds.shape[0]
         device = self.backend.device
-        alpha = self.space.collect({i: p["alpha"] for i, p in self.cases.parameters.items() if "alpha" in p}, (n, self.rows))
+        alpha = self.space.collect(
+            {i: p["alpha"] for i, p in self.cases.parameters.items() if "alpha" in p}, (n, self.rows)
+        )
         roots: Fields = {
             "case": torch.arange(n, device=device),
             "signs": torch.zeros((n, self.space.size), dtype=torch.int8, device=device),
@@ -169,22 +182,46 @@ class _Search:
     # -- bounding -----------------------------------------------------------------------------------------------
 
     def _bound(self, domains: Fields) -> None:
-        """Optimise, close what is certified, and put the rest into the pool (or to the LP at leaves)."""
-        pieces = [3, self.config.iterations - 3] if self.config.iterations > 6 else [self.config.iterations]
-        for first in range(0, domains["case"].shape[0], self.batch):
-            part = {k: v[first : first + self.batch] for k, v in domains.items()}
-            for last, iterations in enumerate(pieces):
-                if part["case"].shape[0] == 0:
-                    break
-                self.bounded += 0 if last else part["case"].shape[0]
-                part, found, splits = self._optimise(part, iterations)
-                still = self._close(part, found)
-                if last == len(pieces) - 1 or self.deadline.expired():
-                    self._store(part, found, still)
-                    break
-                part = {k: v[still] for k, v in part.items()}
+        """Optimise, close what is certified, and put the rest into the pool (or to the LP at leaves).
 
-    def _optimise(self, part: Fields, iterations: int) -> tuple[Fields, Optimised, dict[int, Tensor]]:
+        A short first stage closes the easy domains, the rest gets the remaining steps. A batch that does not fit into
+        memory is halved and tried again.
+        """
+        total = self.config.iterations
+        stages = (_FIRST_STAGE, total - _FIRST_STAGE) if total > 2 * _FIRST_STAGE else (total,)
+        size = domains["case"].shape[0]
+        self.bounded += size
+        work = [(0, _rows(domains, slice(i, i + self.batch))) for i in range(0, size, self.batch)]
+        while work and self.witness is None:
+            stage, part = work.pop()
+            try:
+                rest = self._stage(part, stages[stage], stage == len(stages) - 1)
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+                n = part["case"].shape[0]
+                if n == 1:
+                    raise MemoryExceeded("not even one domain fits") from error
+                self.batch = max(1, n // 2)
+                work += [(stage, _rows(part, slice(0, n // 2))), (stage, _rows(part, slice(n // 2, n)))]
+                continue
+            if rest is not None:
+                work.append((stage + 1, rest))
+
+    def _stage(self, part: Fields, iterations: int, last: bool) -> Fields | None:
+        """One stage of a batch; what is left for the next one, or None when all is done or stored."""
+        part, found = self._optimise(part, iterations)
+        done = self._certified(part, found)
+        self.closed += int(done.sum())
+        still = (~done).nonzero()[:, 0]
+        if still.shape[0] == 0:
+            return None
+        if last or self.deadline.expired():
+            self._store(part, found, still)
+            return None
+        return _rows(part, still)
+
+    def _optimise(self, part: Fields, iterations: int) -> tuple[Fields, Optimised]:
         """Best slopes and multipliers for a batch; returns the batch with them written back."""
         bounds = self.space.domain_bounds(part["signs"])
         signs = self.space.multiplier_signs(part["signs"])
@@ -208,9 +245,9 @@ class _Search:
         gap = found.lower.double() - self.cases.thresholds[part["case"]]
         out["gap"], out["row"] = gap.max(1)
         out["gap"] = out["gap"].float()
-        return out, found, signs
+        return out, found
 
-    def _forms(self, case: Tensor):  # noqa: ANN202 - the walk's own type
+    def _forms(self, case: Tensor) -> dict[int, Form]:
         return self.cases.spec.select(case).forms(self.graph.output, torch.float32)
 
     def _parameters(self, part: Fields) -> Parameters:
@@ -224,17 +261,15 @@ class _Search:
                 full[..., g.elements] = part["alpha"][..., g.start : g.stop]
         return out
 
-    def _close(self, part: Fields, found: Optimised) -> Tensor:
-        """Indices of the domains that stay open after certification."""
-        hopeful = part["gap"] > 0
-        done = hopeful.clone()
-        if bool(hopeful.any()) and self.state.certified:
-            index = hopeful.nonzero()[:, 0]
-            sure = self._certify({k: v[index] for k, v in part.items()}, found, index)
+    def _certified(self, part: Fields, found: Optimised) -> Tensor:
+        """(B,) bool: domains that are refuted, in float64 with rounding charged when the state is certified."""
+        done = part["gap"] > 0
+        if self.state.certified and bool(done.any()):
+            index = done.nonzero()[:, 0]
+            sure = self._certify(_rows(part, index), found, index)
             done[index] = sure
             self.uncertified += int((~sure).sum())
-        self.closed += int(done.sum())
-        return (~done).nonzero()[:, 0]
+        return done
 
     def _certify(self, part: Fields, found: Optimised, index: Tensor) -> Tensor:
         """Whether some row of each domain is refuted in float64 with every rounding charged."""
@@ -257,13 +292,13 @@ class _Search:
         if self.witness is not None:
             return
         ranked = self._rank(part, found)
-        part = {k: v[still] for k, v in part.items()}
+        part = _rows(part, still)
         part["candidates"] = ranked[still]
         decided = (part["signs"] != 0).all(1) if self.space.size else torch.ones_like(part["case"], dtype=torch.bool)
         if bool(decided.any()):
             for i in decided.nonzero()[:, 0].tolist():
-                self._leaf({k: v[i : i + 1] for k, v in part.items()})
-            part = {k: v[~decided] for k, v in part.items()}
+                self._leaf(_rows(part, slice(i, i + 1)))
+            part = _rows(part, ~decided)
         self.pool.push(part)
 
     def _try(self, x: Tensor, case: Tensor) -> None:
@@ -345,7 +380,13 @@ class _Search:
         state = replace(self.state, bounds=self.space.domain_bounds(domain["signs"]))
         signs = self.space.multiplier_signs(domain["signs"])
         found = solve_leaf(
-            self.graph, self.backend, state, signs, self.cases.spec.select(case), self.cases.thresholds[case][0], self.deadline
+            self.graph,
+            self.backend,
+            state,
+            signs,
+            self.cases.spec.select(case),
+            self.cases.thresholds[case][0],
+            self.deadline,
         )
         if found.closed:
             self.closed += 1

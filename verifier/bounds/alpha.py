@@ -304,9 +304,7 @@ def alpha_hidden(
             deadline.check("alpha-CROWN")
             form = hidden_rows(elements, node.shape, chunk.start, chunk.stop, chunk.size, torch.float32)
             values, _ = initial_parameters(graph, state.bounds, chunk.size, index)
-            found = optimise(
-                graph, backend, {index: form}, state.box, state.bounds, values, schedule, deadline
-            )
+            found = optimise(graph, backend, {index: form}, state.box, state.bounds, values, schedule, deadline)
             lower = found.lower
             if state.certified:
                 exact = hidden_rows(elements, node.shape, chunk.start, chunk.stop, chunk.size, torch.float64)

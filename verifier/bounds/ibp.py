@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
 
 from verifier.bounds.walk import Charges
 from verifier.core.backend import ParallelBackend
@@ -75,6 +74,4 @@ def step(
 def replace(node: Node, tighter: Interval, bounds: dict[int, Interval], charges: Charges) -> None:
     """Intersect a node's bounds with other valid ones."""
     bounds[node.index] = bounds[node.index].intersect(tighter)
-    charges.value[node.index] = torch.nan_to_num(
-        bounds[node.index].magnitude(), nan=float("inf"), posinf=float("inf")
-    )
+    charges.value[node.index] = torch.nan_to_num(bounds[node.index].magnitude(), nan=float("inf"), posinf=float("inf"))

@@ -101,8 +101,10 @@ def backward(
         if form is not None:
             state.step(graph.nodes[index], form)
     form = state.pending.pop(0, None)
-    a = dense(form) if form is not None else zero.reshape(1, n_rows, *[1] * len(graph.input_shape)).expand(
-        1, n_rows, *graph.input_shape
+    a = (
+        dense(form)
+        if form is not None
+        else zero.reshape(1, n_rows, *[1] * len(graph.input_shape)).expand(1, n_rows, *graph.input_shape)
     )
     constant = sum(state.constants, zero)
     if charges is not None:
@@ -136,13 +138,16 @@ class _State:
     def _affine(self, node: Node, op: AffineOp, form: Form) -> None:
         shapes = self.graph.in_shapes(node)
         with self.backend.weights.fetch(op.handles, self.dtype) as p:
-            if isinstance(form, OneHot) and isinstance(op, Linear | Conv):
-                if isinstance(op, Linear) or patchable(op, shapes[0]):
-                    self._bias(op, form, p)
-                    # Picking rows of the weight costs no rounding unless the form scales them or they were folded.
-                    self._charge(node.index, form, 2 + op.backward_terms(shapes, node.shape))
-                    self._add(node.inputs[0], start_through(form, op, p[0], shapes[0]))
-                    return
+            if (
+                isinstance(form, OneHot)
+                and isinstance(op, Linear | Conv)
+                and (isinstance(op, Linear) or patchable(op, shapes[0]))
+            ):
+                self._bias(op, form, p)
+                # Picking rows of the weight costs no rounding unless the form scales them or they were folded.
+                self._charge(node.index, form, 2 + op.backward_terms(shapes, node.shape))
+                self._add(node.inputs[0], start_through(form, op, p[0], shapes[0]))
+                return
             if isinstance(form, Patches) and isinstance(op, Conv) and patchable(op, shapes[0]):
                 self._bias(op, form, p)
                 self._charge(node.index, form, op.backward_terms(shapes, node.shape) + node.size)
@@ -218,7 +223,7 @@ class _State:
             return
         m = (self.charges.value if value else self.charges.partial)[index]
         if isinstance(form, OneHot):
-            weight = (m.flatten(1)[:, form.index] * form.values.abs())
+            weight = m.flatten(1)[:, form.index] * form.values.abs()
         elif isinstance(form, Patches):
             weight = (form.a.abs() * windows(m[:, None], form)).flatten(2).sum(-1)
         else:

@@ -8,8 +8,8 @@ from typing import Protocol
 class Progress(Protocol):
     """A listener. Both calls are cheap and may be made often; the listener thins them out.
 
-    Figures have plain names and numbers; the console shows ``open`` and ``done`` (domains), ``bound`` (the worst one)
-    and ``rate`` (domains per second), a JSON record of a run that was cut off holds the last values of all of them.
+    Figures have plain names and numbers. The console shows ``open`` and ``done`` (domains), ``worst`` (the worst bound)
+    and how fast ``domains`` (bounded so far) grows; the JSON record of a run that was cut off holds the last values.
     """
 
     def phase(self, name: str) -> None:

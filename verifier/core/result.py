@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 from typing import Any
 
 import numpy as np
 
 
-class Verdict(str, Enum):
+class Verdict(StrEnum):
     """The five words of a VNN-COMP result file."""
 
     SAT = "sat"

@@ -72,7 +72,8 @@ class _Run:
     def answer(self) -> None:
         self.open = np.arange(self.problem.n_cases)
         if not self.open.size:
-            return self._proved("no case is left: the unsafe set is empty")
+            self._proved("no case is left: the unsafe set is empty")
+            return
         with self._phase("set-up"):
             placed = place(self.network.graph, self.config)
             found = features(self.network.graph, self.problem)
@@ -80,9 +81,13 @@ class _Run:
         for phase in self._phases(found):
             phase(placed, found)
             if self.witness is not None:
-                return self.stop(Verdict.SAT, "a counterexample was replayed in the reference network")
+                self.stop(Verdict.SAT, "a counterexample was replayed in the reference network")
+                return
             if not self.open.size:
-                return self._proved("every case is refuted by a certified bound")
+                self._proved(
+                    f"every case is refuted by {'a certified' if self.config.numerics.certify else 'a float32'} bound"
+                )
+                return
             self.deadline.check()
         self.stop(Verdict.UNKNOWN, self.reason or f"{self.open.size} cases are left open")
 
@@ -219,9 +224,10 @@ class _Run:
         self.open = self.open[~np.isin(self.open, np.setdiff1d(cases, still))]
 
     def _proved(self, reason: str) -> None:
-        if self.mismatch is not None:
-            return self.stop(Verdict.ERROR, f"the graph does not agree with the reference network: {self.mismatch}")
-        self.stop(Verdict.UNSAT, reason)
+        if self.mismatch is None:
+            self.stop(Verdict.UNSAT, reason)
+        else:
+            self.stop(Verdict.ERROR, f"the graph does not agree with the reference network: {self.mismatch}")
 
     def stop(self, verdict: Verdict, reason: str) -> None:
         if self.witness is not None:

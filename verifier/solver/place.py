@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -11,6 +10,7 @@ import torch
 
 from verifier.config import Config
 from verifier.core.errors import ConfigError, MemoryExceeded
+from verifier.core.memory import free_bytes, out_of_memory
 from verifier.graph.graph import Graph, parameter_bytes
 from verifier.parallel.single import SingleBackend
 
@@ -42,14 +42,6 @@ class Placed:
                 self.backend.chunk_bytes //= 2
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an exception means that an allocation failed, on any device."""
-    text = str(error)
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        "not enough memory" in text or "out of memory" in text
-    )
-
-
 def device_of(config: Config) -> torch.device:
     """The device the configuration asks for."""
     if config.device == "cuda" and not torch.cuda.is_available():
@@ -74,12 +66,7 @@ def place(graph: Graph, config: Config) -> Placed:
             f"the weights take {parameter_bytes(graph)} bytes and memory.device_limit is {limit}; raise the limit"
         )
     # Chunks follow the configured budgets alone, never free memory: equal settings give equal kernel calls.
-    chunk = config.memory.chunk_bytes if limit is None else min(config.memory.chunk_bytes, max(_SMALLEST_CHUNK, limit // 8))
+    chunk = (
+        config.memory.chunk_bytes if limit is None else min(config.memory.chunk_bytes, max(_SMALLEST_CHUNK, limit // 8))
+    )
     return Placed(SingleBackend(graph, device, chunk), (free_bytes(device) if limit is None else limit) // 3)
-
-
-def free_bytes(device: torch.device) -> int:
-    """Free memory of a device."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from verifier.bab.relu_split import CaseRows
-from verifier.bounds.alpha import Parameters, Schedule, alpha_hidden, alpha_rows
+from verifier.bounds.alpha import Optimised, Parameters, Schedule, alpha_hidden, alpha_rows
 from verifier.bounds.crown import (
     BoundState,
     Specification,
@@ -90,9 +90,7 @@ def bound_root(
     report("alpha-CROWN")
     lower, found = _alpha(graph, backend, state, table, lower, schedule, deadline)
     if not table.refuted(lower).all():
-        rows = {
-            i: 2 * int(undecided(graph, i, state.bounds[i]).sum()) for i in preactivations(graph)
-        }
+        rows = {i: 2 * int(undecided(graph, i, state.bounds[i]).sum()) for i in preactivations(graph)}
         steps = hidden_iterations(graph, rows, limit, device.type, config)
         if steps:
             report("alpha-CROWN of hidden nodes")
@@ -102,7 +100,15 @@ def bound_root(
     return table.root(state, lower, found.parameters, found.candidate, "alpha-crown")
 
 
-def _alpha(graph, backend, state, table, lower, schedule, deadline):  # noqa: ANN001, ANN202
+def _alpha(
+    graph: Graph,
+    backend: ParallelBackend,
+    state: BoundState,
+    table: _RowTable,
+    lower: Tensor,
+    schedule: Schedule,
+    deadline: Deadline,
+) -> tuple[Tensor, Optimised]:
     """Optimise all rows of the table and certify the best slopes; keeps the tighter of old and new bounds."""
     found = alpha_rows(
         graph, backend, state, table.spec, schedule, deadline, lambda best: bool(table.refuted(best.double()).all())
@@ -164,7 +170,7 @@ class _RowTable:
     def refuted(self, lower: Tensor) -> np.ndarray:
         """(N,) bool: cases with a refuted row."""
         rows = proved(lower[0].double(), self.thresholds).cpu().numpy()
-        return rows[self.case_rows].any(1)
+        return np.any(rows[self.case_rows], axis=1)
 
     def root(
         self,
@@ -183,9 +189,7 @@ class _RowTable:
         rows = None
         if parameters is not None and keep.any():
             pick = torch.from_numpy(index).to(self.device)
-            spec = Specification(
-                self.spec.y[0][pick], None if self.spec.x is None else self.spec.x[0][pick]
-            )
+            spec = Specification(self.spec.y[0][pick], None if self.spec.x is None else self.spec.x[0][pick])
             slopes = {i: {k: v[0][pick] for k, v in group.items()} for i, group in parameters.items()}
             rows = CaseRows(spec, self.thresholds[pick], slopes)
         return Root(state, self.cases[keep], gap[index].max(1) if keep.any() else np.zeros(0), points, rows, method)

@@ -31,7 +31,9 @@ def intercept_scores(space: SplitSpace, signs: Tensor, coefficients: Mapping[int
     return torch.where(signs == 0, cost, float("-inf"))
 
 
-def gap_scores(space: SplitSpace, signs: Tensor, coefficients: Mapping[int, Tensor], alpha: Tensor, z: Tensor) -> Tensor:
+def gap_scores(
+    space: SplitSpace, signs: Tensor, coefficients: Mapping[int, Tensor], alpha: Tensor, z: Tensor
+) -> Tensor:
     """|a| times the distance between the chosen plane and the ReLU at z: (B, U), -inf at split columns.
 
     Args:

@@ -1,0 +1,150 @@
+"""Bounds of a whole network on one box, for ``verifier bounds`` and ``compute_bounds``: plain and certified values.
+
+The plain values are what each method computes in float32 before certification, so that two runs can be compared bit for
+bit; the certified ones re-evaluate the same relaxations in float64 with every rounding charged and are rounded outward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from verifier.bounds import ibp
+from verifier.bounds.alpha import Parameters, Schedule, alpha_hidden, alpha_rows
+from verifier.bounds.crown import (
+    BoundState,
+    Specification,
+    crown_hidden,
+    crown_rows,
+    exact_by_ibp,
+    initial_state,
+    preactivations,
+    row_bytes,
+)
+from verifier.core.backend import ParallelBackend
+from verifier.core.deadline import Deadline
+from verifier.core.interval import Interval
+from verifier.core.numerics import outward
+from verifier.graph.graph import Graph
+
+Method = Literal["ibp", "crown", "alpha-crown"]
+
+
+@dataclass(frozen=True)
+class NetworkBounds:
+    """Bounds by node name, each float32 of the node's shape.
+
+    Attributes:
+        plain: before certification.
+        certified: valid in exact arithmetic; the same nodes.
+        slopes: relaxation parameters of the output rows after optimisation, by node and parameter name.
+        slope_bytes: bytes of slopes, gradients and optimiser moments alive at once for the output rows.
+    """
+
+    plain: dict[str, Interval]
+    certified: dict[str, Interval]
+    slopes: dict[str, Tensor]
+    slope_bytes: int
+
+
+def compute_graph_bounds(
+    graph: Graph,
+    backend: ParallelBackend,
+    lower: Tensor,
+    upper: Tensor,
+    method: Method,
+    intermediate: bool = False,
+    hidden: Schedule | None = None,
+    final: Schedule | None = None,
+    deadline: Deadline | None = None,
+) -> NetworkBounds:
+    """Lower and upper bounds of every output element, and of every pre-activation when ``intermediate``.
+
+    Args:
+        lower, upper: float32 (*input_shape) or flat.
+        hidden, final: how alpha-CROWN optimises the hidden nodes (layerwise) and the output rows.
+    """
+    deadline = deadline or Deadline()
+    shape = (1, *graph.input_shape)
+    box = Interval(lower.reshape(shape).to(backend.device), upper.reshape(shape).to(backend.device))
+    hidden, final = hidden or Schedule(10), final or Schedule(10)
+    plain, slopes, size = _run(graph, backend, _plain_state(graph, backend, box), method, hidden, final, deadline)
+    sure, _, _ = _run(graph, backend, initial_state(graph, backend, box), method, hidden, final, deadline)
+    names = _names(graph, intermediate)
+    return NetworkBounds(
+        {graph.nodes[i].name: _one(plain.bounds[i]) for i in names},
+        {graph.nodes[i].name: _one(sure.bounds[i]) for i in names},
+        {f"{graph.nodes[i].name}.{k}": v[0] for i, group in slopes.items() for k, v in group.items()},
+        size,
+    )
+
+
+def _one(bounds: Interval) -> Interval:
+    return Interval(bounds.lower[0].cpu(), bounds.upper[0].cpu())
+
+
+def _names(graph: Graph, intermediate: bool) -> Sequence[int]:
+    return sorted({*preactivations(graph), graph.output}) if intermediate else [graph.output]
+
+
+def _plain_state(graph: Graph, backend: ParallelBackend, box: Interval) -> BoundState:
+    """IBP in float32 without rounding charges."""
+    bounds, charges = ibp.propagate(graph, backend, box, rounding=False)
+    return BoundState(box, bounds, charges, certified=False)
+
+
+def _run(
+    graph: Graph,
+    backend: ParallelBackend,
+    state: BoundState,
+    method: Method,
+    hidden: Schedule,
+    final: Schedule,
+    deadline: Deadline,
+) -> tuple[BoundState, Parameters, int]:
+    """One method on one state; the output node's bounds are put into the state."""
+    if method == "ibp":
+        return state, {}, 0
+    state = crown_hidden(graph, backend, state, deadline)
+    if method == "alpha-crown":
+        state = alpha_hidden(graph, backend, replace(state, bounds=dict(state.bounds)), hidden, deadline)
+    if exact_by_ibp(graph, graph.nodes[graph.output]):
+        return state, {}, 0
+    return _output(graph, backend, state, method, final, deadline)
+
+
+def _output(
+    graph: Graph, backend: ParallelBackend, state: BoundState, method: Method, final: Schedule, deadline: Deadline
+) -> tuple[BoundState, Parameters, int]:
+    """Rows +e and -e of every output element."""
+    n = graph.nodes[graph.output].size
+    device = backend.device
+    dtype = torch.float64 if state.certified else torch.float32
+    parts, groups = [], []
+    size = 0
+    for chunk in backend.row_chunks(2 * n, 3 * row_bytes(graph, 1, torch.float32)):
+        rows = torch.zeros((chunk.size, n), dtype=torch.float64, device=device)
+        for i, row in enumerate(range(chunk.start, chunk.stop)):
+            rows[i, row % n] = 1.0 if row < n else -1.0
+        spec = Specification(rows.reshape(1, chunk.size, *graph.output_shape))
+        parameters: Parameters | None = None
+        if method == "alpha-crown":
+            found = alpha_rows(graph, backend, state, spec, final, deadline)
+            parameters, value = found.parameters, found.lower
+            size = max(size, 4 * sum(v.numel() * v.element_size() for g in parameters.values() for v in g.values()))
+            groups.append((chunk, parameters))
+        if method != "alpha-crown" or state.certified:
+            value, _ = crown_rows(graph, backend, state, spec, parameters, dtype=dtype)
+        parts.append((chunk, value))
+    lower = backend.gather_rows(2 * n, parts)
+    shape = (1, *graph.output_shape)
+    found = outward(Interval(lower[:, :n].reshape(shape), -lower[:, n:].reshape(shape)))
+    out = replace(state, bounds={**state.bounds, graph.output: state.bounds[graph.output].intersect(found)})
+    slopes: Parameters = {}
+    for i in groups[0][1] if groups else {}:
+        slopes[i] = {k: torch.cat([g[i][k][:, : c.stop - c.start] for c, g in groups], 1) for k in groups[0][1][i]}
+    return out, slopes, size
