@@ -24,7 +24,7 @@ from verifier.spec.source import Source
 
 _ATOM = re.compile(rb"\(\s*([<>]=)\s+([^\s()]+)\s+([^\s()]+)\s*\)")
 _DECLARATION = re.compile(rb"\(\s*declare-const\s+([XY])_(0|[1-9][0-9]{0,8})\s+Real\s*\)")
-_EVENT = re.compile(rb"\(\s*(assert|and|or)(?=[\s(])|(\))|(\s+)")
+_EVENT = re.compile(rb"\(\s*(assert|and|or)(?=[\s(]|\Z)|(\))|(\s+)")
 _LARGEST, _SMALLEST = 1e38, 1e-200
 _MAX_DIGITS = 100
 
