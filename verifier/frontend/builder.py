@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -71,3 +72,8 @@ class Builder:
 
     def finish(self, output: int) -> Graph:
         return Graph(tuple(self.nodes), output, dict(self.parameters))
+
+
+def broadcast(*shapes: Sequence[int]) -> Shape:
+    """The common shape of operands. By numpy: torch.broadcast_shapes imports sympy, which takes most of a second."""
+    return tuple(np.broadcast_shapes(*(tuple(s) for s in shapes)))

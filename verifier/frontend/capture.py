@@ -1,8 +1,8 @@
 """Torch module -> record of the ATen calls that depend on the input.
 
-An eval-mode copy runs once on a concrete input. A dispatch mode sees every ATen call: calls on constants just run (so that
-shape arithmetic and constants fold by themselves), calls on values that depend on the input are recorded. The run is
-functionalised, so the record has no in-place ops and no aliasing, and it is done in float64, so that constants which
+An eval-mode copy runs once on a concrete input. A dispatch mode sees every ATen call: calls on constants just run (so
+that shape arithmetic and constants fold by themselves), calls on values that depend on the input are recorded. The run
+is functionalised, so the record has no in-place ops and no aliasing, and it is done in float64, so that constants which
 the network computes from its stored parameters carry no float32 rounding.
 """
 
@@ -23,12 +23,23 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-from verifier.core.errors import InputError, UnsupportedError, VerifierError
+from verifier.core.errors import InputError, UnsupportedError, UnsupportedOpError, VerifierError
 
 MAX_CONSTANT_BYTES = 1 << 33
 
 SHAPE_ONLY = frozenset(
-    "zeros_like ones_like full_like empty_like new_zeros new_ones new_full new_empty new_empty_strided sym_size".split()
+    [
+        "zeros_like",
+        "ones_like",
+        "full_like",
+        "empty_like",
+        "new_zeros",
+        "new_ones",
+        "new_full",
+        "new_empty",
+        "new_empty_strided",
+        "sym_size",
+    ]
 )
 """Ops that read only the shape of their argument: their result is a constant."""
 
@@ -311,6 +322,8 @@ def capture(module: nn.Module, x: Tensor, output_names: OutputNames = lambda m: 
 
 def _explain(error: Exception, scope: _Scope) -> VerifierError:
     text = " ".join(str(error).split())
+    if isinstance(error, NotImplementedError) and "numpy" not in text:
+        return UnsupportedOpError(f"{scope.path or 'network'}: {text[:200]} is not supported")
     if "numpy" in text or "tolist" in text or "data pointer" in text or "storage" in text.lower():
         return UnsupportedError(
             f"{where(scope.path)}: a tensor that depends on the input leaves torch (.numpy(), .tolist()): {text[:160]}"

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from verifier.frontend.builder import broadcast
 from verifier.frontend.windows import auto_pad, pool_windows
 
 if TYPE_CHECKING:
@@ -521,7 +522,7 @@ def _shape(a: Attributes) -> Function:
 
 
 def _expand(a: Attributes) -> Function:
-    return lambda x, shape: x.expand(torch.broadcast_shapes(x.shape, torch.Size(ints(shape))))
+    return lambda x, shape: x.expand(broadcast(x.shape, ints(shape)))
 
 
 def _constant_of_shape(a: Attributes) -> Function:
@@ -653,12 +654,68 @@ RULES: dict[str, Callable[[Attributes], Function]] = {
     "Upsample": _resize,
 }
 
-ACCEPTS_NEWER = (
-    "Abs Acos Add And Asin Atan Ceil Concat Conv ConvTranspose Cos CumSum Div Elu Equal Erf Exp EyeLike Floor GatherElements"
-    " GatherND Greater GreaterOrEqual HardSigmoid HardSwish InstanceNormalization LayerNormalization LeakyRelu Less"
-    " LessOrEqual Log LogSoftmax MatMul Mod Mul Neg Not Or Pow PRelu Reciprocal Relu Round Selu Sigmoid Sign Sin Softmax"
-    " Softplus Softsign Sqrt Squeeze Sub Tan Tanh Tile Transpose Unsqueeze Where Xor"
-).split()
+ACCEPTS_NEWER = [
+    "Abs",
+    "Acos",
+    "Add",
+    "And",
+    "Asin",
+    "Atan",
+    "Ceil",
+    "Concat",
+    "Conv",
+    "ConvTranspose",
+    "Cos",
+    "CumSum",
+    "Div",
+    "Elu",
+    "Equal",
+    "Erf",
+    "Exp",
+    "EyeLike",
+    "Floor",
+    "GatherElements",
+    "GatherND",
+    "Greater",
+    "GreaterOrEqual",
+    "HardSigmoid",
+    "HardSwish",
+    "InstanceNormalization",
+    "LayerNormalization",
+    "LeakyRelu",
+    "Less",
+    "LessOrEqual",
+    "Log",
+    "LogSoftmax",
+    "MatMul",
+    "Mod",
+    "Mul",
+    "Neg",
+    "Not",
+    "Or",
+    "Pow",
+    "PRelu",
+    "Reciprocal",
+    "Relu",
+    "Round",
+    "Selu",
+    "Sigmoid",
+    "Sign",
+    "Sin",
+    "Softmax",
+    "Softplus",
+    "Softsign",
+    "Sqrt",
+    "Squeeze",
+    "Sub",
+    "Tan",
+    "Tanh",
+    "Tile",
+    "Transpose",
+    "Unsqueeze",
+    "Where",
+    "Xor",
+]
 """Ops of onnx2torch whose later versions only added element types."""
 
 

@@ -1,8 +1,8 @@
 """Record of ATen calls -> Graph of the verifier's ops.
 
 Each ATen op has one translator, registered by name in a table of its family's file (``lower_*.py``). A translator
-emits nodes and gives every output that it can express a node. What no translator can express is collected over the whole
-record and reported in one error.
+emits nodes and gives every output that it can express a node. What no translator can express is collected over the
+whole record and reported in one error.
 """
 
 from __future__ import annotations
@@ -20,6 +20,15 @@ from verifier.frontend.builder import Builder
 from verifier.frontend.capture import Call, Record, Ref
 from verifier.graph.graph import Graph
 from verifier.graph.op import Op, Shape
+
+
+class MissingRules(UnsupportedOpError):
+    """Nodes without a rule, one phrase each; the message names the network and all of them."""
+
+    def __init__(self, network: str, phrases: Sequence[str]) -> None:
+        start = f"{network}: no rule for " if network else "no rule for "
+        super().__init__(start + "; ".join(phrases))
+        self.phrases = tuple(phrases)
 
 
 class CannotLower(Exception):
@@ -81,7 +90,7 @@ def lower(record: Record, input_name: str, version: str) -> Graph:
         version: shown in errors, e.g. ``"opset 13"``.
 
     Raises:
-        UnsupportedOpError: all calls without a rule, with op, version, node and shape.
+        MissingRules: all calls without a rule, with op, version, node and shape.
     """
     state = Lowering(Builder.start(record.input_shape, input_name), {0: 0})
     table = translators()
@@ -116,7 +125,7 @@ def lower(record: Record, input_name: str, version: str) -> Graph:
         maker, k = partial[record.output]
         failed.append(_phrase(maker, version, f"its output {k}"))
     if failed:
-        raise UnsupportedOpError(f"the network contains operators without a rule: {'; '.join(failed)}")
+        raise MissingRules("", failed)
     return state.builder.finish(_output(state, record))
 
 

@@ -10,15 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from verifier.frontend.builder import broadcast
 from verifier.frontend.capture import Call, Ref
 from verifier.frontend.lower import CannotLower, Lowering, Translator, constant
 from verifier.frontend.lower_shape import reshaped
 from verifier.ops.add import Add
 from verifier.ops.conv import Conv
 from verifier.ops.linear import Linear, MatMulConstant
+from verifier.ops.product import MatMul
 from verifier.ops.reduce import AvgPool, Mean, Sum
 from verifier.ops.scale import ScaleShift
-
 
 # Of the scale: variance plus eps, root, quotient; of the shift: a product and a difference more.
 BATCH_NORM_ROUNDINGS = 5
@@ -38,15 +39,15 @@ def operand(a: Any) -> Tensor:
 
 def shifted(s: Lowering, x: int, c: Tensor, name: str) -> int:
     """x + c with broadcasting."""
-    if not torch.any(c != 0) and torch.broadcast_shapes(c.shape, s.shape(x)) == s.shape(x):
+    if not torch.any(c != 0) and broadcast(c.shape, s.shape(x)) == s.shape(x):
         return x
-    shape = torch.broadcast_shapes(s.shape(x), c.shape)
+    shape = broadcast(s.shape(x), c.shape)
     return s.emit(ScaleShift(shift=s.param(c, f"{name}.shift")), [x], shape, name)
 
 
 def scaled(s: Lowering, x: int, c: Tensor, name: str, exact: bool = True) -> int:
     """c x with broadcasting; ``exact`` is False when c was rounded."""
-    shape = torch.broadcast_shapes(s.shape(x), c.shape)
+    shape = broadcast(s.shape(x), c.shape)
     if shape == s.shape(x) and bool(torch.all(c == 1)):
         return x
     if shape == s.shape(x) and bool(torch.all(c == -1)):
@@ -59,7 +60,7 @@ def combine(s: Lowering, x: Any, y: Any, factor: float, name: str) -> int:
     """x + factor y, of which at least one depends on the input."""
     a, b = s.node(x), s.node(y)
     if a is not None and b is not None:
-        shape = torch.broadcast_shapes(s.shape(a), s.shape(b))
+        shape = broadcast(s.shape(a), s.shape(b))
         return s.emit(Add((1.0, factor)), [a, b], shape, name)
     if a is not None:
         return shifted(s, a, operand(y) * factor, name)
@@ -111,8 +112,6 @@ def product(s: Lowering, x: Any, y: Any, name: str, factor: float = 1.0, bias: T
     a, b = s.node(x), s.node(y)
     exact = abs(factor) == 1
     if a is not None and b is not None:
-        from verifier.frontend.lower_nonlinear import matmul
-
         out = matmul(s, a, b, name if exact and factor == 1 and bias is None else f"{name}/product")
         out = scaled(s, out, torch.tensor(factor, dtype=torch.float64), f"{name}/scaled")
         return out if bias is None else shifted(s, out, bias, name)
@@ -122,15 +121,20 @@ def product(s: Lowering, x: Any, y: Any, name: str, factor: float = 1.0, bias: T
             return linear(s, a, w.t(), bias, name, exact)
         if bias is None and bool(torch.all(w == w.reshape(-1, *w.shape[-2:])[0])):
             return linear(s, a, w.reshape(-1, *w.shape[-2:])[0].t(), None, name, exact)
-        shape = (*torch.broadcast_shapes(s.shape(a)[:-2], w.shape[:-2]), s.shape(a)[-2], w.shape[-1])
+        shape = (*broadcast(s.shape(a)[:-2], w.shape[:-2]), s.shape(a)[-2], w.shape[-1])
         out = s.emit(MatMulConstant(s.param(constant(y), f"{name}.weight")), [a], shape, name)
     else:
         assert b is not None
         w = constant(x)
-        shape = (*torch.broadcast_shapes(s.shape(b)[:-2], w.shape[:-2]), w.shape[-2], s.shape(b)[-1])
+        shape = (*broadcast(s.shape(b)[:-2], w.shape[:-2]), w.shape[-2], s.shape(b)[-1])
         out = s.emit(MatMulConstant(s.param(w, f"{name}.weight"), left=True), [b], shape, name)
     out = scaled(s, out, torch.tensor(factor, dtype=torch.float64), f"{name}/scaled")
     return out if bias is None else shifted(s, out, bias, f"{name}/shifted")
+
+
+def matmul(s: Lowering, a: int, b: int, name: str) -> int:
+    """Matrix product of two values of equal leading dims."""
+    return s.emit(MatMul(), [a, b], (*s.shape(a)[:-1], s.shape(b)[-1]), name)
 
 
 def mm(s: Lowering, call: Call) -> int:

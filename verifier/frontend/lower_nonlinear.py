@@ -9,20 +9,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from verifier.frontend.builder import broadcast
 from verifier.frontend.capture import Call, Ref
 from verifier.frontend.lower import CannotLower, Lowering, Translator, constant
-from verifier.frontend.lower_affine import inverse, operand, reduced_dims, scaled, shifted
-from verifier.frontend.lower_shape import gathered, reshaped
+from verifier.frontend.lower_affine import combine, inverse, operand, reduced_dims, scaled, shifted
+from verifier.frontend.lower_shape import gathered, move, reshaped
 from verifier.ops.add import Add
+from verifier.ops.bent import Cos, Gelu, Silu, Sin
 from verifier.ops.exponential import Exp, Log, Softplus
 from verifier.ops.power import Power, Sqrt, Square
+from verifier.ops.product import Mul
 from verifier.ops.reciprocal import Reciprocal
-from verifier.ops.reduce import Mean
+from verifier.ops.reduce import Mean, Sum
 from verifier.ops.relu import Relu
 from verifier.ops.scale import ScaleShift
 from verifier.ops.sigmoid import Erf, Sigmoid, Tanh
+from verifier.ops.step import Ceil, Floor, Heaviside, Round, Sign
 
 FLOAT32_MAX = 3.4028234663852886e38
+MAX_SOFTMAX_TERMS = 1 << 20
 
 
 def unary(op: type, **fixed: object) -> Translator:
@@ -61,13 +66,13 @@ def prelu(s: Lowering, call: Call) -> int:
 
 def larger(s: Lowering, a: int, b: int, name: str, sign: float = 1.0) -> int:
     """max(a, b) = a + relu(b - a); with sign -1 min(a, b) = a - relu(a - b)."""
-    shape = torch.broadcast_shapes(s.shape(a), s.shape(b))
+    shape = broadcast(s.shape(a), s.shape(b))
     gap = s.emit(Add((-sign, sign)), [a, b], shape, f"{name}/difference")
     return s.emit(Add((1.0, sign)), [a, relu_of(s, gap, f"{name}/relu")], shape, name)
 
 
 def limited(s: Lowering, x: int, c: Tensor, name: str, sign: float) -> int:
-    """max(x, c) = c + relu(x - c); with sign -1 min(x, c) = c - relu(c - x). A limit no float32 can cross is dropped."""
+    """max(x, c) = c + relu(x - c); with sign -1 min(x, c) = c - relu(c - x). Limits no float32 can cross go."""
     if bool(torch.all(c * sign <= -FLOAT32_MAX)):
         return x
     if not bool(torch.isfinite(c).all()):
@@ -83,7 +88,7 @@ def signed_shift(s: Lowering, x: int, sign: float, c: Tensor, name: str) -> int:
     if sign > 0:
         return shifted(s, x, c, name)
     minus = s.param(torch.tensor(-1.0, dtype=torch.float64), f"{name}.scale")
-    shape = torch.broadcast_shapes(s.shape(x), c.shape)
+    shape = broadcast(s.shape(x), c.shape)
     return s.emit(ScaleShift(minus, s.param(c, f"{name}.shift")), [x], shape, name)
 
 
@@ -174,7 +179,9 @@ def max_pool(s: Lowering, call: Call) -> list[int | None]:
         shape = s.shape(x)
         axis = len(shape) - dims + i
         pads = (spread["padding"][i],) * 2
-        taps = pool_windows(shape[axis], spread["kernel_size"][i], stride[i], pads, spread["dilation"][i], a["ceil_mode"])
+        taps = pool_windows(
+            shape[axis], spread["kernel_size"][i], stride[i], pads, spread["dilation"][i], a["ceil_mode"]
+        )
         positions = torch.arange(math.prod(shape)).reshape(shape)
         rows = torch.stack([positions.index_select(axis, torch.tensor(tap)) for tap in taps])
         x = halve(s, x, rows, name if i == dims - 1 else f"{name}/dim{i}", 1.0)
@@ -194,12 +201,9 @@ def mul(s: Lowering, call: Call) -> int:
 
 def multiplied(s: Lowering, a: int, b: int, name: str) -> int:
     """Product of two values; a value with itself is a square."""
-    raise CannotLower("a product of two values")
-
-
-def matmul(s: Lowering, a: int, b: int, name: str) -> int:
-    """Matrix product of two values."""
-    raise CannotLower("a matrix product of two values")
+    if a == b:
+        return s.emit(Square(), [a], s.shape(a), name)
+    return s.emit(Mul(), [a, b], broadcast(s.shape(a), s.shape(b)), name)
 
 
 def reciprocal_of(s: Lowering, x: int, name: str) -> int:
@@ -276,11 +280,6 @@ def softplus(s: Lowering, call: Call) -> int:
     return scaled(s, out, r, name, exact)
 
 
-def silu(s: Lowering, call: Call) -> int:
-    x, name = s.the_node(call.args["self"]), call.names[0]
-    return multiplied(s, x, s.emit(Sigmoid(), [x], s.shape(x), f"{name}/sigmoid"), name)
-
-
 def mish(s: Lowering, call: Call) -> int:
     x, name = s.the_node(call.args["self"]), call.names[0]
     soft = s.emit(Softplus(), [x], s.shape(x), f"{name}/softplus")
@@ -293,19 +292,91 @@ def hard_swish(s: Lowering, call: Call) -> int:
 
 
 def gelu(s: Lowering, call: Call) -> int:
-    """x (1 + erf(x / sqrt 2)) / 2, or its tanh form."""
+    """x Phi(x), or its tanh form x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2."""
     x, name = s.the_node(call.args["self"]), call.names[0]
-    shape, half = s.shape(x), torch.tensor(0.5, dtype=torch.float64)
-    if call.args["approximate"] == "tanh":
-        cube = s.emit(Power(3.0), [x], shape, f"{name}/cube")
-        inner = s.emit(Add((1.0, 0.044715)), [x, cube], shape, f"{name}/sum")
-        inner = scaled(s, inner, torch.tensor(math.sqrt(2 / math.pi), dtype=torch.float64), f"{name}/scaled", exact=False)
-        gate = s.emit(Tanh(), [inner], shape, f"{name}/tanh")
-    else:
-        inner = scaled(s, x, torch.tensor(math.sqrt(0.5), dtype=torch.float64), f"{name}/scaled", exact=False)
-        gate = s.emit(Erf(), [inner], shape, f"{name}/erf")
-    share = s.emit(ScaleShift(s.param(half, f"{name}.half"), s.param(half, f"{name}.half")), [gate], shape, f"{name}/gate")
+    shape = s.shape(x)
+    if call.args["approximate"] != "tanh":
+        return s.emit(Gelu(), [x], shape, name)
+    cube = s.emit(Power(3.0), [x], shape, f"{name}/cube")
+    inner = s.emit(Add((1.0, 0.044715)), [x, cube], shape, f"{name}/sum")
+    factor = torch.tensor(math.sqrt(2 / math.pi), dtype=torch.float64)
+    inner = scaled(s, inner, factor, f"{name}/scaled", exact=False)
+    gate = s.emit(Tanh(), [inner], shape, f"{name}/tanh")
+    half = s.param(torch.tensor(0.5, dtype=torch.float64), f"{name}.half")
+    share = s.emit(ScaleShift(half, half), [gate], shape, f"{name}/gate")
     return multiplied(s, x, share, name)
+
+
+def softmax(s: Lowering, call: Call) -> int:
+    """1 / sum_j exp(x_j - x_i): the differences see what the elements have in common; long rows use exp and a sum."""
+    x, name = s.the_node(call.args["self"]), call.names[0]
+    total, row = _sum_of_exp(s, x, call.args["dim"], name)
+    if row is None:
+        return reciprocal_of(s, total, name)
+    return multiplied(s, row, reciprocal_of(s, total, f"{name}/reciprocal"), name)
+
+
+def log_softmax(s: Lowering, call: Call) -> int:
+    """-log sum_j exp(x_j - x_i)."""
+    x, name = s.the_node(call.args["self"]), call.names[0]
+    total, row = _sum_of_exp(s, x, call.args["dim"], name)
+    log = s.emit(Log(), [total], s.shape(total), f"{name}/log")
+    if row is None:
+        return s.emit(Add((-1.0,)), [log], s.shape(x), name)
+    return s.emit(Add((1.0, -1.0)), [x, log], s.shape(x), name)
+
+
+def _sum_of_exp(s: Lowering, x: int, dim: int, name: str) -> tuple[int, int | None]:
+    """(sum_j exp(x_j - x_i), None), or for long rows (sum_j exp(x_j), exp(x))."""
+    shape = s.shape(x)
+    if not shape:
+        raise CannotLower("softmax of a single number")
+    axis = dim % len(shape)
+    if math.prod(shape) * shape[axis] > MAX_SOFTMAX_TERMS:
+        row = s.emit(Exp(), [x], shape, f"{name}/exp")
+        small = tuple(1 if i == axis else n for i, n in enumerate(shape))
+        return s.emit(Sum((axis,), True), [row], small, f"{name}/sum"), row
+    over_j = (*shape[:axis], 1, *shape[axis:])
+    over_i = (*shape[: axis + 1], 1, *shape[axis + 1 :])
+    pairs = broadcast(over_j, over_i)
+    left, right = reshaped(s, x, over_j, f"{name}/j"), reshaped(s, x, over_i, f"{name}/i")
+    gaps = s.emit(Add((1.0, -1.0)), [left, right], pairs, f"{name}/differences")
+    grown = s.emit(Exp(), [gaps], pairs, f"{name}/exp")
+    return s.emit(Sum((axis + 1,)), [grown], shape, f"{name}/sum"), None
+
+
+def compare(above: bool, at_zero: float) -> Translator:
+    """x > y and its relatives as a step of the difference: 1 where true, 0 where false."""
+
+    def run(s: Lowering, call: Call) -> int:
+        first, second = call.args["self"], call.args["other"]
+        if not above:
+            first, second = second, first
+        gap = combine(s, first, second, -1.0, f"{call.names[0]}/difference")
+        return s.emit(Heaviside(at_zero), [gap], call.shapes[0], call.names[0])
+
+    return run
+
+
+def where(s: Lowering, call: Call) -> int | Sequence[int | None]:
+    """Selection: by a constant it moves numbers, by a value c (0 or 1) it is y + c (x - y)."""
+    condition, x, y, name = call.args["condition"], call.args["self"], call.args["other"], call.names[0]
+    c = s.node(condition)
+    if c is None:
+        return move(s, call)
+    if s.node(x) is None and s.node(y) is None:
+        return shifted(s, scaled(s, c, operand(x) - operand(y), f"{name}/scaled"), operand(y), name)
+    gap = combine(s, x, y, -1.0, f"{name}/difference")
+    chosen = multiplied(s, c, gap, f"{name}/chosen")
+    b = s.node(y)
+    if b is None:
+        return shifted(s, chosen, operand(y), name)
+    return s.emit(Add((1.0, 1.0)), [chosen, b], call.shapes[0], name)
+
+
+def logical_not(s: Lowering, call: Call) -> int:
+    x = s.the_node(call.args["self"])
+    return signed_shift(s, x, -1.0, torch.tensor(1.0, dtype=torch.float64), call.names[0])
 
 
 def layer_norm(s: Lowering, call: Call) -> list[int | None]:
@@ -380,7 +451,22 @@ NONLINEAR: dict[str, Translator] = {
     "rsqrt": rsqrt,
     "reciprocal": reciprocal,
     "elu": elu,
-    "silu": silu,
+    "silu": unary(Silu),
+    "sin": unary(Sin),
+    "cos": unary(Cos),
+    "sign": unary(Sign),
+    "floor": unary(Floor),
+    "ceil": unary(Ceil),
+    "round": unary(Round),
+    "gt": compare(True, 0.0),
+    "ge": compare(True, 1.0),
+    "lt": compare(False, 0.0),
+    "le": compare(False, 1.0),
+    "where": where,
+    "logical_not": logical_not,
+    "logical_and": mul,
+    "_softmax": softmax,
+    "_log_softmax": log_softmax,
     "mish": mish,
     "hardswish": hard_swish,
     "gelu": gelu,

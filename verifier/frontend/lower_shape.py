@@ -1,4 +1,4 @@
-"""Translators of ATen ops that only move numbers: views, slices, indexing, padding, concatenation, selection by constants.
+"""Translators of ATen ops that only move numbers: views, slices, indexing, padding, joining, selection by constants.
 
 They need no knowledge of the op: the op itself is run on the positions of the elements instead of their values, which
 gives an index map; constants that it mixes in are found by running it with zeros in the place of the values.
@@ -20,19 +20,84 @@ from verifier.graph.op import Shape
 from verifier.ops.scale import ScaleShift
 from verifier.ops.shape import Concat, Gather, Permute, Reshape, inverse_index
 
-RESHAPES = (
-    "view view_copy _unsafe_view reshape _reshape_alias _reshape_alias_copy _reshape_copy squeeze_copy unsqueeze_copy"
-    " squeeze unsqueeze alias alias_copy clone detach detach_copy lift_fresh lift_fresh_copy _to_copy contiguous"
-).split()
-PERMUTES = "permute permute_copy t t_copy transpose transpose_copy".split()
-MOVES = (
-    "expand_copy expand slice_copy slice select_copy select split_copy split split_with_sizes_copy split_with_sizes"
-    " unbind_copy unbind diagonal_copy as_strided_copy unfold_copy index index_select gather flip roll repeat"
-    " constant_pad_nd reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d"
-    " replication_pad3d cat stack slice_scatter select_scatter diagonal_scatter as_strided_scatter index_put scatter copy"
-    " where masked_fill tril triu upsample_nearest1d upsample_nearest2d upsample_nearest3d pixel_shuffle"
-    " pixel_unshuffle channel_shuffle im2col rot90 take _index_put_impl chunk narrow_copy"
-).split()
+RESHAPES = [
+    "view",
+    "view_copy",
+    "_unsafe_view",
+    "reshape",
+    "_reshape_alias",
+    "_reshape_alias_copy",
+    "_reshape_copy",
+    "squeeze_copy",
+    "unsqueeze_copy",
+    "squeeze",
+    "unsqueeze",
+    "alias",
+    "alias_copy",
+    "clone",
+    "detach",
+    "detach_copy",
+    "lift_fresh",
+    "lift_fresh_copy",
+    "_to_copy",
+    "contiguous",
+]
+PERMUTES = ["permute", "permute_copy", "t", "t_copy", "transpose", "transpose_copy"]
+MOVES = [
+    "expand_copy",
+    "expand",
+    "slice_copy",
+    "slice",
+    "select_copy",
+    "select",
+    "split_copy",
+    "split",
+    "split_with_sizes_copy",
+    "split_with_sizes",
+    "unbind_copy",
+    "unbind",
+    "diagonal_copy",
+    "as_strided_copy",
+    "unfold_copy",
+    "index",
+    "index_select",
+    "gather",
+    "flip",
+    "roll",
+    "repeat",
+    "constant_pad_nd",
+    "reflection_pad1d",
+    "reflection_pad2d",
+    "reflection_pad3d",
+    "replication_pad1d",
+    "replication_pad2d",
+    "replication_pad3d",
+    "cat",
+    "stack",
+    "slice_scatter",
+    "select_scatter",
+    "diagonal_scatter",
+    "as_strided_scatter",
+    "index_put",
+    "scatter",
+    "copy",
+    "where",
+    "masked_fill",
+    "tril",
+    "triu",
+    "upsample_nearest1d",
+    "upsample_nearest2d",
+    "upsample_nearest3d",
+    "pixel_shuffle",
+    "pixel_unshuffle",
+    "channel_shuffle",
+    "im2col",
+    "rot90",
+    "take",
+    "_index_put_impl",
+    "chunk",
+    "narrow_copy",
+]
 LARGEST_INVERSE = 4
 
 
@@ -159,7 +224,7 @@ def _run(call: Call, value: Any, zero_constants: bool) -> list[Tensor]:
 
 
 MOVEMENT: dict[str, Translator] = {
-    **{name: reshape for name in RESHAPES},
-    **{name: permute for name in PERMUTES},
-    **{name: move for name in MOVES},
+    **dict.fromkeys(RESHAPES, reshape),
+    **dict.fromkeys(PERMUTES, permute),
+    **dict.fromkeys(MOVES, move),
 }

@@ -112,29 +112,39 @@ def load_network(path: str | Path) -> Network:
         InputError: the file is missing or malformed.
         UnsupportedError: it is well-formed but uses something without a rule.
     """
-    from verifier.frontend import onnx_file, onnx_module
-    from verifier.frontend.capture import capture
-    from verifier.frontend.lower import lower
-    from verifier.frontend.passes import simplify
+    from verifier.frontend import onnx_file
 
     file = onnx_file.load(path)
-    module = onnx_module.to_module(file)
-    try:
-        record = capture(module, torch.zeros(file.input_shape), onnx_module.output_names, copied=True)
-        graph = simplify(lower(record, file.input_name, f"opset {file.opset}"))
-    except (InputError, UnsupportedError) as error:
-        raise type(error)(f"{file.path}: {error}") from error
+    graph, output_shape = translate(file)
     return Network(
         graph,
         file.path.name,
         graph.input_shape,
-        record.output_shape,
+        output_shape,
         file.input_dtype,
         file.opset,
         OnnxRunner(file),
         file.path,
         file.sha256,
     )
+
+
+def translate(file: OnnxFile) -> tuple[Graph, Shape]:
+    """Graph and output shape of a parsed model; errors name the file."""
+    from verifier.frontend import onnx_module
+    from verifier.frontend.capture import capture
+    from verifier.frontend.lower import MissingRules, lower
+    from verifier.frontend.passes import simplify
+
+    module = onnx_module.to_module(file)
+    try:
+        record = capture(module, torch.zeros(file.input_shape), onnx_module.output_names, copied=True)
+        graph = simplify(lower(record, file.input_name, f"opset {file.opset}"))
+    except MissingRules as error:
+        raise MissingRules(str(file.path), error.phrases) from error
+    except (InputError, UnsupportedError) as error:
+        raise type(error)(f"{file.path}: {error}") from error
+    return graph, record.output_shape
 
 
 def from_module(
@@ -195,7 +205,8 @@ def parity(network: Network, store: WeightStore, lower: np.ndarray, upper: np.nd
     """Compare the graph with the original on points of a box.
 
     The graph runs in float32 and float64, and at batch sizes 1, 2 and 7. Points at which the graph's own answers in
-    the two precisions disagree are left out: a discontinuous op sits on its jump there.
+    the two precisions disagree are left out (a discontinuous op sits on its jump there), and so are points at which the
+    original is not finite.
 
     Args:
         lower, upper: (n_in,) bounds of a box.
@@ -209,10 +220,11 @@ def parity(network: Network, store: WeightStore, lower: np.ndarray, upper: np.nd
     x = torch.from_numpy(points).to(device).reshape(len(points), *network.input_shape)
     single = _forward(network.graph, x, store, len(points))
     double = _forward(network.graph, x.to(torch.float64), store, len(points))
-    scale = max(float(np.abs(reference).max(initial=0.0)), 1.0) if np.isfinite(reference).all() else np.inf
-    if not np.isfinite(scale):
-        return "the network's output is not finite on points of the input box"
-    steady = np.abs(single - double).max(axis=1) <= PARITY_TOLERANCE * scale
+    finite = np.isfinite(reference).all(axis=1)
+    if not finite.any():
+        return "the network's output is not finite at any sample point of the input box"
+    scale = max(float(np.abs(reference[finite]).max(initial=0.0)), 1.0)
+    steady = finite & ~(np.abs(single - double).max(axis=1) > PARITY_TOLERANCE * scale)
     error = np.abs(single - reference).max(axis=1)
     bad = steady & ~(error <= PARITY_TOLERANCE * scale)
     if bad.any():

@@ -1,7 +1,7 @@
 """Reading an ONNX file safely: every fault of the file is found here and said in one sentence.
 
-What is checked before memory is taken: the size of the file (also unpacked), the size of every stored tensor against its
-dims, and that external data lies inside the model's folder and is long enough.
+What is checked before memory is taken: the size of the file (also unpacked), the size of every stored tensor against
+its dims, and that external data lies inside the model's folder and is long enough.
 """
 
 from __future__ import annotations

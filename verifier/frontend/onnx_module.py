@@ -17,6 +17,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from verifier.core.errors import InputError, UnsupportedOpError
+from verifier.frontend.lower import MissingRules
 
 if TYPE_CHECKING:
     from torch import nn
@@ -100,12 +101,13 @@ def to_module(file: OnnxFile) -> nn.Module:
     """Build the torch module; every submodule carries ``onnx_mapping`` with the names of its outputs.
 
     Raises:
-        UnsupportedOpError: all nodes without a converter, in one message.
+        MissingRules: all nodes without a converter.
+        UnsupportedOpError: a converter does not cover this use of its op.
         InputError: the model is inconsistent.
     """
     missing = unsupported_nodes(file)
     if missing:
-        raise UnsupportedOpError(f"{file.path}: no rule for {'; '.join(missing)}")
+        raise MissingRules(str(file.path), missing)
     try:
         return converter().convert(file.model, attach_onnx_mapping=True)
     except NotImplementedError as error:

@@ -50,7 +50,8 @@ def _offset(
     if bias is None and op.shift is None:
         return None, None
     shift = None if op.shift is None else r.value(op.shift)
-    behind = None if shift is None else (shift.abs() if op.shift_magnitude is None else r.value(op.shift_magnitude).abs())
+    behind = shift if op.shift_magnitude is None else r.value(op.shift_magnitude)
+    behind = None if behind is None else behind.abs()
     if bias is None:
         return shift, behind
     grown = bias.abs() if magnitude is None else magnitude.abs()
