@@ -2,7 +2,8 @@
 
 The text of the property file says what the solver does: words are separated by blanks, ``sleep S``, ``spin S`` (never
 looks at the clock, as in a library), ``phase NAME``, ``open N``, ``note TEXT``, ``print TEXT``, then one of ``sat``,
-``unsat``, ``unknown``, ``wait`` (until the deadline), ``crash``, ``kill``, ``segv``, ``input``, ``unsupported``, ``memory``.
+``unsat``, ``unknown``, ``mismatch``, ``wait`` (until the deadline), ``crash``, ``kill``, ``segv``, ``input``,
+``unsupported``, ``memory``.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def answer(network: Path, property: Path, config: Config, deadline: Deadline, pr
         elif word == "phase":
             progress.phase(next(words))
         elif word == "open":
-            progress.update(open=int(next(words)), bound=-0.5, rate=100.0)
+            progress.update(open=int(next(words)), worst=-0.5, domains=50)
         elif word == "note":
             logging.getLogger("verifier.solver").warning(next(words))
         elif word == "print":

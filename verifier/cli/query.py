@@ -71,7 +71,7 @@ def run_query(job: Job, outputs: Outputs, verbose: bool, parent: int | None = No
         background = Background([job.onnx, job.vnnlib]) if outputs.json is not None else None
 
         def tick() -> None:
-            console.show(worker.phase, worker.figures, worker.notes)
+            console.show(worker.phase, {"rate": worker.rate, **worker.figures}, worker.notes)
 
         wait([worker], signals, parent, tick if console.wanted else None)
         outcome = worker.outcome or worker.cut("unknown", "the query ended without an outcome", 1)

@@ -254,6 +254,12 @@ class Worker:
         return self.pipe
 
     @property
+    def rate(self) -> float | None:
+        """Domains bounded per second in this phase, for the display."""
+        domains, seconds = self.figures.get("domains"), time.monotonic() - self._began
+        return domains / seconds if isinstance(domains, int) and seconds > 0.0 else None
+
+    @property
     def end(self) -> float:
         """``time.monotonic()`` at which the watchdog ends the query."""
         hard = limits(self.job.timeout).hard
@@ -354,7 +360,7 @@ def describe(figures: dict[str, Any]) -> str:
     parts = []
     if figures.get("open") is not None:
         parts.append(f"{figures['open']} domains open")
-    if figures.get("bound") is not None:
-        bound = figures["bound"]
-        parts.append(f"worst bound {bound:.4g}" if isinstance(bound, float) else f"worst bound {bound}")
+    worst = figures.get("worst")
+    if worst is not None:
+        parts.append(f"worst bound {worst:.4g}" if isinstance(worst, float) else f"worst bound {worst}")
     return f" ({', '.join(parts)})" if parts else ""

@@ -24,8 +24,8 @@ def status_line(phase: str, figures: Mapping[str, Any], left: float | None) -> s
     domains = [f"{count(figures[key])} {key}" for key in ("open", "done") if isinstance(figures.get(key), (int, float))]
     if domains:
         parts.append("domains " + ", ".join(domains))
-    if isinstance(figures.get("bound"), (int, float)):
-        parts.append(f"worst bound {figures['bound']:.4g}")
+    if isinstance(figures.get("worst"), (int, float)):
+        parts.append(f"worst bound {figures['worst']:.4g}")
     if isinstance(figures.get("rate"), (int, float)):
         parts.append(f"{count(figures['rate'])}/s")
     return " | ".join(parts)
