@@ -215,7 +215,7 @@ class MatMul(NonlinearOp):
         lost = (holes[0] @ torch.ones_like(holes[1]) + torch.ones_like(holes[0]) @ holes[1]) > 0
         if params is None:
             params = {k: v.initial for k, v in self.parameters(xs).items()}
-        mixes = [torch.round(params[k].clamp(0, 1) * _GRID) / _GRID for k in ("lower_mix", "upper_mix")]
+        mixes = [_on_grid(params[k].clamp(0, 1)) for k in ("lower_mix", "upper_mix")]
         (a, b), (c, d) = x, y
         terms = 2 * x.lower.shape[-1] + 6
         intercepts = []
@@ -226,6 +226,11 @@ class MatMul(NonlinearOp):
             none = -sign * _INF
             intercepts.append(torch.where(lost, none, value.nan_to_num(none, none, none)))
         return MatMulPlanes(x, y, (mixes[0], mixes[1]), (intercepts[0], intercepts[1]))
+
+
+def _on_grid(mix: Tensor) -> Tensor:
+    """The nearest multiple of 2^-20; autograd sees the identity."""
+    return torch.round(mix.detach() * _GRID) / _GRID + (mix - mix.detach())
 
 
 def _aligned(xs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
