@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 RINGS_RADII = {"small": 0.25, "inner": 0.9, "outer": 1.3}
-BARS_RADII = {"small": 0.02, "medium": 0.13, "large": 0.3}
+BARS_RADII = {"small": 0.02, "medium": 0.11, "large": 0.3}
 
 
 def rings_data(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
