@@ -97,6 +97,8 @@ def bound_boxes(
     planes: dict[int, Relaxation] = {}
     for node in graph.nodes[1:]:
         ibp.step(graph, backend, node, bounds, charges, arithmetic.charged)
+        if isinstance(node.op, NonlinearOp):
+            planes[node.index] = node.op.relax([bounds[i] for i in node.inputs])
         if node.index in wanted and not exact_by_ibp(graph, node):
             mask = undecided(graph, node.index, bounds[node.index]).flatten(1).any(0)
             elements = mask.nonzero()[:, 0]
@@ -112,8 +114,6 @@ def bound_boxes(
             if parts:
                 found = _scatter(bounds[node.index], elements, backend.gather_rows(rows, parts))
                 ibp.replace(node, found, bounds, charges)
-        if isinstance(node.op, NonlinearOp):
-            planes[node.index] = node.op.relax([bounds[i] for i in node.inputs])
     given = charges if arithmetic.charged else None
     walk = backward(graph, backend, spec.forms(graph.output, arithmetic.dtype), planes, arithmetic.dtype, given)
     return Bounded(finite_lower(concretise(walk, box, arithmetic.charged)).expand(batch, -1), walk)

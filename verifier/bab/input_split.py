@@ -55,6 +55,8 @@ _SPLITS_PER_ROUND = 4
 _OFFERS_PER_ROUND = 4
 # A sweep without hidden rows is worth its time when it closes at least this share of a batch.
 _CHEAP_SHARE = 0.2
+# One in float64 for all open domains is worth it from this share on.
+_EXACT_SHARE = 0.1
 
 
 @dataclass(frozen=True)
@@ -194,8 +196,22 @@ class _Figures:
     rounds: int = 0
     depth: int = 0
     refused: int = 0
-    cheap_tried: int = 0
-    cheap_closed: int = 0
+
+
+class _Trial:
+    """Whether an optional sweep has closed enough lately to be worth its time; tried again now and then."""
+
+    def __init__(self, share: float) -> None:
+        self._share = share
+        self._tried = 0.0
+        self._closed = 0.0
+
+    def pays(self, rounds: int) -> bool:
+        return self._tried < 256 or self._closed > self._share * self._tried or rounds % 32 == 0
+
+    def note(self, tried: int, closed: int) -> None:
+        """Older trials fade."""
+        self._tried, self._closed = 0.5 * self._tried + tried, 0.5 * self._closed + closed
 
 
 @dataclass(frozen=True)
@@ -241,8 +257,9 @@ class _Search:
         self.deadline, self.progress, self.accept, self.improve = deadline, progress, accept, improve
         self.table = _Table.of(problem, cases, backend.device)
         self.arithmetic = SEARCH if not certify else CHARGED_32 if charges_in_float32(graph) else CHARGED_64
-        self.again = CHARGED_64 if self.arithmetic is CHARGED_32 else None
         self.figures = _Figures()
+        self._cheap = _Trial(_CHEAP_SHARE)
+        self._exact = _Trial(_EXACT_SHARE)
         self.witness: Witness | None = None
         self.stuck: list[Domains] = []
         self.batch = self._batch_size()
@@ -313,26 +330,34 @@ class _Search:
 
     def _sweep(self, batch: Domains) -> _Swept:
         """Close what can be closed: without hidden rows first while that pays, then with them, then in float64."""
-        figures = self.figures
-        if self._cheap_pays():
+        if self._cheap.pays(self.figures.rounds):
             left = self._bound(batch, self.arithmetic, False)
-            figures.cheap_tried += len(batch)
-            figures.cheap_closed += len(batch) - len(left.domains)
+            self._cheap.note(len(batch), len(batch) - len(left.domains))
             batch = left.domains
             if len(batch) == 0:
                 return left
-        parts = []
-        for start in range(0, len(batch), self.batch):
-            parts.append(self._bound(batch[start : start + self.batch], self.arithmetic, True))
-        return _Swept.cat(parts)
+        starts = range(0, len(batch), self.batch)
+        return _Swept.cat([self._full(batch[i : i + self.batch]) for i in starts])
 
-    def _cheap_pays(self) -> bool:
-        tried, closed = self.figures.cheap_tried, self.figures.cheap_closed
-        return tried < 512 or closed > _CHEAP_SHARE * tried
+    def _full(self, batch: Domains) -> _Swept:
+        """A sweep with hidden rows. Where float32's charges may be to blame for an open domain, float64 has a go."""
+        left = self._bound(batch, self.arithmetic, True)
+        if self.arithmetic is not CHARGED_32 or len(left.domains) == 0:
+            return left
+        near = (least(left.rows, left.domains.box) + 4 * left.rows.slack > 0).any(1)
+        if self._exact.pays(self.figures.rounds):
+            near = torch.ones_like(near)
+        index = near.nonzero()[:, 0]
+        if index.numel() == 0:
+            return left
+        rest = (~near).nonzero()[:, 0]
+        again = self._bound(left.domains[index], CHARGED_64, True)
+        self._exact.note(int(index.numel()), int(index.numel()) - len(again.domains))
+        return _Swept.cat([_Swept(left.domains[rest], _select(left.rows, rest), left.value[rest]), again])
 
     def _cheap_factor(self) -> int:
         """How many batches of full sweeps cost as much memory as one without hidden rows."""
-        if not self._cheap_pays():
+        if not self._cheap.pays(self.figures.rounds):
             return 1
         rows = 2 * max(node.size for node in self.graph.nodes[1:])
         return max(1, min(64, rows // (2 * self.table.rows.shape[1])))
@@ -441,7 +466,7 @@ class _Search:
     def _result(self, left: list[Domains], reason: str) -> InputSplitResult:
         rest = Domains.cat(left) if left else self.pool.domains[:0]
         stuck = sum(len(d) for d in self.stuck)
-        if len(rest) and not reason:
+        if len(rest) and not reason and self.witness is None:
             reason = f"{stuck} input boxes are single floating-point cells that the bounds cannot decide"
         figures = self.figures
         statistics: dict[str, float | int] = {
