@@ -178,15 +178,13 @@ def exact_forward(op: NonlinearOp, zs: list[Tensor]) -> list[Fraction]:
     if isinstance(op, Mul):
         x, y = torch.broadcast_tensors(*zs)
         return [Fraction(u) * Fraction(v) for u, v in zip(x.flatten().tolist(), y.flatten().tolist(), strict=True)]
-    x, y = zs
-    out = []
-    for xm, ym in zip(
-        x.flatten(0, -3) if x.dim() > 2 else x[None], y.flatten(0, -3) if y.dim() > 2 else y[None], strict=True
-    ):
-        for row in xm.tolist():
-            for col in ym.mT.tolist():
-                out.append(sum((Fraction(u) * Fraction(v) for u, v in zip(row, col, strict=True)), Fraction(0)))
-    return out
+    x, y = (z.reshape(-1, *z.shape[-2:]) for z in zs)
+    return [
+        sum((Fraction(u) * Fraction(v) for u, v in zip(row, col, strict=True)), Fraction(0))
+        for left, right in zip(x, y, strict=True)
+        for row in left.tolist()
+        for col in right.mT.tolist()
+    ]
 
 
 @several

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from tests.ops.exact import UNARY, Exact, boxes, plane_at, points
 from verifier.core.interval import Interval
 from verifier.graph.op import NonlinearOp, ParamSpec, UnaryPlanes
+from verifier.ops.relu import Relu
 
 NAMES = [f"{i}-{op.kind}" for i, (op, _, _) in enumerate(UNARY)]
 every_op = pytest.mark.parametrize("case", UNARY, ids=NAMES)
@@ -72,3 +74,58 @@ def test_planes_hold_exactly(case: Case, dtype: torch.dtype, data: st.DataObject
     planes = op.relax([box], params)
     assert isinstance(planes, UnaryPlanes)
     assert_planes(planes, exact, box, [0.01, 0.2, 0.5, 0.77, 0.99])
+
+
+magnitudes = st.floats(2.0**-120, 2.0**120, width=32) | st.floats(2.0**-7, 128, width=32)
+ks = st.sampled_from([0.0, 0.5, 0.01, -1.0, 3.0])
+
+
+@every_dtype
+@settings(max_examples=60)
+@given(
+    ends=st.lists(st.tuples(magnitudes, magnitudes), min_size=1, max_size=8),
+    k=st.sampled_from([0.0, 0.5, 0.01, -1.0, 3.0]),
+)
+def test_relu_chord_in_rational_arithmetic(dtype: torch.dtype, ends: list[tuple[float, float]], k: float) -> None:
+    """At both ends and at zero the planes hold exactly, with ends of any size, and the chord is tight."""
+    op = Relu(k)
+    slope = Fraction(op.negative_slope)
+    low = -torch.tensor([[e[0] for e in ends]], dtype=dtype)
+    up = torch.tensor([[e[1] for e in ends]], dtype=dtype)
+    planes = op.relax([Interval(low, up)])
+    for i in range(len(ends)):
+        ls, li, us, ui = (
+            t.reshape(-1)[i] if t.numel() > 1 else t.reshape(())
+            for t in (planes.lower_slope, planes.lower_intercept, planes.upper_slope, planes.upper_intercept)
+        )
+        for z in (low[0, i], low[0, i] * 0, up[0, i]):
+            exact = Fraction(z.item())
+            value = exact if exact >= 0 else slope * exact
+            assert Fraction(ls.item()) * exact + Fraction(li.item()) <= value
+            assert Fraction(us.item()) * exact + Fraction(ui.item()) >= value
+        chord = us * up[0, i] + ui if k <= 1 else ls * up[0, i] + li
+        size = up[0, i] - low[0, i]
+        assert (chord - up[0, i]).abs() <= 8 * torch.finfo(dtype).eps * size * max(1.0, k) + 1e-37
+
+
+@pytest.mark.parametrize("k", [0.0, 0.25, -1.0, 4.0])
+def test_relu_stable_and_odd_bounds(k: float) -> None:
+    """Stable neurons are exact; NaN means unbounded; crossed bounds give finite planes."""
+    inf, nan = math.inf, math.nan
+    low = torch.tensor([[0.0, 1.0, -2.0, -inf, 3.0, 0.0, -2.0, 1e-9, nan]])
+    up = torch.tensor([[2.0, 1.0, -1.0, -1.0, inf, 0.0, 0.0, -1e-9, 1.0]])
+    planes = Relu(k).relax([Interval(low, up)])
+    exact = torch.tensor([1.0, 1.0, k, k, 1.0, 1.0, k])
+    for slope, intercept in (
+        (planes.lower_slope, planes.lower_intercept),
+        (planes.upper_slope, planes.upper_intercept),
+    ):
+        assert torch.equal(slope[0, 0, :7], exact)
+        assert torch.equal(intercept.expand_as(slope)[0, 0, :7], torch.zeros(7))
+        assert torch.isfinite(slope).all()
+        assert not intercept.isnan().any()
+    side = planes.upper_intercept if k <= 1 else planes.lower_intercept
+    assert side.flatten()[8].abs() > 0.7  # one-sided: slope k through (1, 1)
+    fixed = planes.d_lower or planes.d_upper
+    assert fixed is not None
+    assert torch.equal(fixed["alpha"][0][0, 0, :7], torch.zeros(7))
