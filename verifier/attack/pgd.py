@@ -5,7 +5,6 @@ Attacks return candidates, never verdicts: ``accept`` replays a candidate and al
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,8 +27,10 @@ from verifier.graph.graph import Graph
 
 FEW_INPUTS = 24  # up to here sampling is dense and linear models polish the best points
 _POLISH_ROWS = 64  # cases with more rows are not polished
-_PER_CASE = 8  # points of each case that are remembered
+_PER_CASE, _PER_CASE_FEW_INPUTS = 8, 32  # points of each case that are remembered
 _MOST_KEPT = 1024  # points that are remembered in all
+_POLISHED, _POLISH_STEPS = 48, 24  # points that are polished after a round
+_CHEAP_WORK = 1e7  # multiply-adds per step that cost no more than calling the kernels
 _FIRST_STEPS = 12  # gradient steps of the first, cheap round
 _FEWEST_CASES = 4  # cases that are never dropped from the rounds
 # Multiply-adds of a whole search at the default restarts and steps; both scale it.
@@ -57,6 +58,10 @@ class _Search:
     @property
     def small(self) -> bool:
         return self.objective.n_in <= FEW_INPUTS
+
+    @property
+    def per_case(self) -> int:
+        return _PER_CASE_FEW_INPUTS if self.small else _PER_CASE
 
 
 def search(
@@ -105,12 +110,12 @@ def _first_look(run: _Search, starts: np.ndarray | None) -> Points:
     """Given starts and samples of the boxes."""
     objective = run.objective
     most = max(1, min(_MOST_KEPT, _MOVING_ENTRIES[objective.device.type] // max(1, objective.n_in)))
-    bank = sample_boxes(objective, run.generator, run.deadline, run.offers, _PER_CASE, most, dense=run.small)
+    bank = sample_boxes(objective, run.generator, run.deadline, run.offers, run.per_case, most, dense=run.small)
     if starts is None or len(starts) == 0 or run.over:
         return bank
     given = _given(run, starts, most)
     # Given points are not judged by their first score: the first round moves them all.
-    return Points.join(given, prune(bank, _PER_CASE, max(1, most - len(given))))
+    return Points.join(given, prune(bank, run.per_case, max(1, most - len(given))))
 
 
 def _given(run: _Search, starts: np.ndarray, most: int) -> Points:
@@ -143,27 +148,27 @@ def _rounds(run: _Search, bank: Points, progress: Progress | None) -> Points:
     n_cases = run.objective.n_cases
     limit = max(1, min(_MOVING_ENTRIES[kind] // max(1, run.objective.n_in), run.objective.batch * 4))
     restarts = 0
+    per_step = 3 * run.objective.cost
+    cheap = int(_CHEAP_WORK / per_step)
     while not run.over and spent < work and restarts < run.config.restarts:
-        previous = float(bank.score.max()) if len(bank) else -math.inf
-        first = number == 0
-        steps = min(run.config.steps, _FIRST_STEPS) if first else run.config.steps
-        per_step = 3 * run.objective.cost
-        affordable = max(1, int((work - spent) / (per_step * steps)))
-        if first:
-            points = prune(bank, 2 if run.small else 1, min(limit, affordable))
+        previous = float(bank.score.max())
+        steps = min(run.config.steps, _FIRST_STEPS) if number == 0 else run.config.steps
+        room = max(1, min(limit, int((work - spent) / (per_step * steps))))
+        if number == 0:
+            points = prune(bank, max(1, min(run.per_case, cheap // n_cases)), room)
         else:
             chosen = _promising(bank, max(_FEWEST_CASES, -(-n_cases // 2**number)))
-            count = min(limit, affordable, len(chosen) * min(run.config.restarts, 4**number))
-            restarts += max(1, count // len(chosen))
-            points = _new_points(run, bank, chosen, count)
+            each = min(run.config.restarts, max(4**number, cheap // len(chosen)))
+            points = _new_points(run, bank, chosen, min(room, each * len(chosen)))
+            restarts += max(1, len(points) // len(chosen))
         moved = ascend(run.objective, points, _style(run, len(points)), steps, run.generator, run.deadline, run.offers)
         spent += per_step * steps * len(points)
-        bank = prune(Points.join(bank, moved), _PER_CASE, _MOST_KEPT)
+        bank = prune(Points.join(bank, moved), run.per_case, _MOST_KEPT)
         if run.small and run.objective.case_rows.shape[1] <= _POLISH_ROWS and not run.over:
-            best = prune(bank, 4, 48)
-            polished = polish(run.objective, best, 20, run.deadline, run.offers)
-            spent += per_step * 20 * len(best) * run.objective.case_rows.shape[1]
-            bank = prune(Points.join(bank, polished), _PER_CASE, _MOST_KEPT)
+            best = prune(moved, run.per_case, _POLISHED)
+            polished = polish(run.objective, best, _POLISH_STEPS, run.deadline, run.offers)
+            spent += per_step * _POLISH_STEPS * len(best) * run.objective.case_rows.shape[1]
+            bank = prune(Points.join(bank, polished), run.per_case, _MOST_KEPT)
         run.offers.flush()
         score = float(bank.score.max())
         if progress is not None:
@@ -193,7 +198,7 @@ def _new_points(run: _Search, bank: Points, cases: Tensor, count: int) -> Points
     case = cases[torch.searchsorted(edges, at).clamp(max=len(cases) - 1)]
     lower, upper = objective.boxes(case)
     style = torch.arange(count, device=case.device) % 4
-    x = uniform(lower, upper, tuple(lower.shape), run.generator)
+    x = uniform(lower, upper, run.generator)
     corner = torch.where(random_signs(x, run.generator) > 0, upper, lower)
     x = torch.where((style == 1)[:, None], corner, x)
     x = torch.where((style == 0)[:, None], _shaken(run, bank, case, x, lower, upper), x)

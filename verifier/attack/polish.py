@@ -10,7 +10,8 @@ from verifier.attack.objective import Objective, inside
 from verifier.attack.offers import Offers
 from verifier.core.deadline import Deadline
 
-_GAME_ROUNDS = 96
+_INTERIOR_STEPS = 12
+_CENTRING = 0.1  # of the present complementarity that an interior-point step aims at
 _SHARES = (1.0, 0.5, 0.2, 0.05)  # of the model's step that are tried
 
 
@@ -40,7 +41,7 @@ def polish(
         slack, jacobian = _linear_model(objective, x, case)
         best = torch.maximum(best, slack.amin(1)) if k == 0 else best
         near_low, near_up = torch.maximum(low - x, -r * width), torch.minimum(up - x, r * width)
-        move = _best_response(slack, jacobian, near_low, near_up)
+        move = best_step(slack, jacobian, near_low, near_up)
         tries = torch.stack([inside((x + share * move).float(), lower, upper) for share in _SHARES], 1)
         flat = tries.flatten(0, 1).double()
         flat_case = case.repeat_interleave(len(_SHARES))
@@ -77,34 +78,54 @@ def _linear_model(objective: Objective, x: Tensor, case: Tensor) -> tuple[Tensor
     return diagonal, torch.cat(grad).view(x.shape[0], rows, -1)
 
 
-def _best_response(slack: Tensor, jacobian: Tensor, low: Tensor, up: Tensor) -> Tensor:
-    """Step (Q, n) in [low, up] that maximises min_s slack_s + jacobian_s . step, nearly.
+def best_step(slack: Tensor, jacobian: Tensor, low: Tensor, up: Tensor) -> Tensor:
+    """Step (Q, n) in [low, up] that maximises min_s slack_s + jacobian_s . step.
 
-    A zero-sum game between the step and weights on the rows: the weights follow multiplicative updates, the step
-    answers best, and the average of the answers tends to the optimum (Freund, Schapire, 1999).
+    One row has a closed form. Several are a linear program with n + 1 unknowns, solved for all points at once by a
+    primal-dual interior-point method (Wright, Primal-Dual Interior-Point Methods, 1997, ch. 1 and 5).
     """
-    zero = torch.zeros_like(low)
     if slack.shape[1] == 1:
         g = jacobian[:, 0]
-        return torch.where(g > 0, up, torch.where(g < 0, low, zero))
-    reach = torch.maximum(low.abs(), up.abs())
-    gain = (jacobian.abs() * reach[:, None]).sum(2)
-    padding = ~torch.isfinite(slack)
-    level = slack.masked_fill(padding, torch.inf)
-    level = level - level.amin(1, keepdim=True)
-    # Rows that cannot become the smallest inside the region stay out of the game.
-    idle = padding | (level > 2 * gain.masked_fill(padding, 0.0).amax(1, keepdim=True))
-    level, gain = level.masked_fill(idle, 0.0), gain.masked_fill(idle, 0.0)
-    size = (gain + level).amax(1, keepdim=True).clamp(min=1e-300)
-    log = torch.zeros_like(slack).masked_fill(idle, -torch.inf)
-    total, weight = zero, 0.0
-    for k in range(_GAME_ROUNDS):
-        mix = torch.softmax(log, 1)
-        g = torch.einsum("qs,qsn->qn", mix, jacobian)
-        answer = torch.where(g > 0, up, torch.where(g < 0, low, zero))
-        payoff = (level + torch.einsum("qsn,qn->qs", jacobian, answer)) / size
-        log = log - 4.0 / (1 + k) ** 0.5 * payoff
-        log = log - log.amax(1, keepdim=True)
-        share = float(k + 1)
-        total, weight = total + share * answer, weight + share
-    return total / weight
+        return torch.where(g > 0, up, torch.where(g < 0, low, torch.zeros_like(low)))
+    # In v = (step - middle) / half the region is [-1, 1]^n; rows are divided by their largest reach.
+    middle, half = (up + low) / 2, (up - low) / 2
+    rows = jacobian * half[:, None]
+    level = slack + torch.einsum("qsn,qn->qs", jacobian, middle)
+    padding = ~torch.isfinite(level)
+    size = rows.abs().sum(2).masked_fill(padding, 0.0).amax(1, keepdim=True).clamp(min=1e-300)
+    level = level.masked_fill(padding, torch.inf)
+    level = ((level - level.amin(1, keepdim=True)) / size).clamp(max=4.0)
+    rows = torch.where(padding[:, :, None], 0.0, rows / size[:, :, None])
+    return middle + half * _interior_point(level, rows)
+
+
+def _interior_point(level: Tensor, rows: Tensor) -> Tensor:
+    """argmax over v in [-1, 1]^n of min_s level_s + rows_s . v, nearly: (Q, S), (Q, S, n) to (Q, n).
+
+    Constraints G z <= h on z = (v, t) in the order t <= level + rows . v, v <= 1, -v <= 1; slacks s and multipliers u
+    stay positive, and the iterates feasible.
+    """
+    q, n = rows.shape[0], rows.shape[2]
+    unit = torch.eye(n, n + 1, dtype=rows.dtype, device=rows.device).expand(q, n, n + 1)
+    g = torch.cat([torch.cat([-rows, torch.ones_like(level)[:, :, None]], 2), unit, -unit], 1)  # (Q, m, n + 1)
+    gt = g.transpose(1, 2)
+    z = rows.new_zeros(q, n + 1)
+    z[:, n] = -1.0
+    s = torch.cat([level + 1, rows.new_ones(q, 2 * n)], 1)
+    u = 1.0 / s
+    cost = rows.new_zeros(n + 1)
+    cost[n] = -1.0
+    ridge = 1e-12 * torch.eye(n + 1, dtype=rows.dtype, device=rows.device)
+    for _ in range(_INTERIOR_STEPS):
+        centre = _CENTRING * (s * u).mean(1, keepdim=True)
+        complement = centre / s - u
+        matrix = gt @ (g * (u / s)[:, :, None]) + ridge
+        right = -cost - (gt @ (u + complement)[:, :, None])[:, :, 0]
+        dz = torch.linalg.solve_ex(matrix, right)[0]
+        ds = -(g @ dz[:, :, None])[:, :, 0]
+        du = complement - u * ds / s
+        reach = torch.cat([torch.where(ds < 0, -s / ds, torch.inf), torch.where(du < 0, -u / du, torch.inf)], 1)
+        share = (0.95 * reach.amin(1, keepdim=True)).clamp(max=1.0)
+        share = torch.where(torch.isfinite(dz).all(1, keepdim=True), share, 0.0)
+        z, s, u = (a + share * torch.nan_to_num(da) for a, da in ((z, dz), (s, ds), (u, du)))
+    return z[:, :n].clamp(-1.0, 1.0)

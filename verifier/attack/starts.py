@@ -45,10 +45,11 @@ def sample_boxes(
     most: int,
     dense: bool,
 ) -> Points:
-    """Evaluate centre, corners and random points of every box and keep the best for each case.
+    """Evaluate centre, corners and random points of every box and keep good ones for each case.
 
-    Every point is judged under all cases of its box. The effort is a function of the problem and the device kind
-    alone; at the deadline, boxes not reached are left out.
+    Every point is judged under all cases of its box. The best of each of ``per_case`` groups is kept, random points
+    being grouped by the part of the box they lie in: what is kept is spread out. The effort is a function of the
+    problem and the device kind alone; at the deadline, boxes not reached are left out.
 
     Args:
         dense: sample as many points as the budget of work allows; else a handful per box.
@@ -59,13 +60,15 @@ def sample_boxes(
     judging = int(per_box.max()) * _entries_per_point(objective) * objective.case_rows.shape[1]
     budget = _SAMPLING_WORK[kind] / (objective.cost + judging) / objective.n_boxes
     samples = int(min(max(3, budget), _MOST_SAMPLES[kind] if dense else 16))
+    groups = min(per_case, samples)
+    samples -= samples % groups
     block = max(1, _TABLE_ENTRIES // (samples * max(objective.n_in, objective.row_y.shape[1], 1)))
     boxes_at_once = max(1, min(block, objective.batch * 4 // samples))
     kept: list[Points] = []
     for s in objective.batches(objective.n_boxes, boxes_at_once):
         if s.start and deadline.expired():
             break
-        x = _samples(objective.lower[s], objective.upper[s], samples, generator)  # (k, samples, n)
+        x = _samples(objective.lower[s], objective.upper[s], samples, groups, generator)  # (k, samples, n)
         with torch.no_grad():
             y = torch.cat([objective.outputs(part) for part in x.flatten(0, 1).split(objective.batch)])
         y = y.view(x.shape[0], samples, -1)
@@ -73,7 +76,7 @@ def sample_boxes(
         start, stop = int(first[s.start]), int(first[s.stop - 1] + per_box[s.stop - 1])
         for c in range(start, stop, cases_at_once):
             case = torch.arange(c, min(c + cases_at_once, stop), device=x.device)
-            kept.append(_best_of(objective, x, y, case, s.start, min(per_case, samples), offers))
+            kept.append(_best_of(objective, x, y, case, s.start, groups, offers))
             if offers.witness is not None:
                 return kept[-1]
         if len(kept) > 1 and sum(map(len, kept)) * objective.n_in > _TABLE_ENTRIES:
@@ -82,17 +85,18 @@ def sample_boxes(
 
 
 def _best_of(
-    objective: Objective, x: Tensor, y: Tensor, case: Tensor, first_box: int, per_case: int, offers: Offers
+    objective: Objective, x: Tensor, y: Tensor, case: Tensor, first_box: int, groups: int, offers: Offers
 ) -> Points:
-    """The best samples of some cases whose boxes are among ``x`` (k, samples, n)."""
+    """The best sample of every group for some cases whose boxes are among ``x`` (k, samples, n)."""
     box = objective.case_box[case] - first_box
     samples = x.shape[1]
     flat_case = case.repeat_interleave(samples)
     flat_x = x[box].flatten(0, 1) if objective.row_x is not None else x.new_zeros(len(flat_case), 0)
-    score = objective.slacks(flat_x, y[box].flatten(0, 1), flat_case).amin(1).view(len(case), samples)
-    score, index = torch.topk(score, per_case, dim=1)
-    where = box.repeat_interleave(per_case), index.flatten()
-    points = Points(x[where], case.repeat_interleave(per_case), score.flatten())
+    score = objective.slacks(flat_x, y[box].flatten(0, 1), flat_case).amin(1).view(len(case), -1, groups)
+    score, round_ = score.max(1)
+    index = (round_ * groups + torch.arange(groups, device=x.device)).flatten()
+    where = box.repeat_interleave(groups), index
+    points = Points(x[where], case.repeat_interleave(groups), score.flatten())
     offers.consider(points.x, y[where], points.case, points.score)
     return points
 
@@ -102,34 +106,39 @@ def _entries_per_point(objective: Objective) -> int:
     return max(objective.case_rows.shape[1], objective.row_y.shape[1], min(objective.row_y.shape[0], 64))
 
 
-def _samples(lower: Tensor, upper: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """(k, count, n) points of k boxes: the centre, both extreme corners, then corners and uniform points by halves.
+def _samples(lower: Tensor, upper: Tensor, count: int, groups: int, generator: torch.Generator) -> Tensor:
+    """(k, count, n) points of k boxes: the centre, both extreme corners, corners, and uniform points.
 
-    With few moving inputs and room for them every corner is among the points.
+    With few moving inputs and room for them every corner is among the points. Point j belongs to group j mod
+    ``groups``; the uniform points of a group share one half of the box in each of the first moving inputs.
     """
     k, n = lower.shape
     lo, up = lower[:, None], upper[:, None]
-    fixed = torch.stack([lower * 0.5 + upper * 0.5, lower, upper], 1)
     free = (lower < upper).any(0).nonzero()[:, 0]
-    parts, left = [fixed], count - 3
+    parts, left = [torch.stack([lower * 0.5 + upper * 0.5, lower, upper], 1)], count - 3
     if len(free) <= _CORNER_INPUTS and 2 ** len(free) <= left:
-        bits = torch.arange(2 ** len(free), device=lower.device)[:, None] >> torch.arange(len(free), device=lo.device)
-        side = torch.zeros(len(bits), n, device=lower.device)
-        side[:, free] = (bits & 1).to(side.dtype)
-        parts.append(torch.where(side[None] > 0, up, lo))
-        left -= len(bits)
-        corners = 0
-    else:
-        corners = left // 2
-    if corners:
-        like = lower.new_zeros(k, corners, n)
-        parts.append(torch.where(random_signs(like, generator) > 0, up, lo))
-    if left > corners:
-        parts.append(uniform(lo, up, (k, left - corners, n), generator))
+        side = torch.zeros(2 ** len(free), n, device=lower.device)
+        side[:, free] = _bits(torch.arange(len(side), device=lower.device), len(free))
+        parts.append(torch.where(side > 0, up, lo))
+        left -= len(side)
+    elif left > 1:
+        parts.append(torch.where(random_signs(lower.new_zeros(k, left // 2, n), generator) > 0, up, lo))
+        left -= left // 2
+    if left > 0:
+        u = torch.rand((k, left, n), generator=generator, device=lower.device)
+        split = free[: max(groups.bit_length() - 1, 0)]
+        group = torch.arange(count - left, count, device=lower.device) % groups
+        u[:, :, split] = (u[:, :, split] + _bits(group, len(split))) / 2
+        parts.append(lo * (1 - u) + up * u)
     return inside(torch.cat(parts, 1), lo, up)
 
 
-def uniform(lower: Tensor, upper: Tensor, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Uniform points between bounds that broadcast to ``shape``."""
-    u = torch.rand(shape, generator=generator, device=lower.device)
+def _bits(number: Tensor, count: int) -> Tensor:
+    """The lowest ``count`` binary digits of integers (m,) as float32 (m, count)."""
+    return ((number[:, None] >> torch.arange(count, device=number.device)) & 1).float()
+
+
+def uniform(lower: Tensor, upper: Tensor, generator: torch.Generator) -> Tensor:
+    """A uniform point in each box (P, n)."""
+    u = torch.rand(lower.shape, generator=generator, device=lower.device)
     return inside(lower * (1 - u) + upper * u, lower, upper)
