@@ -194,7 +194,7 @@ class UnaryPlanes(Relaxation):
         out: dict[str, Tensor] = {}
         for part, deltas in ((a.clamp(min=0), self.d_lower), (a.clamp(max=0), self.d_upper)):
             for name, (slope, intercept) in (deltas or {}).items():
-                term = part * (slope * zs[0] + intercept)
+                term = part * torch.addcmul(intercept, slope, zs[0])
                 out[name] = out[name] + term if name in out else term
         return out
 

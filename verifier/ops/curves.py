@@ -37,8 +37,8 @@ class Curve:
         value, slope, bend: f, f', f'' as evaluated in floating point.
         inflection: inf for convex functions, -inf for concave ones.
         ulps: relative error of value and slope, in units of eps.
-        floor: absolute error of value and slope, in units of eps; a few of the smallest normal numbers are added to both,
-            because libraries flush tiny results to zero.
+        floor: absolute error of value and slope, in units of eps; a few of the smallest normal numbers are added
+            to both, because libraries flush tiny results to zero.
         domain: interval on which f is defined and the traits hold, open unless ``closed``.
     """
 

@@ -89,8 +89,25 @@ class Relu(NonlinearOp):
         zero = torch.zeros_like(chord)
         delta = {"alpha": (unstable.to(dtype)[:, None], zero)}
         if k <= 1:
-            return UnaryPlanes(free, zero, slope, chord, d_lower=delta)
+            return OriginPlanes(free, zero, slope, chord, d_lower=delta)
         return UnaryPlanes(slope, chord, free, zero, d_upper=delta)
+
+
+@dataclass(frozen=True)
+class OriginPlanes(UnaryPlanes):
+    """Planes whose lower ones pass through the origin: only negative coefficients meet an intercept.
+
+    Their sum is one matrix product with the finite intercepts; a second column tells rows that need an infinite one.
+    """
+
+    def backward(self, a: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+        chord = self.upper_intercept.flatten(2)
+        lost = torch.isinf(chord)
+        columns = torch.stack((chord.masked_fill(lost, 0.0), lost.to(a.dtype)), -1).squeeze(1)
+        # shape: (B, S, n) @ (B, n, 2)
+        const, needs = torch.matmul(a.clamp(max=0).flatten(2), columns).unbind(-1)
+        const = const.masked_fill(needs < 0, -float("inf"))
+        return (a * torch.where(a > 0, self.lower_slope, self.upper_slope),), const
 
 
 def _leaky(x: Tensor, k: float, side: int) -> Tensor:
