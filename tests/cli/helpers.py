@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
+
+from verifier.cli.main import invoke
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "vnncomp_scripts"
@@ -27,6 +31,20 @@ def run(*args: object, scripted: bool = True, timeout: float = 60) -> Completed:
     return subprocess.run(
         command(args, scripted), capture_output=True, text=True, timeout=timeout, env=environment(), check=False
     )
+
+
+@contextmanager
+def _captured() -> Iterator[tuple[io.StringIO, io.StringIO]]:
+    stdout, stderr = io.StringIO(), io.StringIO()
+    with redirect_stdout(stdout), redirect_stderr(stderr):
+        yield stdout, stderr
+
+
+def inside(*args: object) -> Completed:
+    """Run a command that needs no worker inside this process, which has paid for its imports."""
+    with _captured() as (stdout, stderr):
+        code = invoke(list(map(str, args)))
+    return Completed(list(map(str, args)), code, stdout.getvalue(), stderr.getvalue())
 
 
 def start(*args: object) -> subprocess.Popen[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.cli.helpers import environment, run
+from tests.cli.helpers import environment, inside, run
 from tests.cli.networks import above, absolute
 from verifier.config import Config
 from verifier.report.record import schema
@@ -64,18 +64,18 @@ def test_help_names_every_command_and_exit_code() -> None:
 
 
 def test_config_show_and_schema(tmp_path: Path) -> None:
-    shown = run("config", "show", "--set", "bab.batch_size=8", "--device", "cpu", scripted=False)
+    shown = inside("config", "show", "--set", "bab.batch_size=8", "--device", "cpu")
     values = yaml.safe_load(shown.stdout)
     assert (values["bab"]["batch_size"], values["device"]) == (8, "cpu")
-    text = run("config", "schema", scripted=False).stdout
+    text = inside("config", "schema").stdout
     jsonschema.validate(Config().model_dump(mode="json"), json.loads(text))
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({"bab": {"batchsize": 3}}, json.loads(text))
     for name in ("verify", "bounds"):
-        found = json.loads(run("config", "schema", "--of", name, scripted=False).stdout)
+        found = json.loads(inside("config", "schema", "--of", name).stdout)
         jsonschema.Draft202012Validator.check_schema(found)
         assert found == schema(name)
-    wrong = run("config", "show", "--set", "bab.batchsize=8", scripted=False)
+    wrong = inside("config", "show", "--set", "bab.batchsize=8")
     assert wrong.returncode == 2 and "bab.batch_size" in wrong.stderr
 
 
@@ -90,7 +90,7 @@ def test_proof_and_counterexample_checked(tmp_path: Path) -> None:
         done = run("verify", *files, "--timeout", 60, "--results-file", results, "--json", record, scripted=False)
         assert (done.returncode, done.stdout) == (0, verdict + "\n"), done.stderr
         jsonschema.validate(json.loads(record.read_text()), schema("verify"))
-        checked = run("check", *files, "--results-file", results, scripted=False)
+        checked = inside("check", *files, "--results-file", results)
         if verdict == "sat":
             assert (checked.returncode, checked.stdout) == (0, "valid\n"), checked.stderr
         else:
@@ -114,18 +114,18 @@ def test_check(text: str, code: int, start: str, tmp_path: Path) -> None:
     results = tmp_path / "r.txt"
     results.write_text(text)
     files = ["--onnx", absolute(tmp_path), "--vnnlib", above(tmp_path, 1.9)]
-    done = run("check", *files, "--results-file", results, scripted=False)
+    done = inside("check", *files, "--results-file", results)
     assert done.returncode == code, done.stderr
     assert done.stdout.startswith(start) and done.stdout.count("\n") == 1
 
 
 def test_check_needs_its_files(tmp_path: Path) -> None:
     files = ["--onnx", absolute(tmp_path), "--vnnlib", above(tmp_path, 1.9)]
-    missing = run("check", *files, "--results-file", tmp_path / "none.txt", scripted=False)
+    missing = inside("check", *files, "--results-file", tmp_path / "none.txt")
     assert missing.returncode == 2 and "none.txt" in missing.stderr
     (tmp_path / "r.txt").write_text("sat\n((X_0 1.0)\n (X_1 1.0)\n (X_2 1.0)\n (Y_0 2.0))\n")
     files[-1] = above(tmp_path, 1.9, inputs=3)
-    other = run("check", *files, "--results-file", tmp_path / "r.txt", scripted=False)
+    other = inside("check", *files, "--results-file", tmp_path / "r.txt")
     assert other.returncode == 2 and "3" in other.stderr
 
 
@@ -133,7 +133,7 @@ def test_bounds(tmp_path: Path) -> None:
     files = ["--onnx", absolute(tmp_path), "--vnnlib", above(tmp_path, 1.9)]
     texts = {}
     for method in ("ibp", "crown", "alpha-crown"):
-        done = run("bounds", *files, "--method", method, "--intermediate", "--slopes", scripted=False)
+        done = inside("bounds", *files, "--method", method, "--intermediate", "--slopes")
         assert done.returncode == 0, done.stderr
         record = json.loads(done.stdout)
         jsonschema.validate(record, schema("bounds"))
@@ -145,21 +145,21 @@ def test_bounds(tmp_path: Path) -> None:
     assert all(set(entry) == {"shape", "sha256"} for entry in texts["alpha-crown"]["slopes"].values())
     assert texts["alpha-crown"]["slopes"]
     target = tmp_path / "b.json"
-    assert run("bounds", *files, "--json", target, scripted=False).stdout == ""
+    assert inside("bounds", *files, "--json", target).stdout == ""
     assert json.loads(target.read_text())["bounds"] == {"y": texts["crown"]["bounds"]["y"]}
-    beyond = run("bounds", *files, "--case", 1, scripted=False)
+    beyond = inside("bounds", *files, "--case", 1)
     assert beyond.returncode == 2 and "1 cases" in beyond.stderr
 
 
 def test_inspect(tmp_path: Path) -> None:
-    done = run("inspect", absolute(tmp_path), scripted=False)
+    done = inside("inspect", absolute(tmp_path))
     assert done.returncode == 0, done.stderr
     for words in ("opset 13", "[1, 2]", "17 in 4 tensors", "Gemm x 2", "Relu", "Linear"):
         assert words in done.stdout
-    odd = run("inspect", absolute(tmp_path, "odd.onnx", "Mish"), scripted=False)
+    odd = inside("inspect", absolute(tmp_path, "odd.onnx", "Mish"))
     assert odd.returncode in (0, 2)
     assert "Mish" in odd.stdout + odd.stderr
-    missing = run("inspect", tmp_path / "none.onnx", scripted=False)
+    missing = inside("inspect", tmp_path / "none.onnx")
     assert missing.returncode == 2 and "none.onnx" in missing.stderr
 
 
@@ -171,7 +171,7 @@ def test_network_and_property_must_fit(tmp_path: Path) -> None:
 
 
 def test_doctor() -> None:
-    done = run("doctor", scripted=False)
+    done = inside("doctor")
     assert done.returncode == 0, done.stdout + done.stderr
     for words in ("torch", "onnxruntime", "cpu", "self-test    ok"):
         assert words in done.stdout
