@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import random
+import re
 import time
 from dataclasses import fields
 from fractions import Fraction
@@ -163,6 +164,13 @@ def test_product_of_input_disjunctions_drops_empty_cases() -> None:
 def test_empty_sets_are_refuted_by_definition(asserts: str) -> None:
     problem = read(declarations(2, 1) + BOX2 + asserts + "(assert (<= Y_0 0))")
     assert problem.n_cases == 0 and problem.lower.shape == (0, 2) and problem.n_out == 1
+
+
+def test_rows_of_dropped_cases_disappear() -> None:
+    arms = "(and (>= X_0 2) (<= (+ X_0 Y_0) 9) (< Y_0 4)) (and (<= X_0 0) (<= Y_0 5))"
+    problem = read(declarations(2, 1) + BOX2 + f"(assert (or {arms}))")
+    assert problem.row_d.tolist() == [5] and problem.row_x is None and problem.row_strict is None
+    assert problem.case_rows.tolist() == [[0]] and problem.upper.tolist() == [[0, 1]]
 
 
 def test_true_constants_vanish() -> None:
@@ -337,3 +345,27 @@ def test_readers_agree_on_small_sample_files(sample: Path) -> None:
     assert len(files) > 50
     for path in files[::4]:
         read_fast(path.read_text())
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_fast_reader_never_accepts_what_the_general_one_refuses(seed: int) -> None:
+    rng = random.Random(seed)
+    text = declarations(1, 2) + "(assert (<= X_0 1)) (assert (>= X_0 -1)) (assert (and (<= Y_0 0.5) (>= Y_1 Y_0)))"
+    text += "(assert (or (and (<= Y_0 2) (>= 0.25 X_0)) (>= Y_1 3e-1) (and (<= Y_0 Y_1))))"
+    words = re.findall(r"[()]|[^\s()]+", text)
+    for _ in range(rng.randrange(1, 4)):
+        i, j = rng.randrange(len(words)), rng.randrange(len(words))
+        change = rng.randrange(4)
+        if change == 0:
+            del words[i]
+        elif change == 1:
+            words.insert(i, words[j])
+        elif change == 2:
+            words[i] = rng.choice(
+                [*words, "X_00", "Y_9", "nan", "+1", "-.5", "1.", "1e", "--1", "1e-400", "3.5e38", "0e9999"]
+            )
+        else:
+            words[i], words[j] = words[j], words[i]
+    quick = fast.read(source(" ".join(words)), None, None, None)
+    if quick is not None:
+        assert_same(quick, general.read(source(" ".join(words)), None, None, None))

@@ -1,1 +1,1 @@
-""""""
+"""Properties: VNN-LIB files and Python objects in, counterexamples out, replayed and checked."""

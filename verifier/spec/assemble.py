@@ -200,6 +200,24 @@ def _tidy_rows(rows: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(out[:, : int((out >= 0).sum(axis=1).max(initial=0))])
 
 
+def _drop_unused(case_rows: np.ndarray, rows: Rows) -> tuple[np.ndarray, Rows]:
+    """Without the rows that only dropped cases had."""
+    used = np.zeros(len(rows.d), dtype=bool)
+    used[case_rows[case_rows >= 0]] = True
+    if used.all():
+        return case_rows, rows
+    place = np.concatenate([np.cumsum(used) - 1, [-1]])  # -1, the padding, stays
+    x = None if rows.x is None else rows.x[used]
+    strict = None if rows.strict is None else rows.strict[used]
+    return place[case_rows], Rows(
+        y=rows.y[used],
+        x=x if x is not None and x.any() else None,
+        d=rows.d[used],
+        d_inner=rows.d_inner[used],
+        strict=strict if strict is not None and strict.any() else None,
+    )
+
+
 def _finish(cases: _Cases, numbers: Numbers, rows: Rows) -> Problem:
     """Round the boxes and drop repeated boxes and cases."""
     low, high = cases.low >> 1, (cases.high + 1) >> 1
@@ -217,6 +235,7 @@ def _finish(cases: _Cases, numbers: Numbers, rows: Rows) -> Problem:
     boxes = boxes[first]
     box, case_rows = place[cases.box].astype(np.int64), _tidy_rows(cases.rows)
     distinct, _ = unique_rows(np.concatenate([box[:, None], case_rows], axis=1))
+    case_rows, rows = _drop_unused(case_rows[distinct], rows)
     return Problem(
         lower=np.ascontiguousarray(boxes[:, 0]),
         upper=np.ascontiguousarray(boxes[:, 1]),
@@ -226,7 +245,7 @@ def _finish(cases: _Cases, numbers: Numbers, rows: Rows) -> Problem:
         row_x=rows.x,
         row_d=rows.d,
         case_box=box[distinct],
-        case_rows=case_rows[distinct],
+        case_rows=case_rows,
         row_strict=rows.strict,
         row_d_inner=rows.d_inner,
     )

@@ -112,8 +112,10 @@ def _read(data: bytes, n_in: int | None, n_out: int | None, deadline: Deadline |
 
 def _declarations(head: bytes) -> tuple[int, int, bytes]:
     """Numbers of inputs and outputs, and the text before the first atom without the declarations."""
-    cut = head.find(b"assert")  # a declaration after this is out of place and makes the structure decline
-    head, rest = (head, b"") if cut < 0 else (head[:cut], head[cut:])
+    end = head.rfind(b")") + 1  # a gap before an atom closes nothing but declarations
+    head, rest = head[:end], head[end:]
+    if _DECLARATION.sub(b"", head).strip():
+        raise _Decline  # something stands between the declarations
     found = _DECLARATION.findall(head)
     counts = []
     for kind in (b"X", b"Y"):
@@ -121,7 +123,7 @@ def _declarations(head: bytes) -> tuple[int, int, bytes]:
         if not indices or sorted(indices) != list(range(len(indices))):
             raise _Decline
         counts.append(len(indices))
-    return counts[0], counts[1], _DECLARATION.sub(b"", head) + rest
+    return counts[0], counts[1], rest
 
 
 def _events(gap: bytes) -> tuple[str, ...]:
