@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar
 
 import click
 
@@ -161,7 +161,7 @@ def verify(
 def bounds(
     onnx: Path,
     vnnlib: Path,
-    method: str,
+    method: Literal["ibp", "crown", "alpha-crown"],
     intermediate: bool,
     slopes: bool,
     case: int,
