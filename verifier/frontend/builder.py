@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -31,14 +31,15 @@ class Builder:
     nodes: list[Node] = field(default_factory=list)
     parameters: dict[Handle, Tensor] = field(default_factory=dict)
     _by_content: dict[tuple[object, ...], Handle] = field(default_factory=dict)
-    _taken: set[str] = field(default_factory=set)
+    _taken: dict[str, int] = field(default_factory=dict)
+    _settled: set[int] = field(default_factory=lambda: {0})
     _taken_parameters: set[str] = field(default_factory=set)
 
     @staticmethod
     def start(input_shape: Shape, name: str) -> Builder:
         out = Builder()
         out.nodes.append(Node(0, name, Input(), (), input_shape))
-        out._taken.add(name)
+        out._taken[name] = 0
         return out
 
     def shape(self, node: int) -> Shape:
@@ -50,9 +51,24 @@ class Builder:
         while unique in self._taken:
             k += 1
             unique = f"{name}#{k}"
-        self._taken.add(unique)
+        self._taken[unique] = len(self.nodes)
         self.nodes.append(Node(len(self.nodes), unique, op, tuple(inputs), tuple(shape)))
         return len(self.nodes) - 1
+
+    def settle(self, node: int, name: str) -> None:
+        """Give a node the name that its value has in the source, unless it has such a name already."""
+        if node in self._settled:
+            return
+        self._settled.add(node)
+        old = self.nodes[node].name
+        holder = self._taken.get(name, node)
+        if holder != node:
+            if holder in self._settled:
+                return
+            self.nodes[holder] = replace(self.nodes[holder], name=old)
+            self._taken[old] = holder
+        self._taken[name] = node
+        self.nodes[node] = replace(self.nodes[node], name=name)
 
     def param(self, tensor: Tensor, name: str) -> Handle:
         """Store a parameter; equal contents share one handle."""

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
@@ -63,6 +64,7 @@ class Call:
         shapes: their shapes.
         names: their names for users.
         where: where the call came from, for messages.
+        settled: the names are those of the source, not made up from the module's path and the op.
     """
 
     func: str
@@ -72,6 +74,7 @@ class Call:
     shapes: tuple[tuple[int, ...], ...]
     names: tuple[str, ...]
     where: str
+    settled: bool
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,34 @@ class Record:
     input_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
     values: tuple[Tensor, ...]
+
+
+STATE_CHANGE = "changes a parameter, a buffer or the input in place; a network must not change its own state"
+
+LEAVES_TORCH = ("numpy", "__array__", "tolist", "data_ptr", "__dlpack__", "untyped_storage", "storage")
+
+
+class _Guard(TorchFunctionMode):
+    """Refuses what takes a value that depends on the input out of torch's sight."""
+
+    def __init__(self, recorder: _Recorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        if name in LEAVES_TORCH and args and isinstance(args[0], Tensor) and self._depends(args[0]):
+            raise UnsupportedError(
+                f"{where(self.recorder.scope.path)}: '{name}' takes a tensor that depends on the input out of torch; "
+                "use torch operations"
+            )
+        return func(*args, **(kwargs or {}))
+
+    def _depends(self, t: Tensor) -> bool:
+        if torch._is_functional_tensor(t):  # pyright: ignore[reportPrivateImportUsage]
+            torch._sync(t)  # pyright: ignore[reportPrivateImportUsage]
+            t = torch._from_functional_tensor(t)  # pyright: ignore[reportPrivateImportUsage]
+        return id(t) in self.recorder.numbers
 
 
 class _Scope:
@@ -118,13 +149,16 @@ class _Recorder(TorchDispatchMode):
         self.calls: list[_Pending] = []
         self.scope = scope
         self.owned: dict[int, Tensor] = {}
+        self.stale: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         name = func.overloadpacket.__name__
         args, kwargs = tree_map(_widen, (args, kwargs))
         flat = tree_flatten((args, kwargs))[0]
-        tracked = name not in SHAPE_ONLY and any(isinstance(a, Tensor) and id(a) in self.numbers for a in flat)
+        tracked = name not in SHAPE_ONLY and self._tracked(flat)
+        if any(id(a) in self.stale for a in flat if isinstance(a, Tensor)):
+            raise UnsupportedError(f"{self._where()}: '{name}' reads memory that was changed in place through a view")
         self._refuse(func, name, tracked, args, kwargs)
         _check_size(func, name, args, kwargs, self._where())
         out = func(*args, **kwargs)
@@ -147,6 +181,9 @@ class _Recorder(TorchDispatchMode):
         pending.scope = self.scope.path
         self.calls.append(pending)
 
+    def _tracked(self, a: Any) -> bool:
+        return any(isinstance(t, Tensor) and id(t) in self.numbers for t in tree_flatten(a)[0])
+
     def _ref(self, a: Any) -> Any:
         return Ref(self.numbers[id(a)]) if isinstance(a, Tensor) and id(a) in self.numbers else a
 
@@ -154,8 +191,8 @@ class _Recorder(TorchDispatchMode):
         tags = func.tags
         if torch.Tag.nondeterministic_seeded in tags and not _harmless_random(name, func, args, kwargs):
             raise UnsupportedError(f"{self._where()}: random op '{name}'; a network must be a function of its input")
-        if func._schema.is_mutable:
-            self._refuse_mutation(func, name, tracked, args, kwargs)
+        if func._schema.is_mutable and torch.Tag.inplace_view not in tags:
+            self._refuse_mutation(func, name, args, kwargs)
         if not tracked:
             return
         if torch.Tag.data_dependent_output in tags:
@@ -163,26 +200,30 @@ class _Recorder(TorchDispatchMode):
                 f"{self._where()}: a Python value is read from a tensor that depends on the input ('{name}'); "
                 "branches and shapes must not depend on input values"
             )
-        if torch.Tag.dynamic_output_shape in tags:
-            raise UnsupportedError(f"{self._where()}: the shape of the result of '{name}' depends on input values")
         bound = _bind(func, args, kwargs)
+        if torch.Tag.dynamic_output_shape in tags and (name != "index" or self._tracked(bound["indices"])):
+            raise UnsupportedError(f"{self._where()}: the shape of the result of '{name}' depends on input values")
         if "batch_norm" in name and bound.get("training"):
             raise UnsupportedError(
                 f"{self._where()}: normalisation with statistics of the input itself ('{name}' in training mode); "
                 "use running statistics"
             )
 
-    def _refuse_mutation(self, func: Any, name: str, tracked: bool, args: Any, kwargs: Any) -> None:
+    def _refuse_mutation(self, func: Any, name: str, args: Any, kwargs: Any) -> None:
+        """In-place ops below functionalisation (torch's own kernels have some) may change what was made in this run.
+
+        The result counts as a new value; other tensors that see the same memory must not be read again.
+        """
         bound = _bind(func, args, kwargs)
         for argument in func._schema.arguments:
             if argument.alias_info is None or not argument.alias_info.is_write:
                 continue
             for t in tree_flatten(bound[argument.name])[0]:
-                if isinstance(t, Tensor) and (tracked or id(t) not in self.owned):
-                    raise UnsupportedError(
-                        f"{self._where()}: '{name}' changes a parameter, a buffer or the input in place; "
-                        "a network must not change its own state"
-                    )
+                if not isinstance(t, Tensor):
+                    continue
+                if self.numbers.get(id(t)) == 0 or (id(t) not in self.numbers and id(t) not in self.owned):
+                    raise UnsupportedError(f"{self._where()}: '{name}' {STATE_CHANGE}")
+                self.stale.update(id(v) for v in (*self.values, *self.owned.values()) if v is not t and _overlap(v, t))
 
     def _where(self) -> str:
         return where(self.scope.path)
@@ -199,6 +240,21 @@ def where(path: str) -> str:
                 continue
             return f"{path or 'network'} ({Path(frame.filename).name}, line {frame.lineno})"
     return path or "network"
+
+
+def _overlap(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors see a common element of one memory."""
+    if not a.numel() or not b.numel() or a.untyped_storage().data_ptr() != b.untyped_storage().data_ptr():
+        return False
+    return not _places(a).isdisjoint(_places(b))
+
+
+def _places(t: Tensor) -> set[int]:
+    """Positions in memory of a tensor's elements."""
+    places = [int(t.storage_offset())]
+    for size, stride in zip(t.shape, t.stride(), strict=True):
+        places = [p + i * stride for p in places for i in range(size)]
+    return set(places)
 
 
 def _widen(a: Any) -> Any:
@@ -250,6 +306,8 @@ def _check_size(func: Any, name: str, args: Any, kwargs: Any, place: str) -> Non
     elif name in {"arange"}:
         start, end, step = (float(bound.get(k) or d) for k, d in (("start", 0), ("end", 0), ("step", 1)))
         count = int(abs(end - start) / abs(step or 1))
+    elif name in {"expand", "expand_copy"} and isinstance(size, (list, tuple)):
+        count = math.prod(max(int(n), 1) for n in size)
     elif isinstance(size, (list, tuple)) and all(isinstance(s, int) for s in size) and "self" not in bound:
         count = math.prod(max(s, 0) for s in size)
     else:
@@ -297,7 +355,7 @@ def capture(module: nn.Module, x: Tensor, output_names: OutputNames = lambda m: 
     handles = [h for path, m in net.named_modules() for h in _hooks(path, m, scope, recorder, output_names(m))]
     state = {k: (t, t._version) for k, t in net.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
     try:
-        with torch.no_grad(), _plain_kernels(), recorder:
+        with torch.no_grad(), _plain_kernels(), recorder, _Guard(recorder):
             out = torch.func.functionalize(lambda v: _one_output(net(v)), remove="mutations_and_views")(x)
     except (VerifierError, MemoryError):
         raise
@@ -322,12 +380,10 @@ def capture(module: nn.Module, x: Tensor, output_names: OutputNames = lambda m: 
 
 def _explain(error: Exception, scope: _Scope) -> VerifierError:
     text = " ".join(str(error).split())
-    if isinstance(error, NotImplementedError) and "numpy" not in text:
+    if isinstance(error, NotImplementedError):
         return UnsupportedOpError(f"{scope.path or 'network'}: {text[:200]} is not supported")
-    if "numpy" in text or "tolist" in text or "data pointer" in text or "storage" in text.lower():
-        return UnsupportedError(
-            f"{where(scope.path)}: a tensor that depends on the input leaves torch (.numpy(), .tolist()): {text[:160]}"
-        )
+    if "mutating a non-functional tensor" in text:
+        return UnsupportedError(f"{where(scope.path)}: the network {STATE_CHANGE}")
     return InputError(f"{scope.path or 'network'}: the network does not run ({type(error).__name__}: {text[:200]})")
 
 
@@ -377,5 +433,6 @@ def _finish(calls: Sequence[_Pending]) -> tuple[Call, ...]:
         names = c.names or [f"{c.scope or 'network'}/{func}"] * len(c.outputs)
         if c.names is None:
             taken.update((n, taken.get(n, 1)) for n in names if n in fixed)
-        out.append(Call(func, c.func, c.args, c.outputs, c.shapes, tuple(unique(n) for n in names), c.where))
+        unique_names = tuple(unique(n) for n in names)
+        out.append(Call(func, c.func, c.args, c.outputs, c.shapes, unique_names, c.where, c.names is not None))
     return tuple(out)

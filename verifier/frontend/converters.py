@@ -203,6 +203,24 @@ def _source(i: int, size: int, mode: str) -> int:
     return i if i < size else 2 * size - 2 - i
 
 
+def _conv(a: Attributes) -> Function:
+    stride, dilation, groups = a.get("strides"), a.get("dilations"), a.get("group", 1)
+    pads, mode = a.get("pads"), a.get("auto_pad", "NOTSET")
+
+    def run(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
+        rank = w.dim() - 2
+        if rank not in (1, 2, 3):
+            raise NotImplementedError(f"Conv over {rank} dims")
+        step, spread = stride or [1] * rank, dilation or [1] * rank
+        both = auto_pad(mode, x.shape[2:], w.shape[2:], step, spread, pads or [0] * 2 * rank)
+        conv = (F.conv1d, F.conv2d, F.conv3d)[rank - 1]
+        if all(first == last for first, last in both):
+            return conv(x, w, b, step, [first for first, _ in both], spread, groups)
+        return conv(F.pad(x, [p for pair in reversed(both) for p in pair]), w, b, step, 0, spread, groups)
+
+    return run
+
+
 def _average_pool(a: Attributes) -> Function:
     kernel = a.get("kernel_shape")
     rank = len(kernel)
@@ -610,6 +628,7 @@ RULES: dict[str, Callable[[Attributes], Function]] = {
     "Cast": _cast,
     "CastLike": _cast_like,
     "Clip": _clip,
+    "Conv": _conv,
     "ConstantOfShape": _constant_of_shape,
     "DepthToSpace": _depth_to_space,
     "Dropout": _dropout,

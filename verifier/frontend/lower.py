@@ -81,12 +81,13 @@ def translators() -> dict[str, Translator]:
     return {**MOVEMENT, **AFFINE, **NONLINEAR}
 
 
-def lower(record: Record, input_name: str, version: str) -> Graph:
+def lower(record: Record, input_name: str, version: str, output_name: str = "output") -> Graph:
     """Translate a record; the graph is not yet simplified.
 
     Args:
         record: what capture saw.
         input_name: name of node 0.
+        output_name: of the output node, should it have no name of its own.
         version: shown in errors, e.g. ``"opset 13"``.
 
     Raises:
@@ -107,9 +108,10 @@ def lower(record: Record, input_name: str, version: str) -> Graph:
             lost.update(call.outputs)
             continue
         try:
-            if call.func not in table:
+            rule = table.get(call.func) or table.get(call.func.rstrip("_"))
+            if rule is None:
                 raise CannotLower("")
-            made = table[call.func](state, call)
+            made = rule(state, call)
         except CannotLower as why:
             failed.append(_phrase(call, version, str(why)))
             lost.update(call.outputs)
@@ -121,21 +123,23 @@ def lower(record: Record, input_name: str, version: str) -> Graph:
                 partial[number] = (call, k)
             else:
                 state.node_of[number] = node
+                if call.settled:
+                    state.builder.settle(node, call.names[k])
     if record.output in partial:
         maker, k = partial[record.output]
         failed.append(_phrase(maker, version, f"its output {k}"))
     if failed:
         raise MissingRules("", failed)
-    return state.builder.finish(_output(state, record))
+    return state.builder.finish(_output(state, record, output_name))
 
 
-def _output(state: Lowering, record: Record) -> int:
+def _output(state: Lowering, record: Record, name: str) -> int:
     node = state.node_of[record.output]
     if node != 0:
         return node
     from verifier.ops.shape import Reshape
 
-    return state.emit(Reshape(record.output_shape), [0], record.output_shape, "output")
+    return state.emit(Reshape(record.output_shape), [0], record.output_shape, name)
 
 
 def _needed(record: Record) -> list[Call]:

@@ -256,9 +256,10 @@ def reciprocal(s: Lowering, call: Call) -> int:
 
 
 def elu(s: Lowering, call: Call) -> int:
-    """scale (relu(x) + alpha (exp(input_scale min(x, 0)) - 1))."""
+    """scale (relu(x) + alpha (exp(input_scale min(x, 0)) - 1)); CELU has input_scale 1 / alpha."""
     x, name = s.the_node(call.args["self"]), call.names[0]
-    alpha, scale, inner = (float(call.args[k]) for k in ("alpha", "scale", "input_scale"))
+    alpha = float(call.args["alpha"])
+    scale, inner = float(call.args.get("scale", 1.0)), float(call.args.get("input_scale", 1 / alpha))
     shape = s.shape(x)
     positive = relu_of(s, x, f"{name}/positive")
     negative = s.emit(Add((1.0, -1.0)), [x, positive], shape, f"{name}/negative")
@@ -451,6 +452,7 @@ NONLINEAR: dict[str, Translator] = {
     "rsqrt": rsqrt,
     "reciprocal": reciprocal,
     "elu": elu,
+    "celu": elu,
     "silu": unary(Silu),
     "sin": unary(Sin),
     "cos": unary(Cos),
@@ -466,6 +468,7 @@ NONLINEAR: dict[str, Translator] = {
     "logical_not": logical_not,
     "logical_and": mul,
     "_softmax": softmax,
+    "_safe_softmax": softmax,
     "_log_softmax": log_softmax,
     "mish": mish,
     "hardswish": hard_swish,

@@ -40,6 +40,8 @@ RESHAPES = [
     "lift_fresh",
     "lift_fresh_copy",
     "_to_copy",
+    "squeeze_",
+    "unsqueeze_",
     "contiguous",
 ]
 PERMUTES = ["permute", "permute_copy", "t", "t_copy", "transpose", "transpose_copy"]
@@ -54,6 +56,9 @@ MOVES = [
     "split",
     "split_with_sizes_copy",
     "split_with_sizes",
+    "unsafe_split",
+    "unsafe_split_with_sizes",
+    "unsafe_chunk",
     "unbind_copy",
     "unbind",
     "diagonal_copy",
@@ -174,7 +179,7 @@ def move(s: Lowering, call: Call) -> int | list[int | None]:
         size = math.prod(s.shape(node))
         positions[i] = torch.arange(start, start + size, dtype=torch.float64).reshape(s.shape(node))
         start += size
-    indices = _run(call, lambda i: positions[i], zero_constants=True)
+    indices = _run(call, lambda i: positions[i].clone(), zero_constants=True)
     constants = _run(call, lambda i: torch.zeros_like(positions[i]), zero_constants=False)
     if len(nodes) == 1:
         source = nodes[0]

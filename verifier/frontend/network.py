@@ -139,7 +139,7 @@ def translate(file: OnnxFile) -> tuple[Graph, Shape]:
     module = onnx_module.to_module(file)
     try:
         record = capture(module, torch.zeros(file.input_shape), onnx_module.output_names, copied=True)
-        graph = simplify(lower(record, file.input_name, f"opset {file.opset}"))
+        graph = simplify(lower(record, file.input_name, f"opset {file.opset}", file.output_name))
     except MissingRules as error:
         raise MissingRules(str(file.path), error.phrases) from error
     except (InputError, UnsupportedError) as error:

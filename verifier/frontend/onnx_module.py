@@ -20,6 +20,7 @@ from verifier.core.errors import InputError, UnsupportedOpError
 from verifier.frontend.lower import MissingRules
 
 if TYPE_CHECKING:
+    import onnx
     from torch import nn
 
     from verifier.frontend.onnx_file import OnnxFile
@@ -109,11 +110,26 @@ def to_module(file: OnnxFile) -> nn.Module:
     if missing:
         raise MissingRules(str(file.path), missing)
     try:
-        return converter().convert(file.model, attach_onnx_mapping=True)
+        return converter().convert(_single_output(file), attach_onnx_mapping=True)
     except NotImplementedError as error:
         raise UnsupportedOpError(f"{file.path}: {' '.join(str(error).split())}") from error
     except Exception as error:
         raise explain(file, error) from error
+
+
+def _single_output(file: OnnxFile) -> onnx.ModelProto:
+    """The model, with an Identity at the end when its output is the input, stored, or one of several of a node."""
+    import onnx
+
+    maker = next((n for n in file.model.graph.node if file.output_name in n.output), None)
+    if maker is not None and len(maker.output) == 1:
+        return file.model
+    model = onnx.ModelProto()
+    model.CopyFrom(file.model)
+    inner = f"{file.output_name}/before"
+    model.graph.node.append(onnx.helper.make_node("Identity", [file.output_name], [inner], name=inner))
+    model.graph.output[0].name = inner
+    return model
 
 
 def explain(file: OnnxFile, error: Exception) -> InputError:
