@@ -10,7 +10,7 @@ Parameters arrive as a tuple ``p`` in the order of ``Op.handles``; an op never s
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
@@ -160,6 +160,10 @@ class NonlinearOp(Op):
     @abstractmethod
     def relax(self, xs: Sequence[Interval], params: Mapping[str, Tensor] | None = None) -> Relaxation:
         """Planes on the box ``xs`` (each (B, *shape_i)); ``params`` lead with (B, S or 1) and default to initial."""
+
+    def prepared(self, xs: Sequence[Interval]) -> Callable[[Mapping[str, Tensor] | None], Relaxation]:
+        """:meth:`relax` on fixed boxes: what depends on the boxes alone is worked out once, for many parameters."""
+        return lambda params: self.relax(xs, params)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -60,6 +60,9 @@ class Relu(NonlinearOp):
         return {"alpha": ParamSpec(one_side[:, None], min(k, 1.0), max(k, 1.0))}
 
     def relax(self, xs: Sequence[Interval], params: Mapping[str, Tensor] | None = None) -> UnaryPlanes:
+        return self.prepared(xs)(params)
+
+    def prepared(self, xs: Sequence[Interval]) -> Callable[[Mapping[str, Tensor] | None], UnaryPlanes]:
         """Chord on one side, any line through the origin with a slope between k and 1 on the other.
 
         Sound: f is convex (k <= 1) or concave (k > 1), so the chord needs checking at the two end points only, and its
@@ -84,27 +87,31 @@ class Relu(NonlinearOp):
         at_most = torch.where((low < 0) & (up <= 0), k, 1.0).to(dtype)[:, None]
         if k > 1:
             at_least, at_most = at_most, at_least
-        alpha = self.parameters(xs)["alpha"].initial if params is None else params["alpha"]
-        free = torch.clamp(alpha, at_least, at_most)
         zero = torch.zeros_like(chord)
         delta = {"alpha": (unstable.to(dtype)[:, None], zero)}
-        if k <= 1:
-            return OriginPlanes(free, zero, slope, chord, d_lower=delta)
-        return UnaryPlanes(slope, chord, free, zero, d_upper=delta)
+
+        def planes(params: Mapping[str, Tensor] | None) -> UnaryPlanes:
+            alpha = self.parameters(xs)["alpha"].initial if params is None else params["alpha"]
+            free = torch.clamp(alpha, at_least, at_most)
+            if k <= 1:
+                return OriginPlanes(free, zero, slope, chord, d_lower=delta)
+            return UnaryPlanes(slope, chord, free, zero, d_upper=delta)
+
+        return planes
 
 
 @dataclass(frozen=True)
 class OriginPlanes(UnaryPlanes):
     """Planes whose lower ones pass through the origin: only negative coefficients meet an intercept.
 
-    Their sum is one matrix product with the finite intercepts; a second column tells rows that need an infinite one.
+    Their sum is one matrix product, (B, S, n) with (B, n, 2): the finite intercepts, and a second column that tells
+    rows that need an infinite one.
     """
 
     def backward(self, a: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
         chord = self.upper_intercept.flatten(2)
         lost = torch.isinf(chord)
         columns = torch.stack((chord.masked_fill(lost, 0.0), lost.to(a.dtype)), -1).squeeze(1)
-        # shape: (B, S, n) @ (B, n, 2)
         const, needs = torch.matmul(a.clamp(max=0).flatten(2), columns).unbind(-1)
         const = const.masked_fill(needs < 0, -float("inf"))
         return (a * torch.where(a > 0, self.lower_slope, self.upper_slope),), const
