@@ -128,7 +128,8 @@ def flaw(results: Path) -> str:
     names = re.findall(r"\(([XY]_\d+) [-+0-9.eE]+\)", rest)
     n_in = sum(name.startswith("X") for name in names)
     wanted = [f"X_{i}" for i in range(n_in)] + [f"Y_{j}" for j in range(len(names) - n_in)]
-    if names != wanted or not n_in or n_in == len(names):
+    closed = re.fullmatch(r"\((?:\(\S+ \S+\)\s*)+\)", rest.strip())
+    if not closed or names != wanted or not n_in or n_in == len(names):
         return "witness incomplete"
     return ""
 

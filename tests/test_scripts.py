@@ -1,0 +1,112 @@
+"""The measuring scripts: what they count, decided on small inputs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from scripts import bench_vnncomp, deadline_test
+
+
+def record(name: str, verdict: str) -> dict[str, object]:
+    return {
+        "onnx": {"path": f"/s/{name}.onnx"},
+        "vnnlib": {"path": f"/s/{name}.vnnlib"},
+        "verdict": verdict,
+        "witness": None,
+        "seconds": {"total": 1.5},
+    }
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A sample of one category with five instances."""
+    (tmp_path / "cat").mkdir()
+    lines = [f"onnx/{'big' if i % 2 else 'small'}{i}.onnx,vnnlib/p{i}.vnnlib,30" for i in range(5)]
+    (tmp_path / "cat" / "instances.csv").write_text("\n".join(lines) + "\n")
+    rows = [f"cat,cat/onnx/small0.onnx,cat/vnnlib/p0.vnnlib,30,{v}" for v in ("unsat",)]
+    (tmp_path / "verdicts.csv").write_text("category,onnx,vnnlib,timeout,verdict\n" + "\n".join(rows) + "\n")
+    return tmp_path
+
+
+def test_selection(folder: Path) -> None:
+    everything = bench_vnncomp.selected(folder, bench_vnncomp.Selection.parse("cat"), None)
+    assert len(everything) == 5
+    assert all(Path(row[0]).is_absolute() for row in everything)
+    part = bench_vnncomp.selected(folder, bench_vnncomp.Selection.parse("cat:big"), None)
+    assert [Path(row[0]).stem for row in part] == ["big1", "big3"]
+    spread = bench_vnncomp.selected(folder, bench_vnncomp.Selection("cat"), 2)
+    assert [Path(row[0]).stem for row in spread] == ["small0", "small2"]
+
+
+def test_known_verdicts(folder: Path, tmp_path: Path) -> None:
+    known = bench_vnncomp.truths(folder)
+    assert list(known.values()) == ["unsat"]
+    (row,) = bench_vnncomp.selected(folder, bench_vnncomp.Selection("cat"), 1)
+    assert (row[0], row[1]) in known
+    assert bench_vnncomp.truths(tmp_path / "nowhere") == {}
+
+
+def test_summary_counts_wrong_verdicts_and_bad_witnesses(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = {"a": "sat", "b": "unsat", "c": "unsat", "d": "timeout", "e": "sat"}
+    truth = {"a": "unsat", "b": "unsat", "c": "sat", "d": "sat", "e": "sat"}
+    records = [record(name, verdict) for name, verdict in told.items()]
+    known = {(f"/s/{name}.onnx", f"/s/{name}.vnnlib"): verdict for name, verdict in truth.items()}
+    monkeypatch.setattr(bench_vnncomp, "check_witness", lambda r: "invalid: x" if "e" in r["onnx"]["path"] else "valid")
+    row = bench_vnncomp.summary("cat", records, known)
+    assert {key: row[key] for key in ("instances", "solved", "sat", "unsat", "timeout", "wrong", "bad witness")} == {
+        "instances": 5, "solved": 4, "sat": 2, "unsat": 2, "timeout": 1, "wrong": 2, "bad witness": 1,
+    }  # fmt: skip
+    assert len(row["problems"]) == 3
+    table = bench_vnncomp.markdown([row, row], known=True).splitlines()
+    assert table[-1].startswith("| all | 10 | 8 |")
+    assert len({line.count("|") for line in table}) == 1
+
+
+def test_missing_witness_is_bad() -> None:
+    assert bench_vnncomp.check_witness(record("a", "sat")).startswith("invalid")
+
+
+@pytest.mark.parametrize(
+    ("text", "flaw"),
+    [
+        ("unsat\n", ""),
+        ("timeout", ""),
+        ("sat\n((X_0 0.5)\n (X_1 -1e-3)\n (Y_0 2.0))\n", ""),
+        ("", "first line"),
+        ("Unsat\n", "first line"),
+        ("unsat\n((X_0 1.0))\n", "text after"),
+        ("sat\n", "incomplete"),
+        ("sat\n((X_0 0.5)\n (X_2 1.0)\n (Y_0 2.0))\n", "incomplete"),
+        ("sat\n((X_0 0.5)\n", "incomplete"),
+        ("sat\n((X_0 0.5)\n (Y_0 2.0)\n", "incomplete"),
+    ],
+)
+def test_result_files_are_judged(tmp_path: Path, text: str, flaw: str) -> None:
+    path = tmp_path / "results.txt"
+    path.write_text(text)
+    found = deadline_test.flaw(path)
+    assert flaw in found and bool(found) == bool(flaw)
+
+
+def test_missing_result_file_is_a_flaw(tmp_path: Path) -> None:
+    assert deadline_test.flaw(tmp_path / "none") == "no result file"
+
+
+def test_hard_instances_come_from_every_category(tmp_path: Path) -> None:
+    header = "category,onnx,vnnlib,timeout,verdict,best_tool,best_time"
+    rows = ["a,a/1,a/1,9,unsat,t,1.0", "a,a/2,a/2,9,unsat,t,5.0", "a,a/3,a/3,9,unknown,,", "b,b/1,b/1,9,sat,t,2.0"]
+    (tmp_path / "verdicts.csv").write_text("\n".join([header, *rows]) + "\n")
+    picked = deadline_test.hard_instances(tmp_path, 3)
+    assert [(i.category, i.onnx.name) for i in picked] == [("a", "3"), ("b", "1"), ("a", "2")]
+
+
+def test_made_instances_are_what_they_say(tmp_path: Path) -> None:
+    made = deadline_test.large_property(tmp_path, slivers=50)
+    text = made.vnnlib.read_text()
+    assert text.count("(and") == 100
+    assert text.count("(") == text.count(")")
+    assert len(text) / 50 * 90_000 > 30e6
+    leaf = deadline_test.leaf_network(tmp_path)
+    assert leaf.onnx.is_file() and leaf.vnnlib.read_text().count("assert") == 129
