@@ -1,1 +1,1 @@
-""""""
+"""Search for counterexamples; attacks return candidates, never verdicts."""

@@ -1,1 +1,1 @@
-""""""
+"""Answers out: result files, JSON records, the console, tables."""
