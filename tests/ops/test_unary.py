@@ -15,6 +15,9 @@ from torch import Tensor
 from tests.ops.exact import UNARY, Exact, boxes, plane_at, points
 from verifier.core.interval import Interval
 from verifier.graph.op import NonlinearOp, ParamSpec, UnaryPlanes
+from verifier.ops.bent import BentOp
+from verifier.ops.curves import CurveOp
+from verifier.ops.reciprocal import Reciprocal
 from verifier.ops.relu import Relu
 
 NAMES = [f"{i}-{op.kind}" for i, (op, _, _) in enumerate(UNARY)]
@@ -129,3 +132,40 @@ def test_relu_stable_and_odd_bounds(k: float) -> None:
     fixed = planes.d_lower or planes.d_upper
     assert fixed is not None
     assert torch.equal(fixed["alpha"][0][0, 0, :7], torch.zeros(7))
+
+
+CURVES = [case for case in UNARY if isinstance(case[0], CurveOp | Reciprocal | Relu)]
+
+
+@pytest.mark.parametrize("case", CURVES, ids=[f"{i}-{c[0].kind}" for i, c in enumerate(CURVES)])
+@settings(max_examples=8)
+@given(start=st.floats(-4, 4), width=st.floats(0.01, 6))
+def test_planes_touch_the_function(case: Case, start: float, width: float) -> None:
+    """On ordinary boxes both default planes come close to f somewhere: no plane is needlessly low or constant."""
+    op, _, domain = case
+    low = abs(start) + 0.05 if domain[0] == 0.0 else -abs(start) - width - 0.05 if domain[1] == 0.0 else start
+    z = torch.linspace(low, low + width, 2001, dtype=torch.float64)[:, None]
+    box = Interval(z[:1].clone(), z[-1:].clone())
+    planes = op.relax([box])
+    f = op.forward([z], ())
+    scale = f.abs().max() + (f.max() - f.min())
+    below = f - (planes.lower_slope.reshape(-1) * z + planes.lower_intercept.reshape(-1))
+    above = planes.upper_slope.reshape(-1) * z + planes.upper_intercept.reshape(-1) - f
+    assert below.min() <= 2e-3 * scale and above.min() <= 2e-3 * scale
+    # Never wider on average than the constant planes.
+    assert (below + above).mean() <= (f.max() - f.min()) * 1.001 + 1e-12
+
+
+@pytest.mark.parametrize("case", [c for c in UNARY if isinstance(c[0], BentOp)], ids=lambda c: c[0].kind)
+def test_bent_planes_shrink_with_the_square_of_the_width(case: Case) -> None:
+    """Between the planes the gap is of second order, so halving a small box quarters it."""
+    op, _, _ = case
+    gaps = []
+    for width in (0.2, 0.1, 0.05):
+        box = Interval(torch.tensor([[0.3]], dtype=torch.float64), torch.tensor([[0.3 + width]], dtype=torch.float64))
+        planes = op.relax([box])
+        middle = 0.3 + width / 2
+        low = planes.lower_slope * middle + planes.lower_intercept
+        up = planes.upper_slope * middle + planes.upper_intercept
+        gaps.append((up - low).item())
+    assert gaps[1] < gaps[0] / 3 and gaps[2] < gaps[1] / 3
