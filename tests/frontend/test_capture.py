@@ -59,6 +59,14 @@ def _in_place(x: Tensor, m: nn.Module) -> Tensor:
     return y.sum(-1, keepdim=True) + x
 
 
+def _view_after_change(x: Tensor, m: nn.Module) -> Tensor:
+    y = torch.zeros(3)
+    z = y[:2]
+    z += x[0, :2]
+    y[0] *= 3
+    return y + z.sum()
+
+
 MODULES = {
     "mlp": (nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Dropout(0.5), nn.Linear(5, 2)), (1, 3)),
     "no batch": (nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2)), (3,)),
@@ -89,6 +97,8 @@ MODULES = {
     "unused part": (Fn(lambda x, m: (x.argmax(), x * 2)[1]), (1, 4)),
     "max with indices": (Fn(lambda x, m: F.max_pool1d(x, 2)), (1, 2, 4)),
     "zeros like": (Fn(lambda x, m: torch.zeros_like(x) + x.new_ones(4) - x), (1, 4)),
+    "truth values": (Fn(lambda x, m: (x > 0.3) * 0.5 + ((x > 0) & (x < 1)).float() * x + (x > 0).sum()), (1, 4)),
+    "views": (Fn(_view_after_change), (1, 3)),
     "double": (nn.Linear(3, 2).double(), (1, 3)),
 }
 
@@ -127,6 +137,12 @@ class Remember(nn.Module):
         return x * 2
 
 
+class CounterThroughView(Counter):
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen[1:].add_(1.0)
+        return x + self.seen
+
+
 BAD = {
     "random": (Fn(lambda x, m: x + torch.randn(3)), UnsupportedError, "random op 'randn'"),
     "dropout on": (Fn(lambda x, m: F.dropout(x, 0.5, training=True)), UnsupportedError, "random op"),
@@ -148,8 +164,10 @@ BAD = {
     "constant output": (Fn(lambda x, m: torch.ones(2)), UnsupportedError, "does not depend on its input"),
     "detour": (Fn(lambda x, m: torch.zeros_like(x)), UnsupportedError, "does not depend on its input"),
     "two outputs": (Fn(lambda x, m: (x, x * 2)), UnsupportedError, "exactly one tensor, it returns 2"),
+    "counter through a view": (CounterThroughView(), UnsupportedError, "state|buffer"),
     "counter": (Counter(), UnsupportedError, "state|buffer"),
     "remember": (Remember(), UnsupportedError, "state|buffer"),
+    "logic on numbers": (Fn(lambda x, m: torch.logical_and(x, x > 1) + x), UnsupportedOpError, "logic on numbers"),
     "no rule": (Fn(lambda x, m: torch.atan(x) + torch.tan(x)), UnsupportedOpError, "atan .*; tan "),
     "sort": (Fn(lambda x, m: x.sort()[0]), UnsupportedOpError, "sort"),
     "wrong shape": (nn.Linear(4, 2), InputError, "does not run"),

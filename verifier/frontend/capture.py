@@ -142,7 +142,7 @@ class _Recorder(TorchDispatchMode):
         """The recorder never runs under torch.compile; guarding it against that would import the compiler (2 s)."""
         return False
 
-    def __init__(self, x: Tensor, scope: _Scope) -> None:
+    def __init__(self, x: Tensor, state: Sequence[Tensor], scope: _Scope) -> None:
         super().__init__()
         self.values: list[Tensor] = [x]
         self.numbers: dict[int, int] = {id(x): 0}
@@ -150,34 +150,54 @@ class _Recorder(TorchDispatchMode):
         self.scope = scope
         self.owned: dict[int, Tensor] = {}
         self.stale: set[int] = set()
+        self.foreign = {t.untyped_storage().data_ptr() for t in (x, *state) if t.numel()}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         name = func.overloadpacket.__name__
-        args, kwargs = tree_map(_widen, (args, kwargs))
+        args, kwargs = tree_map(self._widen, (args, kwargs))
         flat = tree_flatten((args, kwargs))[0]
         tracked = name not in SHAPE_ONLY and self._tracked(flat)
         if any(id(a) in self.stale for a in flat if isinstance(a, Tensor)):
             raise UnsupportedError(f"{self._where()}: '{name}' reads memory that was changed in place through a view")
         self._refuse(func, name, tracked, args, kwargs)
         _check_size(func, name, args, kwargs, self._where())
+        recorded = self._before(func, args, kwargs) if tracked else None
         out = func(*args, **kwargs)
         produced = [t for t in tree_flatten(out)[0] if isinstance(t, Tensor)]
-        if tracked and produced:
-            self._record(func, name, args, kwargs, produced)
+        if recorded is not None and produced:
+            self._record(func, recorded, produced)
         elif not tracked:
             self.owned.update((id(t), t) for t in produced)
         return out
 
-    def _record(self, func: Any, name: str, args: Any, kwargs: Any, produced: list[Tensor]) -> None:
-        refs = tree_map(self._ref, (args, kwargs))
+    def _widen(self, a: Any) -> Any:
+        """float16/32 constants and dtypes become float64; tracked tensors stay the objects that they are."""
+        narrow = (torch.float32, torch.float16, torch.bfloat16)
+        if isinstance(a, torch.dtype):
+            return torch.float64 if a in narrow else a
+        if isinstance(a, Tensor) and a.dtype in narrow and id(a) not in self.numbers:
+            return a.to(torch.float64)
+        return a
+
+    def _before(self, func: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+        """Arguments as they are before the call: tracked ones by number, constants that it changes copied."""
+        bound = _bind(func, *tree_map(self._ref, (args, kwargs)))
+        if func._schema.is_mutable:
+            for argument in func._schema.arguments:
+                value = bound[argument.name]
+                if argument.alias_info is not None and argument.alias_info.is_write and isinstance(value, Tensor):
+                    bound[argument.name] = value.clone()
+        return bound
+
+    def _record(self, func: Any, arguments: dict[str, Any], produced: list[Tensor]) -> None:
         numbers = []
         for t in produced:
             self.values.append(t)
             self.numbers[id(t)] = len(self.values) - 1
             numbers.append(len(self.values) - 1)
         shapes = tuple(tuple(t.shape) for t in produced)
-        pending = _Pending(func, _bind(func, *refs), tuple(numbers), shapes, self._where())
+        pending = _Pending(func, arguments, tuple(numbers), shapes, self._where())
         pending.scope = self.scope.path
         self.calls.append(pending)
 
@@ -221,9 +241,21 @@ class _Recorder(TorchDispatchMode):
             for t in tree_flatten(bound[argument.name])[0]:
                 if not isinstance(t, Tensor):
                     continue
-                if self.numbers.get(id(t)) == 0 or (id(t) not in self.numbers and id(t) not in self.owned):
+                made_here = id(t) in self.owned or self.numbers.get(id(t), 0) > 0
+                if not made_here or t.untyped_storage().data_ptr() in self.foreign:
                     raise UnsupportedError(f"{self._where()}: '{name}' {STATE_CHANGE}")
+                if id(t) in self.owned:
+                    self._keep_old(t)
                 self.stale.update(id(v) for v in (*self.values, *self.owned.values()) if v is not t and _overlap(v, t))
+
+    def _keep_old(self, t: Tensor) -> None:
+        """Recorded calls that hold the memory of a constant as an argument get a copy of it before it changes."""
+
+        def old(a: Any) -> Any:
+            return a.clone() if isinstance(a, Tensor) and _overlap(a, t) else a
+
+        for call in self.calls:
+            call.args = tree_map(old, call.args)
 
     def _where(self) -> str:
         return where(self.scope.path)
@@ -255,16 +287,6 @@ def _places(t: Tensor) -> set[int]:
     for size, stride in zip(t.shape, t.stride(), strict=True):
         places = [p + i * stride for p in places for i in range(size)]
     return set(places)
-
-
-def _widen(a: Any) -> Any:
-    """float16/32 tensors and dtypes become float64."""
-    narrow = (torch.float32, torch.float16, torch.bfloat16)
-    if isinstance(a, torch.dtype):
-        return torch.float64 if a in narrow else a
-    if isinstance(a, Tensor) and a.dtype in narrow:
-        return a.to(torch.float64)
-    return a
 
 
 def _bind(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -351,7 +373,7 @@ def capture(module: nn.Module, x: Tensor, output_names: OutputNames = lambda m: 
     net = (module if copied else copy.deepcopy(module)).eval().double().requires_grad_(False).cpu()
     x = x.detach().to("cpu", torch.float64).clone()
     scope = _Scope()
-    recorder = _Recorder(x, scope)
+    recorder = _Recorder(x, [*net.parameters(), *net.buffers()], scope)
     handles = [h for path, m in net.named_modules() for h in _hooks(path, m, scope, recorder, output_names(m))]
     state = {k: (t, t._version) for k, t in net.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
     try:

@@ -111,6 +111,7 @@ def lower(record: Record, input_name: str, version: str, output_name: str = "out
             rule = table.get(call.func) or table.get(call.func.rstrip("_"))
             if rule is None:
                 raise CannotLower("")
+            _check_truth_values(record, call)
             made = rule(state, call)
         except CannotLower as why:
             failed.append(_phrase(call, version, str(why)))
@@ -131,6 +132,16 @@ def lower(record: Record, input_name: str, version: str, output_name: str = "out
     if failed:
         raise MissingRules("", failed)
     return state.builder.finish(_output(state, record, output_name))
+
+
+def _check_truth_values(record: Record, call: Call) -> None:
+    """Truth values are the numbers 0 and 1 here: refuse the ops for which that reading is wrong."""
+    if call.func == "add" and record.values[call.outputs[0]].dtype == torch.bool:
+        raise CannotLower("a sum of truth values")
+    if call.func.startswith(("logical_", "bitwise_")):
+        tensors = (record.values[a.index] if isinstance(a, Ref) else a for a in tree_flatten(call.args)[0])
+        if any(t.dtype != torch.bool for t in tensors if isinstance(t, Tensor)):
+            raise CannotLower("logic on numbers")
 
 
 def _output(state: Lowering, record: Record, name: str) -> int:
