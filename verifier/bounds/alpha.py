@@ -14,7 +14,7 @@ One forward sweep yields all gradients; its input is a counterexample candidate 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -195,7 +195,7 @@ class _Planes:
                 free = base.d_lower["alpha"][0]
                 # The slope is the parameter itself where it is free: no other part of the planes moves.
                 slope = torch.where(free != 0, group["alpha"], base.lower_slope)
-                out[i] = UnaryPlanes(slope, base.lower_intercept, base.upper_slope, base.upper_intercept, base.d_lower)
+                out[i] = replace(base, lower_slope=slope)
             else:
                 node = self.graph.nodes[i]
                 assert isinstance(node.op, NonlinearOp)

@@ -181,37 +181,84 @@ def crown_hidden(
     dtype: torch.dtype | None = None,
     nodes: Sequence[int] | None = None,
 ) -> BoundState:
-    """CROWN bounds of all pre-activations, tightening ``state``.
+    """CROWN bounds of all pre-activations, tightening ``state``; intervals are propagated anew from every one of them.
 
     Args:
         dtype: arithmetic; default float64 with charges when the state is certified, else float32. Bounds found in
-            float32 are not certified, and neither is the state that comes back.
+            float32 without charges are not certified, and neither is the state that comes back.
         nodes: visit only these; default all pre-activations.
     """
     dtype = dtype or (torch.float64 if state.certified else torch.float32)
     certified = state.certified and dtype == torch.float64
-    out = replace(state, bounds=dict(state.bounds), certified=certified)
+    charges = Charges(dict(state.charges.value), dict(state.charges.partial))
+    out = replace(state, bounds=dict(state.bounds), charges=charges, certified=certified)
     planes: dict[int, Relaxation] = {}
     done = 0
-    batch = state.box.lower.shape[0]
+    quick = certified and float32_can_be_charged(graph, backend.device)
     for index in nodes if nodes is not None else preactivations(graph):
+        _propagate(graph, backend, out, done, index)
         node = graph.nodes[index]
         mask = undecided(graph, index, out.bounds[index]).flatten(1).any(0)
         if exact_by_ibp(graph, node) or not bool(mask.any()):
             continue
         planes.update(_between(graph, out.bounds, dtype, done, index))
+        if quick:
+            # Most neurons are decided with room to spare: charged float32 is enough for them, and much cheaper.
+            narrow = _between(graph, out.bounds, torch.float32, 0, index)
+            _visit(graph, backend, out, index, mask, narrow, torch.float32, deadline)
+            mask = undecided(graph, index, out.bounds[index]).flatten(1).any(0)
+        _visit(graph, backend, out, index, mask, planes, dtype, deadline)
         done = index
-        elements = mask.nonzero()[:, 0]
-        rows = 2 * elements.shape[0]
-        parts = []
-        for chunk in backend.row_chunks(rows, row_bytes(graph, batch, dtype, index)):
-            deadline.check("CROWN")
-            form = hidden_rows(elements, node.shape, chunk.start, chunk.stop, chunk.size, dtype)
-            charges = state.charges if certified else None
-            value, _ = lower_bounds(graph, backend, out, {index: form}, planes, dtype, charges)
-            parts.append((chunk, value.expand(batch, -1)))
-        tighten(out, index, elements, backend.gather_rows(rows, parts))
+    _propagate(graph, backend, out, done, len(graph.nodes) - 1)
     return out
+
+
+def float32_can_be_charged(graph: Graph, device: torch.device) -> bool:
+    """Whether float32 kernels obey the inner-product error bound, and long sums can be accumulated in float64.
+
+    On the CPU convolutions run as direct kernels and products in full float32 unless the process lowered the
+    precision; on a GPU convolutions may be Winograd or FFT, but float64 is fast there.
+    """
+    plain = all(isinstance(n.op, AffineOp | Relu) or n.index == 0 for n in graph.nodes)
+    return plain and device.type == "cpu" and torch.get_float32_matmul_precision() == "highest"
+
+
+def _visit(
+    graph: Graph,
+    backend: ParallelBackend,
+    out: BoundState,
+    index: int,
+    mask: Tensor,
+    planes: Mapping[int, Relaxation],
+    dtype: torch.dtype,
+    deadline: Deadline,
+) -> None:
+    """CROWN rows of some elements of one node, intersected into the state."""
+    elements = mask.nonzero()[:, 0]
+    batch, rows = out.box.lower.shape[0], 2 * elements.shape[0]
+    charges = out.charges.to(dtype) if out.certified else None
+    parts = []
+    for chunk in backend.row_chunks(rows, row_bytes(graph, batch, dtype, index)):
+        deadline.check("CROWN")
+        form = hidden_rows(elements, graph.nodes[index].shape, chunk.start, chunk.stop, chunk.size, dtype)
+        value, _ = lower_bounds(graph, backend, out, {index: form}, planes, dtype, charges)
+        parts.append((chunk, value.expand(batch, -1)))
+    if parts:
+        tighten(out, index, elements, backend.gather_rows(rows, parts))
+
+
+def _propagate(graph: Graph, backend: ParallelBackend, out: BoundState, first: int, last: int) -> None:
+    """Interval bounds of the nodes after ``first`` up to ``last`` from what is known by now; float64 when certified."""
+    dtype = torch.float64 if out.certified else torch.float32
+    wide = {i: b.to(dtype) for i, b in out.bounds.items() if i <= first}
+    value, partial = out.charges.value, out.charges.partial
+    value[first] = wide[first].magnitude().to(value[first].dtype)
+    known = Charges({i: v.to(dtype) for i, v in value.items()}, {i: v.to(dtype) for i, v in partial.items()})
+    for node in graph.nodes[first + 1 : last + 1]:
+        ibp.step(graph, backend, node, wide, known, out.certified)
+        ibp.replace(node, out.bounds[node.index].to(dtype), wide, known)
+        out.bounds[node.index] = outward(wide[node.index])
+        value[node.index], partial[node.index] = known.value[node.index], known.partial[node.index]
 
 
 def _between(

@@ -10,6 +10,7 @@ ch. 3). After that the computed row is exact by definition, so nothing compounds
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -34,7 +35,7 @@ from verifier.core.backend import ParallelBackend
 from verifier.core.interval import Interval
 from verifier.core.numerics import gamma, tiny, unit_roundoff
 from verifier.graph.graph import Graph, Node
-from verifier.graph.op import AffineOp, Relaxation, UnaryPlanes
+from verifier.graph.op import AffineOp, Relaxation, UnaryPlanes, times_intercept
 from verifier.ops.conv import Conv
 from verifier.ops.linear import Linear
 from verifier.ops.shape import Reshape
@@ -51,6 +52,12 @@ class Charges:
 
     value: dict[int, Tensor]
     partial: dict[int, Tensor]
+
+    def to(self, dtype: torch.dtype) -> Charges:
+        """In another arithmetic; its rounding is far below the safety factor of every charge."""
+        return Charges(
+            {i: t.to(dtype) for i, t in self.value.items()}, {i: t.to(dtype) for i, t in self.partial.items()}
+        )
 
 
 @dataclass
@@ -113,6 +120,10 @@ def backward(
     return Walk(a, constant, sum(state.charged, zero), state.kept)
 
 
+# Longer sums of a charged float32 walk are accumulated in float64, where their rounding costs nothing.
+_LONG_SUM = 512
+
+
 @dataclass
 class _State:
     """The moving parts of one walk."""
@@ -150,7 +161,8 @@ class _State:
                 return
             if isinstance(form, Patches) and isinstance(op, Conv) and patchable(op, shapes[0]):
                 self._bias(op, form, p)
-                self._charge(node.index, form, op.backward_terms(shapes, node.shape) + node.size)
+                terms = op.backward_terms(shapes, node.shape) + (2 if self._long(node.size) else node.size)
+                self._charge(node.index, form, terms)
                 self._add(node.inputs[0], patches_through(form, op, p[0], shapes[0]))
                 return
             if isinstance(form, OneHot) and isinstance(op, Reshape):
@@ -159,12 +171,17 @@ class _State:
             a = dense(form)
             lead, flat = a.shape[:2], a.reshape(-1, *node.shape)
             parts = op.transpose(flat, p, shapes)
-            bias = op.bias_dot(flat, p)
+            bias = None if self._long(node.size) else op.bias_dot(flat, p)
+        terms = op.backward_terms(shapes, node.shape)
+        if self._long(node.size):
+            with self.backend.weights.fetch(op.handles, torch.float64) as p:
+                bias = op.bias_dot(flat.double(), p)
+        elif bias is not None:
+            terms += node.size
         if bias is not None:
             self.constants.append(bias.reshape(lead))
-        terms = op.backward_terms(shapes, node.shape)
         if terms or bias is not None:
-            self._charge(node.index, Dense(a), terms + (node.size if bias is not None else 0))
+            self._charge(node.index, Dense(a), terms + 2)
         for i, part, shape in zip(node.inputs, parts, shapes, strict=True):
             self._add(i, Dense(part.reshape(*lead, *shape)))
 
@@ -173,7 +190,8 @@ class _State:
             return
         bias = p[1]
         if isinstance(form, Patches):
-            self.constants.append((form.a * bias[:, None, None]).flatten(2).sum(-1))
+            total = torch.float64 if self._long(math.prod(form.shape)) else self.dtype
+            self.constants.append((form.a * bias[:, None, None]).flatten(2).sum(-1, dtype=total))
         elif isinstance(form, OneHot):
             per = 1 if isinstance(op, Linear) else form.shape[-1] * form.shape[-2]
             channel = form.index // per % bias.shape[0]
@@ -205,11 +223,20 @@ class _State:
                 self._charge(i, Dense(part), 1, value=True)
             self._add(i, Dense(part))
 
+    def _long(self, size: int) -> bool:
+        """Whether sums over this many elements are accumulated in float64."""
+        return self.charges is not None and self.dtype == torch.float32 and size > _LONG_SUM
+
     def _charge_relaxation(self, relaxation: Relaxation, a: Tensor, constant: Tensor) -> None:
+        terms = a[0, 0].numel() + 3
+        if self._long(terms) and isinstance(relaxation, UnaryPlanes):
+            chosen = torch.where(a > 0, relaxation.lower_intercept, relaxation.upper_intercept)
+            constant = times_intercept(a, chosen).flatten(2).sum(-1, dtype=torch.float64)
+            terms = 3
         self.constants.append(constant)
         if self.charges is not None:
-            terms = a[0, 0].numel() + 3
-            self.charged.append(gamma(terms, self.dtype) * relaxation.constant_magnitude(a) + tiny(self.dtype))
+            rate = gamma(terms, self.dtype) * (1 + 2 * gamma(a[0, 0].numel() + 4, self.dtype))
+            self.charged.append(rate * relaxation.constant_magnitude(a) + tiny(self.dtype))
 
     def _add(self, index: int, form: Form) -> None:
         if index in self.pending:
@@ -228,7 +255,9 @@ class _State:
             weight = (form.a.abs() * windows(m[:, None], form)).flatten(2).sum(-1)
         else:
             weight = _weighted(form.a, m)
-        self.charged.append(gamma(terms, self.dtype) * weight + tiny(self.dtype) * 4)
+        # The weight is itself a rounded sum of non-negative terms.
+        rate = gamma(terms, self.dtype) * (1 + 2 * gamma(m[0].numel() + 4, self.dtype))
+        self.charged.append(rate * weight + tiny(self.dtype) * 4)
 
 
 def _weighted(a: Tensor, m: Tensor) -> Tensor:
@@ -244,6 +273,8 @@ def concretise(walk: Walk, box: Interval, charges: bool) -> Tensor:
         charges: subtract the rounding of the walk and of this sum.
     """
     a = walk.a.flatten(2)
+    if charges and a.dtype == torch.float32 and a.shape[-1] > _LONG_SUM:
+        a, box = a.double(), box.to(torch.float64)
     low, up = box.lower.flatten(1)[:, None], box.upper.flatten(1)[:, None]
     value = (a.clamp(min=0) * low + a.clamp(max=0) * up).sum(-1) + walk.constant
     if not charges:

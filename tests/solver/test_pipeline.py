@@ -1,0 +1,132 @@
+"""The whole way of a query against exact truth: MILP minima of small networks with thresholds close on both sides."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.support.networks import KINDS
+from tests.support.planted import Planted, planted
+from verifier.config import Config
+from verifier.core.deadline import Deadline
+from verifier.core.problem import Problem
+from verifier.core.progress import SilentProgress
+from verifier.core.result import Result, Verdict
+from verifier.frontend.network import from_module
+from verifier.solver.pipeline import solve
+
+NEURONS = {"bab": {"branching": "kfsb"}}
+BABSR = {"bab": {"branching": "babsr"}}
+INPUTS = {"bab": {"branching": "input"}}
+
+
+def problem_of(case: Planted, extra: list[tuple[np.ndarray, float]] | None = None) -> Problem:
+    """One case per row: the planted one and others."""
+    low, up = case.lower.reshape(1, -1).numpy(), case.upper.reshape(1, -1).numpy()
+    rows = [(case.row, case.threshold), *(extra or [])]
+    n = len(rows)
+    return Problem(
+        lower=low,
+        upper=up,
+        witness_lower=low,
+        witness_upper=up,
+        row_y=np.stack([r for r, _ in rows]),
+        row_x=None,
+        row_d=np.array([d for _, d in rows]),
+        case_box=np.zeros(n, np.int64),
+        case_rows=np.arange(n, dtype=np.int64)[:, None],
+    )
+
+
+def answer(case: Planted, settings: dict, problem: Problem | None = None, seconds: float = 20.0) -> Result:
+    network = from_module(case.network, input_shape=(1, *case.lower.shape))
+    config = Config.model_validate({"attack": {"enabled": False}, **settings})
+    return solve(network, problem or problem_of(case), config, Deadline(seconds), SilentProgress())
+
+
+@pytest.mark.parametrize("settings", [NEURONS, BABSR, INPUTS], ids=["kfsb", "babsr", "input"])
+@pytest.mark.parametrize("kind", sorted(KINDS))
+@pytest.mark.parametrize("seed", range(4))
+def test_never_proves_a_planted_counterexample(kind: str, seed: int, settings: dict) -> None:
+    case = planted(kind, 10 * seed + 1, sat=True, gap=0.004)
+    result = answer(case, settings, seconds=4.0)
+    assert result.verdict is not Verdict.UNSAT
+    if result.verdict is Verdict.SAT:
+        assert result.witness is not None
+        assert (result.witness.inputs >= case.lower.reshape(-1).double().numpy()).all()
+        assert (result.witness.inputs <= case.upper.reshape(-1).double().numpy()).all()
+        assert result.witness.outputs @ case.row <= case.threshold
+
+
+@pytest.mark.parametrize("settings", [NEURONS, BABSR], ids=["kfsb", "babsr"])
+@pytest.mark.parametrize("kind", sorted(KINDS))
+@pytest.mark.parametrize("seed", range(4))
+def test_proves_what_holds_by_a_small_gap(kind: str, seed: int, settings: dict) -> None:
+    """ReLU splits are complete: with the LP at the leaves every small network is decided."""
+    case = planted(kind, 10 * seed + 2, sat=False, gap=0.004)
+    result = answer(case, settings)
+    assert result.verdict is Verdict.UNSAT, result.reason
+    assert result.certified
+
+
+def test_all_cases_must_be_refuted() -> None:
+    case = planted("mlp", 3, sat=False)
+    impossible = (case.row, case.threshold - 100.0)
+    certain = (case.row, case.threshold + 1e4)
+    assert answer(case, NEURONS, problem_of(case, [impossible])).verdict is Verdict.UNSAT
+    assert answer(case, NEURONS, problem_of(case, [impossible, certain])).verdict is Verdict.SAT
+
+
+def test_a_case_needs_only_one_refuted_row() -> None:
+    case = planted("mlp", 4, sat=False)
+    base = problem_of(case, [(case.row, case.threshold + 1e4)])
+    both = Problem(**{**vars(base), "case_box": np.zeros(1, np.int64), "case_rows": np.array([[1, 0]])})
+    assert answer(case, NEURONS, both).verdict is Verdict.UNSAT
+    padded = Problem(**{**vars(base), "case_box": np.zeros(1, np.int64), "case_rows": np.array([[1, -1]])})
+    assert answer(case, NEURONS, padded).verdict is Verdict.SAT
+
+
+def test_a_case_without_rows_is_its_whole_box() -> None:
+    case = planted("mlp", 5, sat=False)
+    base = problem_of(case)
+    empty = Problem(**{**vars(base), "case_rows": np.full((1, 1), -1, np.int64)})
+    assert answer(case, NEURONS, empty).verdict is not Verdict.UNSAT
+
+
+def test_no_cases_is_a_proof() -> None:
+    case = planted("mlp", 6, sat=True)
+    base = problem_of(case)
+    none = Problem(**{**vars(base), "case_box": np.zeros(0, np.int64), "case_rows": np.zeros((0, 1), np.int64)})
+    assert answer(case, NEURONS, none).verdict is Verdict.UNSAT
+
+
+def test_limits_end_in_unknown_or_timeout_with_a_reason() -> None:
+    case = planted("conv", 8, sat=False, gap=0.001, radius=2.0)
+    few = answer(case, {"bab": {"branching": "kfsb", "max_domains": 1}})
+    assert few.verdict in (Verdict.UNKNOWN, Verdict.UNSAT)
+    assert few.verdict is Verdict.UNSAT or "domain limit" in few.reason
+    late = answer(case, NEURONS, seconds=0.0)
+    assert late.verdict is Verdict.TIMEOUT
+    none = answer(case, {"bab": {"enabled": False}, "bounds": {"method": "ibp"}})
+    assert none.verdict is Verdict.UNKNOWN and none.reason
+
+
+def test_memory_limit_below_the_weights_is_unknown() -> None:
+    result = answer(planted("mlp", 9, sat=False), {"memory": {"device_limit": 100}})
+    assert result.verdict is Verdict.UNKNOWN
+    assert "out of memory" in result.reason and "memory.device_limit" in result.reason
+
+
+def test_same_seed_same_figures() -> None:
+    case = planted("residual", 12, sat=False, gap=0.004)
+    first, second = answer(case, NEURONS), answer(case, NEURONS)
+    assert first.statistics == second.statistics
+    assert first.verdict is second.verdict
+
+
+def test_a_graph_that_disagrees_with_its_reference_never_proves(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = planted("mlp", 13, sat=False)
+    monkeypatch.setattr("verifier.solver.pipeline.parity", lambda *args: "output 0 differs by 1")
+    result = answer(case, NEURONS)
+    assert result.verdict is Verdict.ERROR
+    assert "output 0 differs by 1" in result.reason
