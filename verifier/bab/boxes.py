@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from verifier.bab.forward import Forward
 from verifier.bounds import ibp
 from verifier.bounds.crown import (
     Specification,
@@ -43,6 +45,8 @@ class Arithmetic:
     dtype: torch.dtype
     charged: bool
 
+
+Hidden = Literal["interval", "linear", "crown"]
 
 SEARCH = Arithmetic(torch.float32, False)
 CHARGED_32 = Arithmetic(torch.float32, True)
@@ -82,23 +86,33 @@ def bound_boxes(
     spec: Specification,
     arithmetic: Arithmetic,
     deadline: Deadline,
-    hidden: bool = True,
+    hidden: Hidden = "crown",
+    varying: Tensor | None = None,
 ) -> Bounded:
     """Lower bounds of specification rows on boxes.
 
     Args:
         box: float32 (B, *input_shape).
-        hidden: bound pre-activations by CROWN rows where it matters; otherwise interval arithmetic must do.
+        hidden: how pre-activations are bounded besides interval arithmetic: not at all, by a linear sweep forward, or
+            by CROWN rows where that matters.
+        varying: (k,) coordinates that have a width, for the linear sweep; default all.
     """
     box = box.to(arithmetic.dtype)
     bounds, charges = ibp.start(box)
     batch = box.lower.shape[0]
-    wanted = set(preactivations(graph)) if hidden else set()
+    wanted = set(preactivations(graph)) if hidden == "crown" else set()
+    last = max(preactivations(graph), default=0)
+    sweep = None
+    if hidden == "linear":
+        everything = torch.arange(graph.nodes[0].size, device=backend.device)
+        sweep = Forward(graph, backend, box, everything if varying is None else varying, arithmetic.charged)
     planes: dict[int, Relaxation] = {}
     for node in graph.nodes[1:]:
         ibp.step(graph, backend, node, bounds, charges, arithmetic.charged)
         if isinstance(node.op, NonlinearOp):
             planes[node.index] = node.op.relax([bounds[i] for i in node.inputs])
+        if sweep is not None and node.index <= last:
+            ibp.replace(node, sweep.step(node, bounds), bounds, charges)
         if node.index in wanted and not exact_by_ibp(graph, node):
             mask = undecided(graph, node.index, bounds[node.index]).flatten(1).any(0)
             elements = mask.nonzero()[:, 0]

@@ -24,6 +24,7 @@ from verifier.bab.boxes import (
     SEARCH,
     Arithmetic,
     Domains,
+    Hidden,
     Pool,
     bound_boxes,
     charges_in_float32,
@@ -32,7 +33,7 @@ from verifier.bab.boxes import (
     midpoints,
 )
 from verifier.bab.clip import Halfspaces, combine, cut, halfspaces, least
-from verifier.bounds.crown import Specification, row_bytes
+from verifier.bounds.crown import Specification, preactivations, row_bytes
 from verifier.config import BabConfig
 from verifier.core.backend import ParallelBackend
 from verifier.core.deadline import Deadline
@@ -42,7 +43,7 @@ from verifier.core.numerics import proved
 from verifier.core.problem import Problem
 from verifier.core.progress import Progress
 from verifier.core.result import Witness
-from verifier.graph.graph import Graph
+from verifier.graph.graph import Graph, Node
 
 Accept = Callable[[np.ndarray], Witness | None]
 Improve = Callable[[Tensor, Tensor], Tensor]
@@ -50,6 +51,8 @@ Improve = Callable[[Tensor, Tensor], Tensor]
 # Bytes of coefficients that one batch keeps alive.
 _BATCH_BYTES = {"cpu": 32 << 20, "cuda": 4 << 30}
 _POOL_BYTES = 2 << 30
+# Up to here a linear sweep forward is cheap.
+_FEW_INPUTS = 32
 _FEWEST, _MOST_DOMAINS = 16, 1 << 17
 _SPLITS_PER_ROUND = 4
 _OFFERS_PER_ROUND = 4
@@ -57,6 +60,12 @@ _OFFERS_PER_ROUND = 4
 _CHEAP_SHARE = 0.2
 # One in float64 for all open domains is worth it from this share on.
 _EXACT_SHARE = 0.1
+# A domain that the linear sweep leaves open is worth as many linear sweeps as its subtree would have domains, should
+# CROWN's hidden rows close it; while they do not pay, a sample is tried every few rounds.
+_SUBTREE = 96
+# Small networks: what is not multiplication costs about this much more with hidden rows.
+_LEAST_CROWN_COST = 10.0
+_SAMPLE, _SAMPLE_ROUNDS = 32, 4
 
 
 @dataclass(frozen=True)
@@ -199,19 +208,31 @@ class _Figures:
 
 
 class _Trial:
-    """Whether an optional sweep has closed enough lately to be worth its time; tried again now and then."""
+    """Whether an optional sweep has closed enough lately to be worth its time.
+
+    Args:
+        share: of the domains it is tried on, what it must close; from 1 on it never pays.
+    """
 
     def __init__(self, share: float) -> None:
         self._share = share
         self._tried = 0.0
         self._closed = 0.0
 
-    def pays(self, rounds: int) -> bool:
-        return self._tried < 256 or self._closed > self._share * self._tried or rounds % 32 == 0
+    @property
+    def possible(self) -> bool:
+        return self._share < 1
+
+    def pays(self) -> bool:
+        return self.possible and (self._tried < 32 or self._closed > self._share * self._tried)
+
+    def mostly(self) -> bool:
+        """Whether nearly everything was closed."""
+        return self._closed >= 0.9 * self._tried
 
     def note(self, tried: int, closed: int) -> None:
         """Older trials fade."""
-        self._tried, self._closed = 0.5 * self._tried + tried, 0.5 * self._closed + closed
+        self._tried, self._closed = 0.7 * self._tried + tried, 0.7 * self._closed + closed
 
 
 @dataclass(frozen=True)
@@ -226,6 +247,9 @@ class _Swept:
     domains: Domains
     rows: Halfspaces
     value: Tensor
+
+    def select(self, index: Tensor) -> _Swept:
+        return _Swept(self.domains[index], _select(self.rows, index), self.value[index])
 
     @staticmethod
     def cat(parts: list[_Swept]) -> _Swept:
@@ -258,7 +282,9 @@ class _Search:
         self.table = _Table.of(problem, cases, backend.device)
         self.arithmetic = SEARCH if not certify else CHARGED_32 if charges_in_float32(graph) else CHARGED_64
         self.figures = _Figures()
+        self._cheap_kind: Hidden = "linear" if self.table.varying.numel() <= _FEW_INPUTS else "interval"
         self._cheap = _Trial(_CHEAP_SHARE)
+        self._crown = _Trial(self._crown_cost() / _SUBTREE if self._cheap_kind == "linear" else -1.0)
         self._exact = _Trial(_EXACT_SHARE)
         self.witness: Witness | None = None
         self.stuck: list[Domains] = []
@@ -275,6 +301,12 @@ class _Search:
                 torch.full_like(case, -torch.inf, dtype=torch.float32),
             )
         )
+
+    def _crown_cost(self) -> float:
+        """Multiplications of a sweep with hidden rows (half the neurons open) over those of a linear sweep."""
+        work = np.cumsum([_products(node) for node in self.graph.nodes])
+        rows = sum(float(work[i]) * self.graph.nodes[i].size for i in preactivations(self.graph))
+        return max(_LEAST_CROWN_COST, rows / max(1.0, float(work[-1]) * (self.table.varying.numel() + 3)))
 
     def _batch_size(self) -> int:
         """Domains per round: so many that their coefficients stay near the cache, or fill a part of the GPU."""
@@ -329,51 +361,66 @@ class _Search:
     # ------------------------------------------------------------------------------------------------------- bounds
 
     def _sweep(self, batch: Domains) -> _Swept:
-        """Close what can be closed: without hidden rows first while that pays, then with them, then in float64."""
-        if self._cheap.pays(self.figures.rounds):
-            left = self._bound(batch, self.arithmetic, False)
+        """Close what can be closed: by the cheap sweep first, then with CROWN's hidden rows as far as they pay."""
+        left = None
+        if self._cheap_kind == "linear" or self._cheap.pays():
+            left = self._charged(batch, self._cheap_kind)
             self._cheap.note(len(batch), len(batch) - len(left.domains))
             batch = left.domains
-            if len(batch) == 0:
-                return left
-        starts = range(0, len(batch), self.batch)
-        return _Swept.cat([self._full(batch[i : i + self.batch]) for i in starts])
+        count = self._crown_count(len(batch))
+        if count == 0 and left is not None:
+            return left
+        # A sample is spread evenly.
+        some = torch.arange(count, device=batch.case.device) * len(batch) // count
+        chosen = torch.zeros(len(batch), dtype=torch.bool, device=some.device).index_fill(0, some, True)
+        parts = [self._charged(batch[part], "crown") for part in chosen.nonzero()[:, 0].split(self.batch)]
+        self._crown.note(count, count - sum(len(p.domains) for p in parts))
+        if count < len(batch):
+            assert left is not None
+            parts.append(left.select(~chosen))
+        return _Swept.cat(parts)
 
-    def _full(self, batch: Domains) -> _Swept:
-        """A sweep with hidden rows. Where float32's charges may be to blame for an open domain, float64 has a go."""
-        left = self._bound(batch, self.arithmetic, True)
+    def _crown_count(self, left: int) -> int:
+        """How many of the domains that a cheap sweep leaves get CROWN's hidden rows: all, a sample, or none."""
+        if self._crown.pays():
+            return left
+        return min(left, _SAMPLE) if self.figures.rounds % _SAMPLE_ROUNDS == 0 and self._crown.possible else 0
+
+    def _charged(self, batch: Domains, hidden: Hidden) -> _Swept:
+        """One sweep. Where float32's charges may be to blame for an open domain, float64 has a go."""
+        left = self._bound(batch, self.arithmetic, hidden)
         if self.arithmetic is not CHARGED_32 or len(left.domains) == 0:
             return left
         near = (least(left.rows, left.domains.box) + 4 * left.rows.slack > 0).any(1)
-        if self._exact.pays(self.figures.rounds):
+        if self._exact.pays():
             near = torch.ones_like(near)
-        index = near.nonzero()[:, 0]
-        if index.numel() == 0:
+        count = int(near.sum())
+        if count == 0:
             return left
-        rest = (~near).nonzero()[:, 0]
-        again = self._bound(left.domains[index], CHARGED_64, True)
-        self._exact.note(int(index.numel()), int(index.numel()) - len(again.domains))
-        return _Swept.cat([_Swept(left.domains[rest], _select(left.rows, rest), left.value[rest]), again])
+        again = self._bound(left.domains[near], CHARGED_64, hidden)
+        self._exact.note(count, count - len(again.domains))
+        return _Swept.cat([left.select(~near), again])
 
     def _cheap_factor(self) -> int:
-        """How many batches of full sweeps cost as much memory as one without hidden rows."""
-        if not self._cheap.pays(self.figures.rounds):
+        """How many batches of sweeps with hidden rows take as much memory as one without."""
+        if self._crown.possible and not self._cheap.mostly():
             return 1
         rows = 2 * max(node.size for node in self.graph.nodes[1:])
-        return max(1, min(64, rows // (2 * self.table.rows.shape[1])))
+        return max(1, min(64, rows // (2 * self.table.rows.shape[1] + 2 * self.table.varying.numel())))
 
-    def _bound(self, batch: Domains, arithmetic: Arithmetic, hidden: bool) -> _Swept:
+    def _bound(self, batch: Domains, arithmetic: Arithmetic, hidden: Hidden) -> _Swept:
         box = self.table.boxes(batch)
         shape = (len(batch), *self.graph.input_shape)
         spec, threshold = self.table.specification(batch.case, self.graph)
         reshaped = Interval(box.lower.reshape(shape), box.upper.reshape(shape))
-        found = bound_boxes(self.graph, self.backend, reshaped, spec, arithmetic, self.deadline, hidden)
+        varying = self.table.varying
+        found = bound_boxes(self.graph, self.backend, reshaped, spec, arithmetic, self.deadline, hidden, varying)
         rows = halfspaces(found.walk, threshold, box.to(torch.float64), self.table.varying)
         value = least(rows, batch.box)
         best = value.amax(1)
         keep = (~proved(best, torch.zeros_like(best))).nonzero()[:, 0]
         left = _Swept(batch[keep], _select(rows, keep), best[keep])
-        if threshold.shape[1] > 1 and keep.numel():
+        if threshold.shape[1] > 1:
             rows = combine(left.rows, left.domains.box)
             best = torch.maximum(left.value, least(rows, left.domains.box).amax(1))
             keep = (~proved(best, torch.zeros_like(best))).nonzero()[:, 0]
@@ -481,6 +528,11 @@ class _Search:
             statistics["bound"] = worst
         cases = np.unique(rest.case.cpu().numpy())
         return InputSplitResult(self.witness, cases, reason, statistics)
+
+
+def _products(node: Node) -> int:
+    """Multiplications behind a node's value, roughly."""
+    return node.size + sum(math.prod(h.shape) for h in node.op.handles if len(h.shape) > 1)
 
 
 def _select(half: Halfspaces, index: Tensor) -> Halfspaces:

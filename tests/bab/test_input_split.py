@@ -1,0 +1,292 @@
+"""Branch and bound on input boxes: verdicts against exact truth, covers, certificates, cuts and limits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tests.bounds.nets import Builder
+from verifier.bab.boxes import CHARGED_32, CHARGED_64, Arithmetic, Domains, Hidden, bound_boxes, cuttable, halve
+from verifier.bab.clip import combine, cut, halfspaces, least
+from verifier.bab.input_split import InputSplitResult, search
+from verifier.bounds.crown import Specification
+from verifier.config import BabConfig
+from verifier.core.deadline import Deadline
+from verifier.core.interval import Interval
+from verifier.core.problem import Problem
+from verifier.core.progress import SilentProgress
+from verifier.core.result import Witness
+from verifier.graph.graph import Graph
+from verifier.parallel.single import SingleBackend
+
+CPU = torch.device("cpu")
+
+
+def network(seed: int, n_in: int = 2, width: int = 12, n_out: int = 2) -> Graph:
+    b = Builder((1, n_in), seed, gain=1.6)
+    x = b.relu(b.linear(0, width))
+    x = b.relu(b.linear(x, width))
+    b.linear(x, n_out)
+    return Graph(tuple(b.nodes), len(b.nodes) - 1, b.parameters)
+
+
+def smooth(seed: int, n_in: int = 2) -> Graph:
+    from verifier.ops.sigmoid import Sigmoid
+
+    b = Builder((1, n_in), seed, gain=1.6)
+    x = b.op(Sigmoid(), b.linear(0, 8))
+    b.linear(b.relu(b.linear(x, 8)), 2)
+    return Graph(tuple(b.nodes), len(b.nodes) - 1, b.parameters)
+
+
+def evaluate(graph: Graph, x: np.ndarray) -> np.ndarray:
+    """Outputs in float64, (n, n_out)."""
+    backend = SingleBackend(graph, CPU)
+    y = graph.forward(torch.from_numpy(x).double().reshape(-1, *graph.input_shape), backend.weights)
+    assert isinstance(y, Tensor)
+    return Graph.flat(y).numpy()
+
+
+def problem(
+    boxes: list[tuple[list[float], list[float]]],
+    rows: list[list[float]],
+    limits: list[float],
+    cases: list[tuple[int, list[int]]],
+) -> Problem:
+    low = np.array([b[0] for b in boxes], np.float32)
+    up = np.array([b[1] for b in boxes], np.float32)
+    most = max((len(r) for _, r in cases), default=0)
+    table = np.full((len(cases), most), -1, np.int64)
+    for i, (_, chosen) in enumerate(cases):
+        table[i, : len(chosen)] = chosen
+    box = np.array([b for b, _ in cases], np.int64)
+    return Problem(low, up, low, up, np.array(rows, np.float64), None, np.array(limits, np.float64), box, table)
+
+
+def run(
+    graph: Graph,
+    question: Problem,
+    certify: bool = True,
+    seconds: float | None = 20.0,
+    cases: np.ndarray | None = None,
+    **settings: object,
+) -> InputSplitResult:
+    def accept(x: np.ndarray) -> Witness | None:
+        y = evaluate(graph, x[None])[0]
+        slack = question.margins(x[None], y[None])[0]
+        for i in range(question.n_cases):
+            box = question.case_box[i]
+            inside = (x >= question.lower[box]).all() and (x <= question.upper[box]).all()
+            if inside and all(slack[r] >= 0 for r in question.case_rows[i] if r >= 0):
+                return Witness(x.astype(np.float64), y, case=i)
+        return None
+
+    config = BabConfig.model_validate(settings)
+    chosen = np.arange(question.n_cases) if cases is None else cases
+    backend = SingleBackend(graph, CPU)
+    deadline = Deadline(seconds)
+    return search(graph, backend, question, chosen, config, certify, deadline, SilentProgress(), accept)
+
+
+def lattice(low: list[float], up: list[float], steps: int) -> np.ndarray:
+    axes = [np.linspace(a, b, steps, dtype=np.float32) for a, b in zip(low, up, strict=True)]
+    return np.stack(np.meshgrid(*axes), -1).reshape(-1, len(low))
+
+
+@pytest.mark.parametrize("certify", [True, False])
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("make", [network, smooth])
+def test_thresholds_on_both_sides_of_the_minimum(make: type, seed: int, certify: bool) -> None:
+    graph = make(seed)
+    low, up = [-1.0, -1.0], [1.0, 1.0]
+    row = [1.0, -0.7]
+    dense = (evaluate(graph, lattice(low, up, 401)) @ row).min()
+    # Slopes of these networks are below 40, so the lattice misses the minimum by at most 0.15.
+    unsafe = problem([(low, up)], [row], [dense - 0.2], [(0, [0])])
+    found = run(graph, unsafe, certify)
+    assert found.witness is None and found.open.size == 0 and found.reason == ""
+    planted = problem([(low, up)], [row], [dense + 1e-3], [(0, [0])])
+    found = run(graph, planted, certify)
+    assert found.witness is not None
+    assert evaluate(graph, found.witness.inputs[None])[0] @ row <= dense + 1e-3
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_several_rows_and_cases(seed: int) -> None:
+    """Both outputs low at once: no single row refutes the case, and the lattice knows whether a point exists."""
+    graph = network(seed)
+    low, up = [-1.0, -1.0], [1.0, 1.0]
+    y = evaluate(graph, lattice(low, up, 401))
+    worst = y.max(1).min()
+    refuted = problem(
+        [(low, up), ([0.0, 0.0], [0.5, 0.5])], [[1, 0], [0, 1]], [worst - 0.2] * 2, [(0, [0, 1]), (1, [1, 0])]
+    )
+    assert run(graph, refuted).open.size == 0
+    holds = problem(
+        [([0.0, 0.0], [0.5, 0.5]), (low, up)], [[1, 0], [0, 1]], [worst + 1e-3] * 2, [(0, [0, 1]), (1, [0, 1])]
+    )
+    assert run(graph, holds).witness is not None
+
+
+@pytest.mark.parametrize("clip", [True, False])
+def test_without_cuts_the_answers_are_the_same(clip: bool) -> None:
+    graph = network(3, n_in=3)
+    low, up = [-0.5] * 3, [0.5] * 3
+    least_value = evaluate(graph, lattice(low, up, 61))[:, 0].min()
+    assert run(graph, problem([(low, up)], [[1, 0]], [least_value - 0.6], [(0, [0])]), clip=clip).open.size == 0
+    found = run(graph, problem([(low, up)], [[1, 0]], [least_value + 0.01], [(0, [0])]), clip=clip)
+    assert found.witness is not None
+
+
+def test_many_boxes_with_one_bad_one() -> None:
+    graph = network(1, n_in=1)
+    edges = np.linspace(-1, 1, 3001, dtype=np.float32)
+    y = evaluate(graph, edges[:, None])[:, 0]
+    limits = np.minimum(y[:-1], y[1:]) - 0.05
+    boxes = [([float(a)], [float(b)]) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    cases = [(i, [i]) for i in range(3000)]
+    rows = [[1.0, 0.0]] * 3000
+    found = run(graph, problem(boxes, rows, limits.tolist(), cases))
+    assert found.open.size == 0 and found.statistics["domains"] >= 3000
+    limits[1234] = y[1234:1236].mean()
+    found = run(graph, problem(boxes, rows, limits.tolist(), cases))
+    assert found.witness is not None
+    assert edges[1234] <= found.witness.inputs[0] <= edges[1235]
+    rest = np.delete(np.arange(3000), 1234)
+    assert run(graph, problem(boxes, rows, limits.tolist(), cases), cases=rest).open.size == 0
+
+
+def test_fixed_inputs_keep_the_values_of_their_box() -> None:
+    graph = network(2, n_in=4)
+    boxes = [([0.1, 0.2, -1.0, 0.3], [0.1, 0.2, 1.0, 0.3]), ([-0.4, 0.5, -1.0, 0.0], [-0.4, 0.5, 1.0, 0.0])]
+    lows = []
+    for low, up in boxes:
+        x = np.repeat(np.array([low], np.float32), 2001, 0)
+        x[:, 2] = np.linspace(low[2], up[2], 2001)
+        lows.append(evaluate(graph, x)[:, 0].min())
+    limits = [lows[0] - 0.05, lows[1] - 0.05]
+    assert run(graph, problem(boxes, [[1, 0]] * 2, limits, [(0, [0]), (1, [1])])).open.size == 0
+    limits[1] = lows[1] + 1e-3
+    found = run(graph, problem(boxes, [[1, 0]] * 2, limits, [(0, [0]), (1, [1])]))
+    assert found.witness is not None and found.witness.case == 1
+
+
+def test_points_and_nothing() -> None:
+    graph = network(5)
+    point = [0.25, -0.5]
+    value = float(evaluate(graph, np.array([point], np.float32))[0, 0])
+    assert run(graph, problem([(point, point)], [[1, 0]], [value - 1e-4], [(0, [0])])).open.size == 0
+    assert run(graph, problem([(point, point)], [[1, 0]], [value + 1e-4], [(0, [0])])).witness is not None
+    tie = run(graph, problem([(point, point)], [[1, 0]], [value - 1e-17], [(0, [0])]))
+    assert tie.witness is not None or (tie.open.tolist() == [0] and tie.reason)
+    nothing = problem([(point, point)], [[1, 0]], [value], [(0, [0])])
+    assert run(graph, nothing, cases=np.zeros(0, np.int64)).open.size == 0
+    everything = problem([([0.0, 0.0], [1.0, 1.0])], [[1, 0]], [0.0], [(0, [])])
+    assert run(graph, everything).witness is not None
+
+
+def test_a_tie_is_never_proved() -> None:
+    """A row that holds with equality everywhere: boxes end as single cells and stay open."""
+    graph = network(7, n_in=1)
+    # 0 y <= 0 holds everywhere, and nothing is accepted.
+    question = problem([([0.0], [float(np.float32(1e-40))])], [[0, 0]], [0.0], [(0, [0])])
+    backend = SingleBackend(graph, CPU)
+    found = search(
+        graph, backend, question, np.arange(1), BabConfig(), True, Deadline(20), SilentProgress(), lambda x: None
+    )
+    assert found.witness is None and found.open.tolist() == [0] and found.reason
+
+
+def test_limits_leave_cases_open() -> None:
+    graph = network(0, n_in=3, width=24)
+    question = problem([([-9.0] * 3, [9.0] * 3)], [[1, 0]], [-1e-3], [(0, [0])])
+    backend = SingleBackend(graph, CPU)
+
+    def refuse(x: np.ndarray) -> None:
+        return None
+
+    few = BabConfig(max_domains=50, batch_size=4)
+    found = search(graph, backend, question, np.arange(1), few, True, Deadline(20), SilentProgress(), refuse)
+    assert found.open.tolist() == [0] and "max_domains" in found.reason
+    late = Deadline(0.0)
+    found = search(graph, backend, question, np.arange(1), BabConfig(), True, late, SilentProgress(), refuse)
+    assert found.open.tolist() == [0] and "time limit" in found.reason
+    short = Deadline(0.5)
+    found = search(graph, backend, question, np.arange(1), BabConfig(), True, short, SilentProgress(), refuse)
+    assert found.open.tolist() == [0] and short.elapsed() < 3.0
+
+
+def test_halves_cover_their_parent() -> None:
+    random = torch.Generator().manual_seed(0)
+    low = torch.randn(500, 3, generator=random)
+    up = low + torch.rand(500, 3, generator=random) * 10.0 ** torch.randint(-9, 3, (500, 3), generator=random)
+    domains = Domains(low, up, torch.arange(500), torch.zeros(500, dtype=torch.int16), torch.zeros(500))
+    can = cuttable(domains.box)
+    dim = torch.randint(0, 3, (500,), generator=random)
+    keep = can[torch.arange(500), dim]
+    assert 100 < int(keep.sum()) < 500
+    domains, dim = domains[keep], dim[keep]
+    halves = halve(domains, dim)
+    n = len(domains)
+    at = torch.arange(n)
+    left, right = halves[:n], halves[n:]
+    assert torch.equal(left.upper[at, dim], right.lower[at, dim])
+    assert torch.equal(left.lower, domains.lower) and torch.equal(right.upper, domains.upper)
+    assert bool((left.upper[at, dim] < domains.upper[at, dim]).all())
+    assert bool((right.lower[at, dim] > domains.lower[at, dim]).all())
+
+
+@pytest.mark.parametrize("hidden", ["interval", "linear", "crown"])
+@pytest.mark.parametrize("arithmetic", [CHARGED_32, CHARGED_64])
+@pytest.mark.parametrize("make", [network, smooth])
+def test_rows_lie_below_the_network(make: type, arithmetic: Arithmetic, hidden: Hidden) -> None:
+    """Bounds, rows and cuts of random boxes against samples: nothing that violates all rows is cut away."""
+    graph = make(11)
+    backend = SingleBackend(graph, CPU)
+    random = torch.Generator().manual_seed(1)
+    centre = torch.randn(40, 2, generator=random)
+    width = 10.0 ** (-4 * torch.rand(40, 1, generator=random))
+    box = Interval(centre - width, centre + width * torch.rand(40, 2, generator=random))
+    spec = Specification(torch.tensor([[[[1.0, -0.5]], [[-0.3, 1.0]]]], dtype=torch.float64))
+    shaped = Interval(box.lower[:, None], box.upper[:, None])
+    found = bound_boxes(graph, backend, shaped, spec, arithmetic, Deadline(), hidden)
+    share = torch.rand(40, 300, 2, generator=random, dtype=torch.float64)
+    share[:, :4] = torch.tensor([[0.0, 0], [0, 1], [1, 0], [1, 1]], dtype=torch.float64)
+    x = box.lower[:, None].double() + share * (box.upper - box.lower)[:, None].double()
+    x = torch.minimum(torch.maximum(x, box.lower[:, None].double()), box.upper[:, None].double())
+    y = torch.from_numpy(evaluate(graph, x.reshape(-1, 2).numpy())).reshape(40, 300, 2)
+    value = torch.einsum("so,bpo->bps", spec.y[0, :, 0], y)
+    assert bool((found.lower[:, None] <= value + 1e-12).all())
+    # Thresholds that some samples meet.
+    threshold = value.quantile(0.3, dim=1)
+    rows = combine(halfspaces(found.walk, threshold, box.to(torch.float64), torch.arange(2)), box)
+    bad = (value <= threshold[:, None]).all(-1)
+    assert int(bad.any(1).sum()) > 5
+    cut_box = cut(rows, box)
+    assert bool((cut_box.lower >= box.lower).all()) and bool((cut_box.upper <= box.upper).all())
+    inside = ((x >= cut_box.lower[:, None]) & (x <= cut_box.upper[:, None])).all(-1)
+    assert bool(inside[bad].all())
+    assert not bool((least(rows, box) > 0).any(1)[bad.any(1)].any())
+
+
+def test_cuts_do_cut() -> None:
+    graph = network(4)
+    backend = SingleBackend(graph, CPU)
+    box = Interval(torch.tensor([[0.1, 0.1]]), torch.tensor([[0.2, 0.2]]))
+    shaped = Interval(box.lower[:, None], box.upper[:, None])
+    spec = Specification(torch.tensor([[[[1.0, 0.0]]]], dtype=torch.float64))
+    found = bound_boxes(graph, backend, shaped, spec, CHARGED_64, Deadline())
+    middle = float(evaluate(graph, np.array([[0.15, 0.15]], np.float32))[0, 0])
+    lowest = float(found.lower[0, 0])
+    threshold = torch.tensor([[lowest + 0.1 * (middle - lowest)]], dtype=torch.float64)
+    after = cut(halfspaces(found.walk, threshold, box.to(torch.float64), torch.arange(2)), box)
+    assert float((after.upper - after.lower).prod()) < 0.5 * 0.01
+
+
+def test_same_seed_same_figures() -> None:
+    graph = network(8, n_in=3)
+    question = problem([([-1.0] * 3, [1.0] * 3)], [[1, 0.5]], [-6.0], [(0, [0])])
+    first, second = run(graph, question), run(graph, question)
+    assert dict(first.statistics) == dict(second.statistics)

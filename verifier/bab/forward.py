@@ -1,0 +1,134 @@
+"""Linear bounds of every node in few inputs, propagated forward: the cheap bounds of a search over input boxes.
+
+On a box with centre c and radii r a value is written ``sum_i J_i d_i + e`` with |d_i| <= r_i and e in an interval that
+collects what relaxations lose. One sweep costs k + 3 forward passes for k varying inputs, whatever the number of
+neurons. With charges every rounding ends up in e: a computed J is exact by definition, and what it misses is charged
+where it arises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from verifier.core.backend import ParallelBackend
+from verifier.core.interval import Interval
+from verifier.core.numerics import CHARGE_SAFETY, gamma, tiny, unit_roundoff, widen
+from verifier.graph.graph import Graph, Node
+from verifier.graph.op import AffineOp, NonlinearOp, UnaryPlanes
+from verifier.ops.relu import Relu
+
+
+@dataclass(frozen=True)
+class Affine:
+    """jacobian: (B, k, *shape); rest: (B, *shape)."""
+
+    jacobian: Tensor
+    rest: Interval
+
+
+class Forward:
+    """The sweep; nodes must be stepped in order.
+
+    Args:
+        box: (B, *input_shape) in the dtype of the sweep.
+        varying: (k,) flat coordinates; the others must have the same bounds.
+    """
+
+    def __init__(self, graph: Graph, backend: ParallelBackend, box: Interval, varying: Tensor, charged: bool) -> None:
+        self._graph, self._backend, self._charged = graph, backend, charged
+        low, up = box.lower.flatten(1), box.upper.flatten(1)
+        batch, n = low.shape
+        self._dtype = low.dtype
+        u = unit_roundoff(self._dtype)
+        some_low, some_up = low[:, varying], up[:, varying]
+        centre = (some_low / 2 + some_up / 2).clamp(some_low, some_up)
+        self._radius = torch.maximum(some_up - centre, centre - some_low) * (1 + 4 * u) + tiny(self._dtype)
+        self._floor = tiny(self._dtype) * (2 + self._radius.sum(1))
+        jacobian = low.new_zeros(varying.shape[0], n)
+        jacobian[torch.arange(varying.shape[0], device=low.device), varying] = 1
+        low, up = low.clone(), up.clone()
+        low[:, varying], up[:, varying] = centre, centre
+        shape = graph.input_shape
+        self._values: dict[int, Affine] = {
+            0: Affine(
+                jacobian.expand(batch, -1, -1).reshape(batch, -1, *shape),
+                Interval(low.reshape(batch, *shape), up.reshape(batch, *shape)),
+            )
+        }
+        self._reach: dict[int, Tensor] = {}
+
+    def step(self, node: Node, bounds: Mapping[int, Interval]) -> Interval:
+        """Bounds of one node's value, (B, *shape).
+
+        Args:
+            bounds: valid bounds of the node and of its inputs.
+        """
+        if isinstance(node.op, AffineOp):
+            value = self._affine(node, node.op)
+        else:
+            assert isinstance(node.op, NonlinearOp)
+            value = self._nonlinear(node, node.op, bounds)
+        self._values[node.index] = value
+        reach = self._spread(node.index)
+        return self._widen(value.rest.lower - reach, value.rest.upper + reach, reach, 4)
+
+    def _affine(self, node: Node, op: AffineOp) -> Affine:
+        values = [self._values[i] for i in node.inputs]
+        shapes = self._graph.in_shapes(node)
+        batch, k = values[0].jacobian.shape[:2]
+        with self._backend.weights.fetch(op.handles, self._dtype) as p:
+            jacobian = op.linear([v.jacobian.reshape(-1, *s) for v, s in zip(values, shapes, strict=True)], p)
+            rest = op.interval([v.rest for v in values], p)
+            terms = op.forward_terms(shapes, node.shape)
+            if self._charged and terms:
+                sizes = [v.rest.magnitude() + self._spread(i) for i, v in zip(node.inputs, values, strict=True)]
+                sums = op.magnitude(sizes, p) * CHARGE_SAFETY
+                rest = self._widen(rest.lower, rest.upper, sums, 4 * (terms + 4))
+        return Affine(jacobian.reshape(batch, k, *node.shape), rest)
+
+    def _nonlinear(self, node: Node, op: NonlinearOp, bounds: Mapping[int, Interval]) -> Affine:
+        """f(z) = s z + e for any slope s; the planes bound e on [l, u] by its values at the two ends."""
+        xs = [bounds[i] for i in node.inputs]
+        planes = op.relax(xs)
+        if isinstance(op, Relu) and isinstance(planes, UnaryPlanes) and 0 <= op.negative_slope <= 1:
+            # The lower line through the origin may be parallel to the chord.
+            planes = op.relax(xs, {"alpha": planes.upper_slope})
+        if not isinstance(planes, UnaryPlanes) or len(xs) != 1:
+            like = self._values[node.inputs[0]].jacobian
+            return Affine(like.new_zeros(*like.shape[:2], *node.shape), bounds[node.index])
+        value, z = self._values[node.inputs[0]], xs[0]
+        ls, us = planes.lower_slope[:, 0], planes.upper_slope[:, 0]
+        li, ui = planes.lower_intercept[:, 0], planes.upper_intercept[:, 0]
+        slope = us if isinstance(op, Relu) else (ls + us) / 2
+        low = torch.minimum((ls - slope) * z.lower, (ls - slope) * z.upper) + li
+        up = torch.maximum((us - slope) * z.lower, (us - slope) * z.upper) + ui
+        low = low + torch.minimum(slope * value.rest.lower, slope * value.rest.upper)
+        up = up + torch.maximum(slope * value.rest.lower, slope * value.rest.upper)
+        size = slope.abs() * (value.rest.magnitude() + self._spread(node.inputs[0]))
+        if isinstance(op, Relu):
+            size = size + li.abs() + ui.abs()
+            # Parallel planes leave nothing at the ends; others do.
+            size = size + (ls - slope).abs() * z.magnitude()
+        else:
+            size = size + (ls.abs() + us.abs()) * z.magnitude() + li.abs() + ui.abs()
+        return Affine(value.jacobian * slope[:, None], self._widen(low, up, size, 12))
+
+    def _spread(self, index: int) -> Tensor:
+        """sum_i |J_i| r_i, (B, *shape): how far the linear part moves."""
+        if index not in self._reach:
+            jacobian = self._values[index].jacobian
+            reach = torch.matmul(self._radius[:, None], jacobian.flatten(2).abs())
+            self._reach[index] = reach.reshape(jacobian.shape[0], *jacobian.shape[2:])
+        return self._reach[index]
+
+    def _widen(self, low: Tensor, up: Tensor, size: Tensor, terms: int) -> Interval:
+        """Charge ``terms`` roundings of quantities of a size; NaN becomes no bound at all."""
+        if not self._charged:
+            return Interval(low, up)
+        floor = self._floor.reshape(-1, *[1] * (low.dim() - 1))
+        terms += self._radius.shape[1] + 2
+        return widen(low, up, gamma(terms, self._dtype) * size * CHARGE_SAFETY + floor)
