@@ -140,7 +140,7 @@ class _Search:
             self._bound(self._children(domains))
             self.rounds += 1
             self.progress.update(
-                open=self.pool.count + self.stuck, done=self.closed, bounded=self.bounded, worst=self.pool.worst()
+                open=self.pool.count + self.stuck, done=self.closed, domains=self.bounded, worst=self.pool.worst()
             )
         return self._result("" if self.stuck == 0 else "undecided leaves")
 

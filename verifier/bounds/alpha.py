@@ -14,7 +14,7 @@ One forward sweep yields all gradients; its input is a counterexample candidate 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ from verifier.core.deadline import Deadline
 from verifier.core.interval import Interval
 from verifier.core.numerics import finite_lower
 from verifier.graph.graph import Graph
-from verifier.graph.op import AffineOp, NonlinearOp, ParamSpec, Relaxation, UnaryPlanes
+from verifier.graph.op import AffineOp, NonlinearOp, ParamSpec, Relaxation
 
 Parameters = dict[int, dict[str, Tensor]]
 
@@ -177,30 +177,19 @@ class _Planes:
     """Relaxations that are rebuilt every step; the parts that do not depend on the parameters are computed once."""
 
     def __init__(self, graph: Graph, bounds: Mapping[int, Interval], end: int, parameters: Parameters) -> None:
-        self.graph, self.bounds, self.end = graph, bounds, end
-        self.base = relaxations(graph, bounds, torch.float32, None, end)
+        self.fixed = relaxations(graph, bounds, torch.float32, None, end, skip=parameters)
         self.limits: dict[tuple[int, str], ParamSpec] = {}
+        self.made: dict[int, Callable[[Mapping[str, Tensor] | None], Relaxation]] = {}
         for i in parameters:
-            node = graph.nodes[i]
-            assert isinstance(node.op, NonlinearOp)
-            for name, spec in node.op.parameters([bounds[j] for j in node.inputs]).items():
+            op = graph.nodes[i].op
+            assert isinstance(op, NonlinearOp)
+            xs = [bounds[j] for j in graph.nodes[i].inputs]
+            self.made[i] = op.prepared(xs)
+            for name, spec in op.parameters(xs).items():
                 self.limits[i, name] = spec
 
     def build(self, parameters: Parameters) -> dict[int, Relaxation]:
-        out = dict(self.base)
-        for i, group in parameters.items():
-            base = self.base[i]
-            if isinstance(base, UnaryPlanes) and set(base.d_lower or ()) == {"alpha"} and not base.d_upper:
-                assert base.d_lower is not None
-                free = base.d_lower["alpha"][0]
-                # The slope is the parameter itself where it is free: no other part of the planes moves.
-                slope = torch.where(free != 0, group["alpha"], base.lower_slope)
-                out[i] = replace(base, lower_slope=slope)
-            else:
-                node = self.graph.nodes[i]
-                assert isinstance(node.op, NonlinearOp)
-                out[i] = node.op.relax([self.bounds[j] for j in node.inputs], group)
-        return out
+        return {**self.fixed, **{i: self.made[i](group) for i, group in parameters.items()}}
 
     def clamp(self, index: int, name: str, value: Tensor) -> None:
         spec = self.limits[index, name]

@@ -9,7 +9,7 @@ float32; otherwise it runs in float32 without charges.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -87,11 +87,12 @@ def relaxations(
     dtype: torch.dtype,
     parameters: SlopeParameters | None = None,
     before: int | None = None,
+    skip: Container[int] = (),
 ) -> dict[int, Relaxation]:
-    """Planes of every nonlinear node with index below ``before``."""
+    """Planes of every nonlinear node with index below ``before``, except those in ``skip``."""
     out: dict[int, Relaxation] = {}
     for node in graph.nodes[: before if before is not None else len(graph.nodes)]:
-        if isinstance(node.op, NonlinearOp):
+        if isinstance(node.op, NonlinearOp) and node.index not in skip:
             xs = [bounds[i].to(dtype) for i in node.inputs]
             given = (parameters or {}).get(node.index)
             cast = {k: v.to(dtype) for k, v in given.items()} if given else None
@@ -258,6 +259,7 @@ def _propagate(graph: Graph, backend: ParallelBackend, out: BoundState, first: i
         ibp.step(graph, backend, node, wide, known, out.certified)
         ibp.replace(node, out.bounds[node.index].to(dtype), wide, known)
         out.bounds[node.index] = outward(wide[node.index])
+        wide[node.index] = out.bounds[node.index].to(dtype)
         value[node.index], partial[node.index] = known.value[node.index], known.partial[node.index]
 
 

@@ -177,10 +177,9 @@ def windows(value: Tensor, form: Patches) -> Tensor:
 
 def planes_windows(planes: UnaryPlanes, form: Patches) -> UnaryPlanes:
     """Planes shared by all rows, seen through the windows."""
-    shape = (1, 1, *form.shape)
 
     def view(t: Tensor) -> Tensor:
-        return windows(t.expand(torch.broadcast_shapes(t.shape, shape)), form)
+        return windows(t.expand(t.shape[0] if t.dim() else 1, 1, *form.shape), form)
 
     return UnaryPlanes(
         view(planes.lower_slope), view(planes.lower_intercept), view(planes.upper_slope), view(planes.upper_intercept)
