@@ -92,7 +92,7 @@ class SplitSpace:
 
     def collect(self, full: Mapping[int, Tensor], lead: tuple[int, int]) -> Tensor:
         """Full tensors (B, S, *shape) by owner node to columns (B, S, U); missing nodes are zero."""
-        parts = []
+        parts = [torch.zeros((*lead, 0), device=self.lower.device)]  # a box may leave no neuron unstable
         for g in self.groups:
             if g.owner in full:
                 parts.append(full[g.owner].expand(*lead, *full[g.owner].shape[2:]).flatten(2)[..., g.elements])

@@ -1,0 +1,138 @@
+"""Small networks against exact truth: bounds never pass the exact minimum, verdicts are never the wrong one."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+
+from tests.support.networks import KINDS
+from tests.support.planted import Planted, planted
+from verifier.api import verify
+from verifier.bounds.alpha import Schedule, alpha_hidden, alpha_rows
+from verifier.bounds.crown import BoundState, Specification, crown_hidden, crown_rows, initial_state
+from verifier.core.deadline import Deadline
+from verifier.core.interval import Interval
+from verifier.core.problem import Problem
+from verifier.core.result import Result, Verdict
+from verifier.frontend.network import Network, from_module
+from verifier.parallel.single import SingleBackend
+
+NAMES = sorted(KINDS)
+PLAIN = ["mlp", "deep-mlp", "shared"]  # the exact solver needs milliseconds for these, seconds for the others
+PLANTED = [(kind, 0.02) for kind in NAMES] + [(kind, 1e-5) for kind in PLAIN]
+
+# One way of searching each; the attack is off so that nothing but the search can answer.
+SEARCHES = {
+    "babsr": {"bab.branching": "babsr"},
+    "kfsb": {"bab.branching": "kfsb"},
+    "input": {"bab.branching": "input"},
+    "leaves": {"bab.branching": "babsr", "bab.iterations": 0, "bounds.method": "crown"},
+    "ibp": {"bab.branching": "babsr", "bab.iterations": 1, "bounds.method": "ibp"},
+    "no-leaf-lp": {"bab.branching": "babsr", "bab.leaf_lp": False},
+}
+
+
+@functools.cache
+def truth(kind: str, seed: int, sat: bool, gap: float = 0.02) -> Planted:
+    return planted(kind, seed, sat, gap)
+
+
+@functools.cache
+def network(kind: str, seed: int, sat: bool, gap: float = 0.02) -> Network:
+    case = truth(kind, seed, sat, gap)
+    return from_module(case.network, input_shape=(1, *case.network.input_shape))
+
+
+def problem(case: Planted) -> Problem:
+    low, up = (t.flatten().numpy()[None] for t in (case.lower, case.upper))
+    return Problem(
+        lower=low,
+        upper=up,
+        witness_lower=low,
+        witness_upper=up,
+        row_y=case.row[None],
+        row_x=None,
+        row_d=np.array([case.threshold]),
+        case_box=np.zeros(1, dtype=np.int64),
+        case_rows=np.zeros((1, 1), dtype=np.int64),
+    )
+
+
+def search(kind: str, seed: int, sat: bool, gap: float, settings: dict[str, object]) -> Result:
+    values = {"attack.enabled": False, "device": "cpu", "threads": 1, **settings}
+    return verify(network(kind, seed, sat, gap), problem(truth(kind, seed, sat, gap)), values, timeout=30.0)
+
+
+def holds(case: Planted, result: Result) -> bool:
+    """Whether the witness lies in the box and violates the property by the network's own float32 arithmetic."""
+    assert result.witness is not None
+    x = torch.from_numpy(result.witness.inputs.astype(np.float32)).reshape(case.lower.shape)
+    inside = bool((x >= case.lower).all() and (x <= case.upper).all())
+    value = float(case.network(x[None]).detach().flatten().double().numpy() @ case.row)
+    return inside and value <= case.threshold + 1e-6
+
+
+@pytest.mark.parametrize(("kind", "seed"), [(k, 1) for k in NAMES] + [(k, s) for k in PLAIN for s in range(2, 10)])
+def test_bounds_stay_below_the_minimum(kind: str, seed: int) -> None:
+    case = truth(kind, seed, True)
+    least = case.threshold - case.gap  # the exact minimum, attained at case.point
+    graph = network(kind, seed, True).graph
+    backend = SingleBackend(graph, torch.device("cpu"))
+    shape = (1, *graph.input_shape)
+    state = initial_state(graph, backend, Interval(case.lower.reshape(shape), case.upper.reshape(shape)))
+    spec = Specification(torch.from_numpy(case.row).reshape(1, 1, *graph.output_shape))
+    found: list[float] = []
+
+    def note(state: BoundState) -> None:
+        plain, _ = crown_rows(graph, backend, state, spec)
+        best = alpha_rows(graph, backend, state, spec, Schedule(10), Deadline())
+        again, _ = crown_rows(graph, backend, state, spec, best.parameters)
+        found.extend([float(plain), float(again)])
+        # At the minimiser every node's value lies in its bounds.
+        point = torch.from_numpy(case.point).reshape(shape)
+        values = graph.forward(point, backend.weights, range(len(graph.nodes)))
+        assert isinstance(values, dict)
+        for i, b in state.bounds.items():
+            room = 1e-7 * (1 + values[i].abs())  # the minimiser may leave the float32 box by a rounding
+            assert bool(((values[i] >= b.lower - room) & (values[i] <= b.upper + room)).all())
+
+    note(state)
+    state = crown_hidden(graph, backend, state, Deadline())
+    note(state)
+    note(alpha_hidden(graph, backend, state, Schedule(5), Deadline()))
+    assert all(value <= least + 1e-9 * (1 + abs(least)) for value in found)
+    assert max(found) > -np.inf
+
+
+@pytest.mark.parametrize("sat", [True, False], ids=["sat", "unsat"])
+@pytest.mark.parametrize(("kind", "gap"), PLANTED)
+def test_verdicts(kind: str, sat: bool, gap: float) -> None:
+    result = search(kind, 1, sat, gap, {"attack.enabled": True})
+    assert result.verdict == (Verdict.SAT if sat else Verdict.UNSAT), result.reason
+    assert not sat or holds(truth(kind, 1, sat, gap), result)
+
+
+@pytest.mark.parametrize("how", sorted(SEARCHES))
+@pytest.mark.parametrize("sat", [True, False], ids=["sat", "unsat"])
+@pytest.mark.parametrize("kind", [*PLAIN, "preactivation"])
+def test_every_search_is_right_or_undecided(kind: str, sat: bool, how: str) -> None:
+    for seed in (2, 3, 4) if kind in PLAIN else (1,):
+        result = search(kind, seed, sat, 0.02, SEARCHES[how])
+        wrong = Verdict.UNSAT if sat else Verdict.SAT
+        assert result.verdict not in (wrong, Verdict.ERROR), result.reason
+        if result.verdict is Verdict.SAT:
+            assert holds(truth(kind, seed, sat), result)
+        if how in ("babsr", "kfsb") and not sat:
+            assert result.verdict is Verdict.UNSAT, result.reason
+
+
+@pytest.mark.parametrize("seed", range(4, 8))
+@pytest.mark.parametrize("sat", [True, False], ids=["sat", "unsat"])
+def test_thresholds_a_hair_from_the_minimum(sat: bool, seed: int) -> None:
+    """A gap just above the exact solver's tolerance: undecided is allowed, wrong is not."""
+    for kind in PLAIN:
+        result = search(kind, seed, sat, 3e-6, {})
+        assert result.verdict is not (Verdict.UNSAT if sat else Verdict.SAT)
