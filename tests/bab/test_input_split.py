@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -145,7 +147,7 @@ def test_many_boxes_with_one_bad_one() -> None:
     edges = np.linspace(-1, 1, 3001, dtype=np.float32)
     y = evaluate(graph, edges[:, None])[:, 0]
     limits = np.minimum(y[:-1], y[1:]) - 0.05
-    boxes = [([float(a)], [float(b)]) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    boxes = [([float(a)], [float(b)]) for a, b in pairwise(edges)]
     cases = [(i, [i]) for i in range(3000)]
     rows = [[1.0, 0.0]] * 3000
     found = run(graph, problem(boxes, rows, limits.tolist(), cases))

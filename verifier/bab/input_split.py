@@ -500,9 +500,17 @@ class _Search:
         return domains
 
     def _scores(self, rows: Halfspaces, box: Interval) -> Tensor:
-        """How much a split of each coordinate should help, float64 (D, k) >= 0."""
-        width = box.upper.double() - box.lower.double()
-        return width.clamp(min=0)
+        """How much a split of each coordinate should help, float64 (D, k) >= 0.
+
+        ``longest``: the width. ``smart``: how far the case's rows move along the coordinate, as a share of all
+        coordinates, plus the coordinate's share of the widths; without the second part a row that has become flat
+        would never have its other coordinates split, on which the relaxations depend as well.
+        """
+        width = (box.upper.double() - box.lower.double()).clamp(min=0)
+        if self.config.input_split == "longest":
+            return width
+        moves = (rows.a.abs().sum(1) * width).nan_to_num(nan=0.0)
+        return _shares(moves) + _shares(width)
 
     # ------------------------------------------------------------------------------------------------------- report
 
@@ -528,6 +536,11 @@ class _Search:
             statistics["bound"] = worst
         cases = np.unique(rest.case.cpu().numpy())
         return InputSplitResult(self.witness, cases, reason, statistics)
+
+
+def _shares(value: Tensor) -> Tensor:
+    """Rows divided by their sums."""
+    return value / value.sum(1, keepdim=True).clamp(min=1e-300)
 
 
 def _products(node: Node) -> int:
