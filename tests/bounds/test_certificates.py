@@ -177,7 +177,7 @@ def _image(made: Case, state: BoundState, index: int) -> tuple[np.ndarray, np.nd
 @pytest.mark.parametrize("seed", range(20))
 def test_folded_parameters_are_charged(seed: int) -> None:
     """A stored parameter may be off by its recorded roundings; bounds hold for the worst true parameters."""
-    folded = 8
+    folded = 1000  # so many that no other charge can pay for them
     b = Builder((3,), seed)
     x = b.relu(b.linear(0, 4))
     x = b.relu(b.linear(x, 4))
@@ -202,7 +202,7 @@ def test_folded_parameters_are_charged(seed: int) -> None:
     stored = case(graph, Interval(centre - 0.3, centre + 0.3))
     state = crown_hidden(graph, stored.backend, stored.state(), Deadline())
     intervals = ibp.propagate(graph, stored.backend, stored.box.to(torch.float64))[0]
-    # All true parameters six roundings larger, or smaller; adding them up leaves one more.
+    # All true parameters larger, or smaller, by all roundings but the two that adding them up may leave.
     for direction in (-1, 1):
         true = {h: v + direction * v.abs() * (folded - 2) * 2.0**-53 for h, v in parameters.items()}
         other = case(Graph(tuple(nodes), made.output, true), stored.box)
