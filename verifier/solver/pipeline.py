@@ -27,7 +27,7 @@ from verifier.core.result import Result, Verdict, Witness
 from verifier.frontend.network import Network, parity
 from verifier.solver.place import Placed, place
 from verifier.solver.root import Root, bound_root
-from verifier.solver.strategy import Features, features, open_boxes, use_input_split
+from verifier.solver.strategy import Features, features, open_boxes, search_plan
 from verifier.spec.replay import replay
 
 
@@ -94,16 +94,15 @@ class _Run:
     def _phases(self, found: Features) -> Iterator[Callable[[Placed, Features], None]]:
         if self.config.attack.enabled:
             yield self._attack
-        if use_input_split(found, self.config):
-            if self.config.bab.enabled:
-                yield self._split_inputs
-            else:
-                yield self._bound
-            return
+        inputs, neurons = search_plan(found, self.config)
+        if inputs and self.config.bab.enabled:
+            yield partial(self._split_inputs, share=inputs)
+            if not neurons:
+                return
         yield self._bound
         if self.config.attack.enabled:
             yield self._attack_again
-        if self.config.bab.enabled:
+        if self.config.bab.enabled and neurons:
             yield self._split_neurons
 
     # -- phases -----------------------------------------------------------------------------------------------------
@@ -168,7 +167,8 @@ class _Run:
             }
             self.reason = f"{self.open.size} cases are left open after the root bounds" if worst else ""
 
-    def _split_inputs(self, placed: Placed, found: Features) -> None:
+    def _split_inputs(self, placed: Placed, found: Features, share: float) -> None:
+        deadline = self.deadline if share == 1.0 else self.deadline.sub(share * min(self.deadline.remaining(), 600.0))
         with self._phase("branch and bound on inputs"):
             ended = input_split.search(
                 self.network.graph,
@@ -177,7 +177,7 @@ class _Run:
                 self.open,
                 self.config.bab,
                 self.config.numerics.certify,
-                self.deadline,
+                deadline,
                 self.progress,
                 self._accept,
             )

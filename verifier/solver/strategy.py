@@ -58,11 +58,25 @@ def node_flops(node: Node) -> float:
     return float(node.size)
 
 
-def use_input_split(found: Features, config: Config) -> bool:
-    """Few free inputs, or many boxes: split inputs. Otherwise split neurons."""
+# Up to this many free inputs halving boxes is tried first, and up to the second number it is all that is tried.
+FEW_INPUTS, VERY_FEW_INPUTS = 20, 8
+# More boxes than this are searched together, not one after the other.
+MANY_BOXES = 32
+
+
+def search_plan(found: Features, config: Config) -> tuple[float, bool]:
+    """How to branch.
+
+    Returns:
+        the share of the remaining time for splitting inputs (0: not at all), and whether neurons are split after that.
+    """
+    if config.bab.branching == "input":
+        return 1.0, False
     if config.bab.branching != "auto":
-        return config.bab.branching == "input"
-    return found.free_inputs <= 8 or found.boxes > 32
+        return 0.0, True
+    if found.boxes > MANY_BOXES or found.free_inputs <= VERY_FEW_INPUTS:
+        return 1.0, False
+    return (0.5, True) if found.free_inputs <= FEW_INPUTS else (0.0, True)
 
 
 def hidden_iterations(graph: Graph, rows: dict[int, int], limit: float, device: str, config: Config) -> int:
