@@ -116,9 +116,11 @@ def ascend(
 def _direction(g: Tensor, power: Tensor, generator: torch.Generator) -> Tensor:
     """Direction (P, n) with entries in [-1, 1]: the gradient over its largest entry, entrywise to a power."""
     top = g.abs().amax(1, keepdim=True)
-    shape = (g.abs() / top.clamp(min=1e-38)).clamp(max=1.0) ** power[:, None]
+    direction = g.sign()
+    if bool((power > 0).any()):
+        direction = direction * (g.abs() / top.clamp(min=1e-38)).clamp(max=1.0) ** power[:, None]
+        direction = torch.where(g == 0, 0.0, direction)
     flat = top == 0
-    direction = torch.where(g == 0, 0.0, g.sign() * shape)
     return torch.where(flat, random_signs(g, generator), direction) if bool(flat.any()) else direction
 
 
@@ -141,6 +143,7 @@ def diversify(
             leaf = x[s].detach().requires_grad_()
             with torch.enable_grad():
                 y = objective.outputs(leaf)
-            parts.append(torch.nan_to_num(torch.autograd.grad(y, leaf, direction[s])[0], nan=0.0))
+                total = (y * direction[s]).sum()
+            parts.append(torch.nan_to_num(torch.autograd.grad(total, leaf)[0], nan=0.0))
         x = inside(x + 0.25 * width * torch.cat(parts).sign(), lower, upper)
     return x

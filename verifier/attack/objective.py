@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -138,7 +139,10 @@ class Objective:
         else:
             cotangent = torch.einsum("ps,pso->po", w, self.row_y[index])
             direct = torch.einsum("ps,psn->pn", w, self.row_x[index]) if self.row_x is not None else None
-        (g,) = torch.autograd.grad(y, leaf, -cotangent.to(y.dtype))
+        # A scalar needs no grad_outputs, whose check would import sympy (half a second).
+        with torch.enable_grad():
+            total = (y * -cotangent.to(y.dtype)).sum()
+        (g,) = torch.autograd.grad(total, leaf)
         if direct is not None:
             g = g - direct.to(g.dtype)
         return torch.nan_to_num(g, nan=0.0, posinf=0.0, neginf=0.0)
@@ -165,7 +169,7 @@ def build_objective(
 ) -> Objective:
     """The objective of some cases of a problem (default all); cases over empty boxes are left out."""
     chosen = np.arange(problem.n_cases) if cases is None else np.unique(np.asarray(cases, dtype=np.int64))
-    nonempty = (problem.witness_lower <= problem.witness_upper).all(1)
+    nonempty = np.all(problem.witness_lower <= problem.witness_upper, axis=1)
     chosen = chosen[nonempty[problem.case_box[chosen]]]
     chosen = chosen[np.argsort(problem.case_box[chosen], kind="stable")]
     used, case_box = np.unique(problem.case_box[chosen], return_inverse=True)
@@ -208,8 +212,8 @@ def evaluation_cost(graph: Graph) -> float:
         total += node.size
         for handle in node.op.handles:
             if len(handle.shape) >= 2:
-                numel = float(np.prod(handle.shape))
-                total += numel * max(1.0, node.size / max(handle.shape[0], 1)) if len(handle.shape) > 2 else numel
+                positions = max(1.0, node.size / max(handle.shape[0], 1)) if len(handle.shape) > 2 else 1.0
+                total += math.prod(handle.shape) * positions
     return total
 
 

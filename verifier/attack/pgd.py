@@ -34,11 +34,14 @@ _CHEAP_WORK = 1e7  # multiply-adds per step that cost no more than calling the k
 _FIRST_STEPS = 12  # gradient steps of the first, cheap round
 _FEWEST_CASES = 4  # cases that are never dropped from the rounds
 # Multiply-adds of a whole search at the default restarts and steps; both scale it.
-_WORK = {"cpu": 1.5e11, "cuda": 3e13}
+_WORK = {"cpu": 4e10, "cuda": 3e13}
 _DEFAULT_RESTARTS, _DEFAULT_STEPS = 100, 60
+# Multiply-adds of one gradient step, so that the deadline is looked at often enough.
+_STEP_WORK = {"cpu": 1.5e9, "cuda": 3e12}
 # Entries of the tables of points that move together.
 _MOVING_ENTRIES = {"cpu": 1 << 23, "cuda": 1 << 27}
-_GIVE_UP = 0.01  # relative gain of the best score below which another round is pointless
+_FEWEST_POINTS = 4  # a round with fewer is not worth its calls
+_MOST_CASES_OF_A_START = 256
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,17 @@ class _Search:
     @property
     def small(self) -> bool:
         return self.objective.n_in <= FEW_INPUTS
+
+    @property
+    def step_cost(self) -> float:
+        """Multiply-adds of a gradient step of one point."""
+        return 3 * self.objective.cost
+
+    def worthwhile(self, number: int) -> float:
+        """Gain of the best score, relative to what is missing, below which a round was the last."""
+        if self.small:  # polish has converged if there was none at all
+            return 0.0 if number < 2 else 1e-6
+        return (0.0, 0.005)[number] if number < 2 else 0.05
 
     @property
     def per_case(self) -> int:
@@ -97,87 +111,87 @@ def search(
     generator = torch.Generator(device=device).manual_seed(seed % (1 << 63))
     offers = Offers(accept, objective)
     run = _Search(objective, config, deadline, generator, offers)
-    bank = _first_look(run, starts)
-    if not run.over and bool(torch.isinf(bank.score).all()) and bool((bank.score > 0).all()):
+    most = max(1, min(_MOST_KEPT, _MOVING_ENTRIES[device.type] // max(1, objective.n_in)))
+    given = None if starts is None or len(starts) == 0 else _given(run, starts[:most])
+    bank = sample_boxes(objective, generator, deadline, offers, run.per_case, most, dense=run.small)
+    if not run.over and bool((bank.score == torch.inf).all()):
         offers.flush()  # every case is its whole box, and replays refused it
         return offers.witness
-    bank = _rounds(run, bank, progress)
+    bank = _rounds(run, bank, given, progress)
     _last_offers(run, bank)
     return offers.witness
 
 
-def _first_look(run: _Search, starts: np.ndarray | None) -> Points:
-    """Given starts and samples of the boxes."""
+def _given(run: _Search, starts: np.ndarray) -> Points:
+    """Given points moved into the nearest box, with that case of it which is nearest to being satisfied."""
     objective = run.objective
-    most = max(1, min(_MOST_KEPT, _MOVING_ENTRIES[objective.device.type] // max(1, objective.n_in)))
-    bank = sample_boxes(objective, run.generator, run.deadline, run.offers, run.per_case, most, dense=run.small)
-    if starts is None or len(starts) == 0 or run.over:
-        return bank
-    given = _given(run, starts, most)
-    # Given points are not judged by their first score: the first round moves them all.
-    return Points.join(given, prune(bank, run.per_case, max(1, most - len(given))))
-
-
-def _given(run: _Search, starts: np.ndarray, most: int) -> Points:
-    """Given points with the case of each in whose box it lies that is nearest to being satisfied."""
-    objective = run.objective
-    x = torch.from_numpy(np.ascontiguousarray(starts[:most], dtype=np.float32)).to(objective.device)
-    best = Points(x, torch.zeros(len(x), dtype=torch.int64, device=x.device), torch.full((len(x),), -torch.inf,
-                  dtype=torch.float64, device=x.device))  # fmt: skip
-    for c in range(min(objective.n_cases, max(1, 4096 // len(x)))):
-        if run.over:
+    x = torch.from_numpy(np.ascontiguousarray(starts, dtype=np.float32)).to(objective.device)
+    box = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    for i in range(len(x) if objective.n_boxes > 1 else 0):
+        outside = torch.maximum(objective.lower - x[i], x[i] - objective.upper).clamp(min=0).amax(1)
+        box[i] = torch.nan_to_num(outside, nan=torch.inf).argmin()
+    x = inside(x, objective.lower[box], objective.upper[box])
+    with torch.no_grad():
+        y = torch.cat([objective.outputs(x[s]) for s in objective.batches(len(x))])
+    first, last = (torch.searchsorted(objective.case_box, box, right=r) for r in (False, True))
+    best_case, best = first, torch.full((len(x),), -torch.inf, dtype=torch.float64, device=x.device)
+    for k in range(min(int((last - first).max()), _MOST_CASES_OF_A_START)):
+        case = torch.minimum(first + k, last - 1)
+        score = objective.slacks(x, y, case).amin(1)
+        if run.offers.consider(x, y, case, score):
             break
-        case = torch.full((len(x),), c, device=x.device)
-        moved = inside(x, *objective.boxes(case))
-        score, y = objective.score(moved, case)
-        run.offers.consider(moved, y, case, score)
-        better = (score > best.score)[:, None]
-        best = Points(
-            torch.where(better, moved, best.x),
-            torch.where(better[:, 0], case, best.case),
-            torch.where(better[:, 0], score, best.score),
-        )
-    return best
+        best_case, best = torch.where(score > best, case, best_case), torch.maximum(score, best)
+    return Points(x, best_case, best)
 
 
-def _rounds(run: _Search, bank: Points, progress: Progress | None) -> Points:
-    """Rounds of ascent: each has more points on fewer cases, until the effort is spent or nothing improves."""
-    kind = run.objective.device.type
-    work = _WORK[kind] * run.config.restarts / _DEFAULT_RESTARTS * run.config.steps / _DEFAULT_STEPS
-    spent, idle, number = 0.0, 0, 0
-    n_cases = run.objective.n_cases
-    limit = max(1, min(_MOVING_ENTRIES[kind] // max(1, run.objective.n_in), run.objective.batch * 4))
-    restarts = 0
-    per_step = 3 * run.objective.cost
-    cheap = int(_CHEAP_WORK / per_step)
-    while not run.over and spent < work and restarts < run.config.restarts:
+def _rounds(run: _Search, bank: Points, given: Points | None, progress: Progress | None) -> Points:
+    """Rounds of ascent: each has more points on fewer cases, until the effort is spent or nothing improves.
+
+    The first moves all given points and the best samples, briefly.
+    """
+    kind, config, n_cases = run.objective.device.type, run.config, run.objective.n_cases
+    work = _WORK[kind] * config.restarts / _DEFAULT_RESTARTS * config.steps / _DEFAULT_STEPS
+    cheap = int(_CHEAP_WORK / run.step_cost)
+    limit = min(_MOVING_ENTRIES[kind] // max(1, run.objective.n_in), int(_STEP_WORK[kind] / run.step_cost))
+    number, restarts = 0, 0
+    while not run.over and restarts < config.restarts:
         previous = float(bank.score.max())
-        steps = min(run.config.steps, _FIRST_STEPS) if number == 0 else run.config.steps
-        room = max(1, min(limit, int((work - spent) / (per_step * steps))))
+        steps = min(config.steps, _FIRST_STEPS) if number == 0 else config.steps
+        room = min(max(1, limit), int(work / (run.step_cost * steps)))
         if number == 0:
-            points = prune(bank, max(1, min(run.per_case, cheap // n_cases)), room)
+            points = prune(bank, max(1, min(run.per_case, cheap // n_cases)), max(1, room))
+            points = points if given is None else Points.join(prune(given, len(given), max(1, limit)), points)
+        elif room < _FEWEST_POINTS:
+            break
         else:
             chosen = _promising(bank, max(_FEWEST_CASES, -(-n_cases // 2**number)))
-            each = min(run.config.restarts, max(4**number, cheap // len(chosen)))
+            each = min(config.restarts, max(4**number, cheap // len(chosen)))
             points = _new_points(run, bank, chosen, min(room, each * len(chosen)))
             restarts += max(1, len(points) // len(chosen))
-        moved = ascend(run.objective, points, _style(run, len(points)), steps, run.generator, run.deadline, run.offers)
-        spent += per_step * steps * len(points)
+        moved, spent = _climb(run, points, steps)
+        work -= spent
         bank = prune(Points.join(bank, moved), run.per_case, _MOST_KEPT)
-        if run.small and run.objective.case_rows.shape[1] <= _POLISH_ROWS and not run.over:
-            best = prune(moved, run.per_case, _POLISHED)
-            polished = polish(run.objective, best, _POLISH_STEPS, run.deadline, run.offers)
-            spent += per_step * _POLISH_STEPS * len(best) * run.objective.case_rows.shape[1]
-            bank = prune(Points.join(bank, polished), run.per_case, _MOST_KEPT)
         run.offers.flush()
         score = float(bank.score.max())
         if progress is not None:
             progress.update(attack=score)
-        idle = idle + 1 if score < 0 and score - previous < _GIVE_UP * abs(score) else 0
-        if idle >= 2 and number >= 2 and not run.small:
+        if score < 0 and score - previous < run.worthwhile(number) * abs(score):
             break
         number += 1
     return bank
+
+
+def _climb(run: _Search, points: Points, steps: int) -> tuple[Points, float]:
+    """Gradient ascent and, with few inputs, linear polish of the best; the points and the work that it took."""
+    objective = run.objective
+    moved = ascend(objective, points, _style(run, len(points)), steps, run.generator, run.deadline, run.offers)
+    work = run.step_cost * steps * len(points)
+    rows = objective.case_rows.shape[1]
+    if run.small and rows <= _POLISH_ROWS and not run.over:
+        best = prune(moved, run.per_case, _POLISHED)
+        moved = Points.join(moved, polish(objective, best, _POLISH_STEPS, run.deadline, run.offers))
+        work += run.step_cost * _POLISH_STEPS * len(best) * rows
+    return moved, work
 
 
 def _promising(bank: Points, count: int) -> Tensor:
