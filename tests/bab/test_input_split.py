@@ -292,3 +292,16 @@ def test_same_seed_same_figures() -> None:
     question = problem([([-1.0] * 3, [1.0] * 3)], [[1, 0.5]], [-6.0], [(0, [0])])
     first, second = run(graph, question), run(graph, question)
     assert dict(first.statistics) == dict(second.statistics)
+
+
+def test_cases_of_different_lengths() -> None:
+    """The padding of a short case refutes nothing."""
+    graph = network(6)
+    low, up = [-1.0, -1.0], [1.0, 1.0]
+    y = evaluate(graph, lattice(low, up, 401))
+    rows, limits = [[1, 0], [0, 1]], [y[:, 0].min() + 1e-3, y[:, 1].min() - 0.2]
+    refuted = problem([(low, up)], rows, limits, [(0, [1]), (0, [0, 1])])
+    assert run(graph, refuted).open.size == 0
+    holds = problem([(low, up)], rows, limits, [(0, [0]), (0, [0, 1])])
+    found = run(graph, holds)
+    assert found.witness is not None and found.witness.case == 0
