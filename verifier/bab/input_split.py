@@ -39,6 +39,7 @@ from verifier.core.backend import ParallelBackend
 from verifier.core.deadline import Deadline
 from verifier.core.errors import DeadlineExceeded
 from verifier.core.interval import Interval
+from verifier.core.memory import out_of_memory
 from verifier.core.numerics import proved
 from verifier.core.problem import Problem
 from verifier.core.progress import Progress
@@ -326,7 +327,9 @@ class _Search:
                     self._round(batch)
                 except DeadlineExceeded:
                     self.pool.push(batch)
-                except torch.OutOfMemoryError:
+                except (RuntimeError, MemoryError) as error:
+                    if not out_of_memory(error):
+                        raise
                     self.pool.push(batch)
                     self.batch //= 2
                     if self.batch == 0:
