@@ -18,17 +18,19 @@ import torch
 
 from verifier.attack import pgd
 from verifier.bab import input_split, relu_split
-from verifier.config import Config
+from verifier.config import AttackConfig, Config
 from verifier.core.deadline import Deadline
 from verifier.core.errors import DeadlineExceeded, MemoryExceeded
 from verifier.core.problem import Problem
 from verifier.core.progress import Progress
 from verifier.core.result import Result, Verdict, Witness
 from verifier.frontend.network import Network, parity
-from verifier.solver.place import Placed, place
+from verifier.solver.place import Placed, cpu_threads, place
 from verifier.solver.root import Root, bound_root
-from verifier.solver.strategy import Features, features, open_boxes, search_plan
+from verifier.solver.strategy import Features, features, first_look, open_boxes, quick, search_plan
 from verifier.spec.replay import replay
+
+Phase = Callable[[Placed], None]
 
 
 def solve(network: Network, problem: Problem, config: Config, deadline: Deadline, progress: Progress) -> Result:
@@ -43,7 +45,8 @@ def solve(network: Network, problem: Problem, config: Config, deadline: Deadline
     """
     run = _Run(network, problem, config, deadline, progress)
     try:
-        run.answer()
+        with cpu_threads(network.graph, config):
+            run.answer()
     except DeadlineExceeded as error:
         run.stop(Verdict.TIMEOUT, str(error))
     except (MemoryExceeded, torch.OutOfMemoryError) as error:
@@ -79,7 +82,7 @@ class _Run:
             found = features(self.network.graph, self.problem)
             self.mismatch = self._parity(placed)
         for phase in self._phases(found):
-            phase(placed, found)
+            phase(placed)
             if self.witness is not None:
                 self.stop(Verdict.SAT, "a counterexample was replayed in the reference network")
                 return
@@ -91,18 +94,23 @@ class _Run:
             self.deadline.check()
         self.stop(Verdict.UNKNOWN, self.reason or f"{self.open.size} cases are left open")
 
-    def _phases(self, found: Features) -> Iterator[Callable[[Placed, Features], None]]:
-        if self.config.attack.enabled:
-            yield self._attack
+    def _phases(self, found: Features) -> Iterator[Phase]:
+        """Cheap things first: a quick attack and a first look at the bounds settle most queries."""
+        attack, search = self.config.attack.enabled, self.config.bab.enabled
+        if attack:
+            yield partial(self._attack, config=quick(self.config.attack))
         inputs, neurons = search_plan(found, self.config)
-        if inputs and self.config.bab.enabled:
-            yield partial(self._split_inputs, share=inputs)
+        if inputs and search:
+            if attack:
+                yield partial(self._split_inputs, share=1.0, domains=first_look(self.network.graph))
+                yield partial(self._attack, config=self.config.attack)
+            yield partial(self._split_inputs, share=inputs, domains=None)
             if not neurons:
                 return
         yield self._bound
-        if self.config.attack.enabled:
-            yield self._attack_again
-        if self.config.bab.enabled and neurons:
+        if attack:
+            yield partial(self._attack, config=self.config.attack)
+        if search and neurons:
             yield self._split_neurons
 
     # -- phases -----------------------------------------------------------------------------------------------------
@@ -113,35 +121,25 @@ class _Run:
             self.network, placed.backend.weights, problem.witness_lower[0], problem.witness_upper[0], self.config.seed
         )
 
-    def _attack(self, placed: Placed, found: Features) -> None:
+    def _attack(self, placed: Placed, config: AttackConfig) -> None:
+        """Look for a counterexample, also near the minimisers of the rows that the root could not refute."""
+        points = [r.candidates for r in self.roots if r.candidates.size]
         with self._phase("attack"):
-            share = self.config.attack.time_fraction * min(self.deadline.limit, 600.0)
-            self.witness = self._search(placed, self.deadline.sub(share), None)
+            self.witness = pgd.search(
+                self.network.graph,
+                placed.backend.weights,
+                self.problem,
+                config,
+                self.deadline.sub(config.time_fraction * min(self.deadline.limit, 600.0)),
+                device=placed.backend.device,
+                seed=self.config.seed + len(self.statistics),
+                accept=self._accept,
+                cases=self.open.tolist(),
+                starts=np.concatenate(points) if points else None,
+                progress=self.progress,
+            )
 
-    def _attack_again(self, placed: Placed, found: Features) -> None:
-        """Start from the minimisers of the rows that the root could not refute."""
-        starts = [r.candidates for r in self.roots if r.candidates.size]
-        if starts:
-            with self._phase("attack near the worst rows"):
-                share = self.config.attack.time_fraction * min(self.deadline.limit, 600.0)
-                self.witness = self._search(placed, self.deadline.sub(share / 2), np.concatenate(starts))
-
-    def _search(self, placed: Placed, deadline: Deadline, starts: np.ndarray | None) -> Witness | None:
-        return pgd.search(
-            self.network.graph,
-            placed.backend.weights,
-            self.problem,
-            self.config.attack,
-            deadline,
-            device=placed.backend.device,
-            seed=self.config.seed + (starts is not None),
-            accept=self._accept,
-            cases=self.open.tolist(),
-            starts=starts,
-            progress=self.progress,
-        )
-
-    def _bound(self, placed: Placed, found: Features) -> None:
+    def _bound(self, placed: Placed) -> None:
         with self._phase("root bounds"):
             for cases in open_boxes(self.problem, self.open):
                 root = placed.retry(
@@ -167,7 +165,9 @@ class _Run:
             }
             self.reason = f"{self.open.size} cases are left open after the root bounds" if worst else ""
 
-    def _split_inputs(self, placed: Placed, found: Features, share: float) -> None:
+    def _split_inputs(self, placed: Placed, share: float, domains: int | None) -> None:
+        limits = [n for n in (domains, self.config.bab.max_domains) if n is not None]
+        bab = self.config.bab.model_copy(update={"max_domains": min(limits, default=None)})
         deadline = self.deadline if share == 1.0 else self.deadline.sub(share * min(self.deadline.remaining(), 600.0))
         with self._phase("branch and bound on inputs"):
             ended = input_split.search(
@@ -175,7 +175,7 @@ class _Run:
                 placed.backend,
                 self.problem,
                 self.open,
-                self.config.bab,
+                bab,
                 self.config.numerics.certify,
                 deadline,
                 self.progress,
@@ -184,7 +184,7 @@ class _Run:
             self.statistics["input_split"] = dict(ended.statistics)
             self.witness, self.open, self.reason = ended.witness, np.asarray(ended.open), ended.reason
 
-    def _split_neurons(self, placed: Placed, found: Features) -> None:
+    def _split_neurons(self, placed: Placed) -> None:
         with self._phase("branch and bound on neurons"):
             for root in self.roots:
                 if not root.open.size:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -13,6 +14,7 @@ from verifier.core.errors import ConfigError, MemoryExceeded
 from verifier.core.memory import free_bytes, out_of_memory
 from verifier.graph.graph import Graph, parameter_bytes
 from verifier.parallel.single import SingleBackend
+from verifier.solver.strategy import node_flops
 
 T = TypeVar("T")
 _SMALLEST_CHUNK = 1 << 20
@@ -50,11 +52,26 @@ def device_of(config: Config) -> torch.device:
     return torch.device("cuda" if wanted else "cpu")
 
 
+# Operations of one row's walk below which a second thread waits longer than it works.
+_ONE_THREAD_FLOPS = 2e5
+
+
+@contextmanager
+def cpu_threads(graph: Graph, config: Config) -> Iterator[None]:
+    """The number of CPU threads for one query; the process gets its own setting back."""
+    before = torch.get_num_threads()
+    small = sum(map(node_flops, graph.nodes)) < _ONE_THREAD_FLOPS
+    wanted = (1 if small else before) if config.threads == "auto" else config.threads
+    torch.set_num_threads(wanted)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def place(graph: Graph, config: Config) -> Placed:
     """Put a graph's weights on the configured device."""
     device = device_of(config)
-    if config.threads != "auto" and torch.get_num_threads() != config.threads:
-        torch.set_num_threads(config.threads)
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from verifier.config import Config
+from verifier.config import AttackConfig, Config
 from verifier.core.problem import Problem
 from verifier.graph.graph import Graph, Node
 from verifier.graph.op import AffineOp, NonlinearOp
@@ -48,6 +48,18 @@ def features(graph: Graph, problem: Problem) -> Features:
         only_relu=all(isinstance(op, Relu) for op in nonlinear),
         walk_flops=sum(map(node_flops, graph.nodes)),
     )
+
+
+def first_look(graph: Graph) -> int:
+    """Boxes to bound before a thorough attack: about a second of a CPU's work, counted as if every row were walked."""
+    rows = sum(2 * n.size for n in graph.nodes if isinstance(n.op, NonlinearOp))
+    walk = sum(map(node_flops, graph.nodes))
+    return int(min(4096, max(64, _FLOPS["cpu"] / max(1.0, walk * rows))))
+
+
+def quick(attack: AttackConfig) -> AttackConfig:
+    """A fifteenth of the effort: finds what is easy to find before any bound is computed."""
+    return attack.model_copy(update={"restarts": max(1, attack.restarts // 5), "steps": max(1, attack.steps // 3)})
 
 
 def node_flops(node: Node) -> float:
