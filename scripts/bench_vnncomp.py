@@ -1,7 +1,7 @@
 """Runs the verifier over VNN-COMP categories and writes the table of verdicts.
 
     python scripts/bench_vnncomp.py SAMPLE [--out results/bench] [--timeout 60] [--categories acasxu,nn4sys:lindex]
-                                    [--limit N] [--set KEY=VALUE ...]
+                                    [--limit N] [--jobs N] [--set KEY=VALUE ...]
 
 SAMPLE holds one folder per category (``instances.csv``, ``onnx/``, ``vnnlib/``) and, for the column ``wrong``, a
 ``verdicts.csv`` (category, onnx, vnnlib, verdict). Every instance is answered by ``verifier run``, every counterexample
@@ -146,10 +146,11 @@ def main() -> int:
     parser.add_argument("--categories", default=DEFAULT, help="comma-separated CATEGORY or CATEGORY:PART")
     parser.add_argument("--limit", type=int, help="at most so many instances per category")
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--jobs", default="1", help="instances at a time; with more than one add --set threads=1")
     parser.add_argument("--config", type=Path)
     arguments = parser.parse_args()
 
-    options = ["--timeout", arguments.timeout]
+    options = ["--timeout", arguments.timeout, "--jobs", arguments.jobs]
     options += [part for setting in arguments.settings for part in ("--set", setting)]
     options += ["--config", str(arguments.config)] if arguments.config else []
     known = truths(arguments.sample)
