@@ -149,6 +149,8 @@ def test_improve_stays_in_the_given_boxes_and_finds() -> None:
     assert ((lower <= more.x) & (more.x <= upper)).all()
     again = improve(objective, x, case, Deadline(None), steps=4, lower=lower, upper=upper)
     assert torch.equal(again.x, more.x)
+    linear = improve(objective, x, case, Deadline(None), steps=4, linear_steps=6, lower=lower, upper=upper)
+    assert (linear.score >= more.score).all() and ((lower <= linear.x) & (linear.x <= upper)).all()
     easy = problem(question.lower, question.upper, question.row_y, question.row_d + 1e3, [(0, (0,))])
     offers = Offers(Judge(graph, easy), build_objective(graph, store(graph), easy, CPU))
     improve(build_objective(graph, store(graph), easy, CPU), x, case, Deadline(None), offers=offers)

@@ -8,6 +8,7 @@ from torch import Tensor
 from verifier.attack.ascent import Points, Style, ascend
 from verifier.attack.objective import Objective
 from verifier.attack.offers import Offers
+from verifier.attack.polish import polish
 from verifier.core.deadline import Deadline
 
 
@@ -18,12 +19,13 @@ def improve(
     deadline: Deadline,
     *,
     steps: int = 3,
+    linear_steps: int = 0,
     lower: Tensor | None = None,
     upper: Tensor | None = None,
     offers: Offers | None = None,
     seed: int = 0,
 ) -> Points:
-    """A few gradient steps from every point.
+    """A few gradient steps, and linear ones if wanted, from every point.
 
     Args:
         objective: from ``build_objective``; build it once for a whole search.
@@ -31,7 +33,8 @@ def improve(
         case: (P,) positions in the objective's cases (those of the problem unless some were left out).
         lower, upper: (P, n_in) float32 bounds inside the boxes of the cases, such as the domains' own; default the
             whole boxes.
-        steps: 0 only evaluates.
+        steps: gradient steps; 0 only evaluates.
+        linear_steps: steps by linear models of all rows after them; worth it for few inputs and cases of several rows.
         offers: judges points that reach a score of 0; its ``witness`` tells.
 
     Returns:
@@ -47,4 +50,12 @@ def improve(
     points = Points(x.to(box_lower.dtype), case, score)
     style = Style.uniform(x.shape[0], x.device)
     generator = torch.Generator(device=x.device).manual_seed(seed)
-    return ascend(objective, points, style, steps, generator, deadline, offers=offers, box=(box_lower, box_upper))
+    box = box_lower, box_upper
+    best = ascend(objective, points, style, steps, generator, deadline, offers=offers, box=box)
+    if linear_steps == 0 or (offers is not None and offers.witness is not None):
+        return best
+    polished = polish(objective, best, linear_steps, deadline, offers=offers, box=box)
+    better = polished.score > best.score
+    return Points(
+        torch.where(better[:, None], polished.x, best.x), case, torch.where(better, polished.score, best.score)
+    )

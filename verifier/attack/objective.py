@@ -169,7 +169,7 @@ def build_objective(
 ) -> Objective:
     """The objective of some cases of a problem (default all); cases over empty boxes are left out."""
     chosen = np.arange(problem.n_cases) if cases is None else np.unique(np.asarray(cases, dtype=np.int64))
-    nonempty: np.ndarray = (problem.witness_lower <= problem.witness_upper).all(axis=1)
+    nonempty = np.asarray(np.all(problem.witness_lower <= problem.witness_upper, axis=1))
     chosen = chosen[nonempty[problem.case_box[chosen]]]
     chosen = chosen[np.argsort(problem.case_box[chosen], kind="stable")]
     used, case_box = np.unique(problem.case_box[chosen], return_inverse=True)

@@ -40,6 +40,7 @@ _DEFAULT_RESTARTS, _DEFAULT_STEPS = 100, 60
 _STEP_WORK = {"cpu": 1.5e9, "cuda": 3e12}
 # Entries of the tables of points that move together.
 _MOVING_ENTRIES = {"cpu": 1 << 23, "cuda": 1 << 27}
+_SMALL_SHARE = 0.95  # with few inputs, rounds without gain go on while this much of the effort is left
 _FEWEST_POINTS = 4  # a round with fewer is not worth its calls
 _MOST_CASES_OF_A_START = 256
 
@@ -150,19 +151,25 @@ def _rounds(run: _Search, bank: Points, given: Points | None, progress: Progress
     The first moves all given points and the best samples, briefly.
     """
     kind, config, n_cases = run.objective.device.type, run.config, run.objective.n_cases
-    work = _WORK[kind] * config.restarts / _DEFAULT_RESTARTS * config.steps / _DEFAULT_STEPS
+    whole = work = _WORK[kind] * config.restarts / _DEFAULT_RESTARTS * config.steps / _DEFAULT_STEPS
     cheap = int(_CHEAP_WORK / run.step_cost)
     limit = min(_MOVING_ENTRIES[kind] // max(1, run.objective.n_in), int(_STEP_WORK[kind] / run.step_cost))
     number, restarts = 0, 0
     while not run.over and restarts < config.restarts:
         previous = float(bank.score.max())
-        steps = min(config.steps, _FIRST_STEPS) if number == 0 else config.steps
+        fresh = run.small and n_cases <= _FEWEST_CASES and number % 3 > 0
+        steps = min(config.steps, _FIRST_STEPS) if number == 0 or fresh else config.steps
         room = min(max(1, limit), int(work / (run.step_cost * steps)))
         if number == 0:
             points = prune(bank, max(1, min(run.per_case, cheap // n_cases)), max(1, room))
             points = points if given is None else Points.join(prune(given, len(given), max(1, limit)), points)
         elif room < _FEWEST_POINTS:
             break
+        elif fresh:  # the spread-out best of many samples beat random starts where regions are thin
+            points = sample_boxes(
+                run.objective, run.generator, run.deadline, run.offers, run.per_case, room, dense=True
+            )
+            restarts += run.per_case
         else:
             chosen = _promising(bank, max(_FEWEST_CASES, -(-n_cases // 2**number)))
             each = min(config.restarts, max(4**number, cheap // len(chosen)))
@@ -175,7 +182,8 @@ def _rounds(run: _Search, bank: Points, given: Points | None, progress: Progress
         score = float(bank.score.max())
         if progress is not None:
             progress.update(attack=score)
-        if score < 0 and score - previous < run.worthwhile(number) * abs(score):
+        stuck = score < 0 and score - previous < run.worthwhile(number) * abs(score)
+        if stuck and not (run.small and work > _SMALL_SHARE * whole):
             break
         number += 1
     return bank
@@ -188,7 +196,7 @@ def _climb(run: _Search, points: Points, steps: int) -> tuple[Points, float]:
     work = run.step_cost * steps * len(points)
     rows = objective.case_rows.shape[1]
     if run.small and rows <= _POLISH_ROWS and not run.over:
-        best = prune(moved, run.per_case, _POLISHED)
+        best = prune(moved, run.config.restarts, max(_POLISHED, run.config.restarts))
         moved = Points.join(moved, polish(objective, best, _POLISH_STEPS, run.deadline, run.offers))
         work += run.step_cost * _POLISH_STEPS * len(best) * rows
     return moved, work

@@ -22,19 +22,19 @@ def polish(
     deadline: Deadline,
     offers: Offers | None = None,
     box: tuple[Tensor, Tensor] | None = None,
-    radius: float = 0.05,
+    radii: tuple[float, ...] = (0.05, 0.5),
 ) -> Points:
     """Maximise the smallest slack by repeated linear models of *all* rows inside a trust region, in float64.
 
     Unlike a gradient step this follows the ridge where several rows tie. The region grows after a full step that
-    helped and shrinks otherwise.
+    helped and shrinks otherwise; its first radii, as shares of the box, take turns over the points.
     """
     lower, upper = objective.boxes(points.case) if box is None else box
     low, up = lower.double(), upper.double()
     width = up - low
     x = inside(points.x, lower, upper)
     best, case = torch.full_like(points.score, -torch.inf), points.case
-    r = torch.full((len(points), 1), radius, dtype=torch.float64, device=x.device)
+    r = torch.tensor(radii, dtype=torch.float64, device=x.device).repeat(len(points))[: len(points), None]
     for k in range(steps):
         if deadline.expired():
             break
