@@ -17,6 +17,7 @@ from verifier.core.deadline import Deadline
 from verifier.core.problem import Problem
 from verifier.core.result import Witness
 from verifier.graph.graph import Graph
+from verifier.parallel.single import SingleBackend
 
 
 def attack(graph: Graph, question: Problem, judge=None, seed: int = 0, seconds: float = 20.0, **kwargs):
@@ -212,3 +213,27 @@ def test_memory_is_bounded_for_wide_inputs() -> None:
     torch.manual_seed(0)
     found, _ = attack(graph, question, config=AttackConfig(restarts=50, steps=2), seconds=5)
     assert found is None
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("n_in", [4, 40])
+def test_on_a_gpu_the_search_finds_and_repeats_itself(n_in: int) -> None:
+    device = torch.device("cuda")
+    for seed in range(3):
+        graph, question = planted(np.random.default_rng(seed), n_in, 2, 0.02)
+        weights = SingleBackend(graph, device).weights
+        found = [
+            search(
+                graph,
+                weights,
+                question,
+                AttackConfig(restarts=30, steps=30),
+                Deadline(30),
+                device=device,
+                seed=1,
+                accept=Judge(graph, question),
+            )
+            for _ in range(2)
+        ]
+        assert found[0] is not None and found[1] is not None
+        assert (found[0].inputs == found[1].inputs).all()
