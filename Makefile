@@ -24,7 +24,8 @@ demo: $(STAMP)  ## install, then prove one example and refute another
 	PYTHON=$(PYTHON) scripts/demo.sh
 
 test: $(STAMP_DEV)  ## install what the tests need, then run them all
-	$(PYTHON) -m pytest -n auto
+	$(PYTHON) -m pytest -n auto -m "not timing"
+	$(PYTHON) -m pytest -m timing
 
 lint: $(STAMP_DEV)  ## ruff
 	$(VENV)/bin/ruff check .

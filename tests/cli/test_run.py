@@ -51,6 +51,7 @@ def test_records_and_table(tmp_path: Path) -> None:
     assert (cells["sat"], cells["unsat"], cells["unknown"], cells["error"]) == ("1", "1", "2", "3")
 
 
+@pytest.mark.timing
 def test_limits_cap_and_processes(tmp_path: Path) -> None:
     path = make_list(tmp_path / "cat", ["phase x sleep 60", "spin 60", "wait", "unsat"], limit=30)
     began = time.monotonic()
@@ -63,6 +64,7 @@ def test_limits_cap_and_processes(tmp_path: Path) -> None:
     assert no_process_mentions(str(tmp_path))
 
 
+@pytest.mark.timing
 def test_jobs_run_side_by_side(tmp_path: Path) -> None:
     path = make_list(tmp_path / "cat", ["sleep 1 unsat"] * 4)
     began = time.monotonic()

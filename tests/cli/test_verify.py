@@ -76,6 +76,7 @@ def test_record_is_equal_for_equal_runs_times_aside(tmp_path: Path) -> None:
     assert seconds[0]["x"] >= 0.1 and seconds[0]["total"] >= seconds[0]["x"]
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("words", ["wait", "sleep 30", "spin 30"])
 def test_time_limit(words: str, tmp_path: Path) -> None:
     """With and without the solver's help, and the process group is gone."""

@@ -111,6 +111,7 @@ def test_broken_interpreter_is_an_error_file(python: str, tmp_path: Path) -> Non
     assert "VERIFIER_PYTHON" in done.stderr
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("words", ["phase lp sleep 60", "spin 60", "wait", "phase lp sleep 1.6 unsat"])
 def test_limit_is_never_exceeded(words: str, tmp_path: Path) -> None:
     instance(tmp_path, words)
@@ -123,6 +124,7 @@ def test_limit_is_never_exceeded(words: str, tmp_path: Path) -> None:
     assert no_process_mentions(str(tmp_path))
 
 
+@pytest.mark.timing
 def test_the_clock_starts_with_the_script(tmp_path: Path) -> None:
     """What the interpreter wastes before our first line counts."""
     instance(tmp_path, "sleep 60")
@@ -136,6 +138,7 @@ def test_the_clock_starts_with_the_script(tmp_path: Path) -> None:
     assert first_line(tmp_path / "r.txt") == "timeout"
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_signals_at_random_moments(number: int, tmp_path: Path) -> None:
     """Whenever it comes: a valid file, a prompt end, no process left, no verdict taken back."""
