@@ -153,7 +153,7 @@ def test_signals_at_random_moments(number: int, tmp_path: Path) -> None:
         process.send_signal(number)
         sent = time.monotonic()
         process.communicate(timeout=20)
-        assert time.monotonic() - sent < 1.0
+        assert time.monotonic() - sent < 3.0
         assert process.returncode in (0, -number)
         if results.exists():
             seen.add(first_line(results))
