@@ -72,6 +72,8 @@ def node_flops(node: Node) -> float:
 
 # Up to this many free inputs halving boxes is tried first, and up to the second number it is all that is tried.
 FEW_INPUTS, VERY_FEW_INPUTS = 20, 8
+# Splitting neurons never decides a network that has other nonlinearities; halving boxes can, even with many inputs.
+SMOOTH_INPUTS = 256
 # More boxes than this are searched together, not one after the other.
 MANY_BOXES = 32
 
@@ -88,7 +90,8 @@ def search_plan(found: Features, config: Config) -> tuple[float, bool]:
         return 0.0, True
     if found.boxes > MANY_BOXES or found.free_inputs <= VERY_FEW_INPUTS:
         return 1.0, False
-    return (0.5, True) if found.free_inputs <= FEW_INPUTS else (0.0, True)
+    few = FEW_INPUTS if found.only_relu else SMOOTH_INPUTS
+    return (0.5, True) if found.free_inputs <= few else (0.0, True)
 
 
 def hidden_iterations(graph: Graph, rows: dict[int, int], limit: float, device: str, config: Config) -> int:
