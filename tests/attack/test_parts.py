@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import torch
 from hypothesis import given, settings
@@ -14,6 +16,7 @@ from verifier.attack.objective import build_objective, inside
 from verifier.attack.offers import Offers
 from verifier.attack.polish import best_step, polish
 from verifier.attack.starts import prune
+from verifier.attack.threads import one_thread
 from verifier.core.deadline import Deadline
 
 
@@ -134,6 +137,20 @@ def test_linear_model_step_is_near_the_optimum(seed: int, rows: int, n: int) -> 
     assert (low - 1e-12 <= step).all() and (step <= up + 1e-12).all()  # rounding; polish clamps
     size = (np.abs(j) @ np.maximum(-low, up)).max() + np.ptp(a)
     assert (a + j @ step).min() >= -solved.fun - 1e-4 * size
+
+
+def test_thread_count_is_restored() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with contextlib.suppress(RuntimeError), one_thread():
+            assert torch.get_num_threads() == 1
+            raise RuntimeError
+        assert torch.get_num_threads() == 2
+        with one_thread(wanted=False):
+            assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_improve_stays_in_the_given_boxes_and_finds() -> None:

@@ -17,6 +17,7 @@ from verifier.attack.objective import Objective, build_objective, inside
 from verifier.attack.offers import Accept, Offers
 from verifier.attack.polish import polish
 from verifier.attack.starts import prune, sample_boxes, uniform
+from verifier.attack.threads import one_thread
 from verifier.config import AttackConfig
 from verifier.core.deadline import Deadline
 from verifier.core.handles import WeightStore
@@ -41,6 +42,7 @@ _STEP_WORK = {"cpu": 1.5e9, "cuda": 3e12}
 # Entries of the tables of points that move together.
 _MOVING_ENTRIES = {"cpu": 1 << 23, "cuda": 1 << 27}
 _SMALL_SHARE = 0.95  # with few inputs, rounds without gain go on while this much of the effort is left
+_ONE_THREAD_COST = 5e5  # multiply-adds of an evaluation up to which one CPU thread does best
 _FEWEST_POINTS = 4  # a round with fewer is not worth its calls
 _MOST_CASES_OF_A_START = 256
 
@@ -112,15 +114,22 @@ def search(
     generator = torch.Generator(device=device).manual_seed(seed % (1 << 63))
     offers = Offers(accept, objective)
     run = _Search(objective, config, deadline, generator, offers)
-    most = max(1, min(_MOST_KEPT, _MOVING_ENTRIES[device.type] // max(1, objective.n_in)))
+    with one_thread(run.small and objective.cost <= _ONE_THREAD_COST):
+        _run(run, starts, progress)
+    return offers.witness
+
+
+def _run(run: _Search, starts: np.ndarray | None, progress: Progress | None) -> None:
+    """The phases, until the offers hold a witness or there is nothing left to do."""
+    objective = run.objective
+    most = max(1, min(_MOST_KEPT, _MOVING_ENTRIES[objective.device.type] // max(1, objective.n_in)))
     given = None if starts is None or len(starts) == 0 else _given(run, starts[:most])
-    bank = sample_boxes(objective, generator, deadline, offers, run.per_case, most, dense=run.small)
+    bank = sample_boxes(objective, run.generator, run.deadline, run.offers, run.per_case, most, dense=run.small)
     if not run.over and bool((bank.score == torch.inf).all()):
-        offers.flush()  # every case is its whole box, and replays refused it
-        return offers.witness
+        run.offers.flush()  # every case is its whole box, and replays refused it
+        return
     bank = _rounds(run, bank, given, progress)
     _last_offers(run, bank)
-    return offers.witness
 
 
 def _given(run: _Search, starts: np.ndarray) -> Points:

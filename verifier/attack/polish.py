@@ -8,6 +8,7 @@ from torch import Tensor
 from verifier.attack.ascent import Points
 from verifier.attack.objective import Objective, inside
 from verifier.attack.offers import Offers
+from verifier.attack.threads import one_thread
 from verifier.core.deadline import Deadline
 
 _INTERIOR_STEPS = 12
@@ -41,7 +42,8 @@ def polish(
         slack, jacobian = _linear_model(objective, x, case)
         best = torch.maximum(best, slack.amin(1)) if k == 0 else best
         near_low, near_up = torch.maximum(low - x, -r * width), torch.minimum(up - x, r * width)
-        move = best_step(slack, jacobian, near_low, near_up)
+        with one_thread():
+            move = best_step(slack, jacobian, near_low, near_up)
         tries = torch.stack([inside((x + share * move).float(), lower, upper) for share in _SHARES], 1)
         flat = tries.flatten(0, 1).double()
         flat_case = case.repeat_interleave(len(_SHARES))
