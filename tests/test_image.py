@@ -27,7 +27,9 @@ def test_dockerfile_runs_only_scripts_of_the_repository(root: Path) -> None:
 
 @pytest.mark.parametrize(("variant", "indexes"), [("cpu", 1), ("cuda", 0)])
 def test_variants(root: Path, tmp_path: Path, variant: str, indexes: int) -> None:
-    done = run("bash", str(root / "scripts/image.sh"), variant, str(tmp_path / "v"), "--dry-run", TORCH_CPU_INDEX="file:///x")
+    done = run(
+        "bash", str(root / "scripts/image.sh"), variant, str(tmp_path / "v"), "--dry-run", TORCH_CPU_INDEX="file:///x"
+    )
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("--index-url file:///x torch torchvision") == indexes
     assert f"--editable {root}" in done.stderr

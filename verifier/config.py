@@ -69,7 +69,6 @@ class AlphaConfig(Section):
     )
     learning_rate: float = Field(default=0.25, gt=0, description="step size of the slopes")
     decay: float = Field(default=0.97, gt=0, le=1, description="factor on the learning rate after every step")
-    share: Literal["auto", "none", "channel", "node"] = Field(default="auto", description="sharing of slopes over rows")
 
 
 class BoundsConfig(Section):

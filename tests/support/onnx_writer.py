@@ -59,8 +59,10 @@ def _translate(module: nn.Module) -> tuple[str, dict[str, object], dict[str, np.
         }
         return "Conv", attributes, _arrays(module, "weight", "bias")
     if isinstance(module, nn.BatchNorm2d):
-        return "BatchNormalization", {"epsilon": module.eps}, _arrays(
-            module, "weight", "bias", "running_mean", "running_var"
+        return (
+            "BatchNormalization",
+            {"epsilon": module.eps},
+            _arrays(module, "weight", "bias", "running_mean", "running_var"),
         )
     if isinstance(module, nn.AvgPool2d):
         size, stride, pad = (int(v) for v in (module.kernel_size, module.stride, module.padding))
