@@ -38,7 +38,7 @@ _FEWEST_CASES = 4  # cases that are never dropped from the rounds
 _WORK = {"cpu": 4e10, "cuda": 3e13}
 _DEFAULT_RESTARTS, _DEFAULT_STEPS = 100, 60
 # Multiply-adds of one gradient step, so that the deadline is looked at often enough.
-_STEP_WORK = {"cpu": 1.5e9, "cuda": 3e12}
+_STEP_WORK = {"cpu": 5e8, "cuda": 3e12}
 # Entries of the tables of points that move together.
 _MOVING_ENTRIES = {"cpu": 1 << 23, "cuda": 1 << 27}
 _SMALL_SHARE = 0.95  # with few inputs, rounds without gain go on while this much of the effort is left
