@@ -43,7 +43,7 @@ def test_settings_are_known(page: Path) -> None:
 
     schema = Config.model_json_schema()
     collect(schema, "", schema["$defs"])
-    assert "bounds.alpha.share" in known
+    assert "bounds.alpha.iterations" in known
     assert set(SETTINGS.findall(page.read_text(encoding="utf-8"))) - known == set()
 
 
