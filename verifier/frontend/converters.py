@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from verifier.core.errors import UnsupportedOpError
 from verifier.frontend.builder import broadcast
 from verifier.frontend.windows import auto_pad, pool_windows
 
@@ -83,7 +84,9 @@ def _flatten(a: Attributes) -> Function:
 
 
 def _dropout(a: Attributes) -> Function:
-    def run(x: Tensor, *_: Any) -> Any:
+    def run(x: Tensor, ratio: Any = None, training: Any = None) -> Any:
+        if training is not None and bool(training):
+            raise UnsupportedOpError("Dropout in training mode is random; export the network in evaluation mode")
         return x if a.outputs == 1 else (x, torch.ones(x.shape, dtype=torch.bool))
 
     return run
