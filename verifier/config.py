@@ -105,7 +105,27 @@ class BabConfig(Section):
 class ParallelConfig(Section):
     """Where weights and work live."""
 
-    backend: Literal["single"] = Field(default="single", description="one device holds everything")
+    backend: Literal["single", "fsdp", "tp"] = Field(
+        default="single", description="weights of a group: on every rank, each sharded, or split by features"
+    )
+    ranks: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        default=1, description="processes to start here; auto: one per GPU (under torchrun its world size counts)"
+    )
+    domains: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        default="auto", description="groups that search apart; auto: every rank for single, one for fsdp and tp"
+    )
+    rows: Literal["sharded", "replicated"] = Field(
+        default="sharded", description="start rows of bounds dealt to the ranks, or all rows on every rank"
+    )
+    tp_intermediate: Literal["crown", "ibp"] = Field(
+        default="crown", description="hidden bounds under tp; ibp is looser, for comparison"
+    )
+    prefetch: bool = Field(default=True, description="gather or copy the next layer's weights while one computes")
+    stream: Size | None = Field(
+        default=None, description="bytes of a column block of large linear layers, e.g. 8MiB; null: whole layers"
+    )
+    offload: bool = Field(default=False, description="keep weights in host memory and copy each layer before use")
+    logs: str | None = Field(default=None, description="folder for the log of every started rank; null: no logs")
 
 
 class MemoryConfig(Section):

@@ -1,14 +1,19 @@
-"""What the engine sees of the machine: the protocol behind ``parallel.backend``."""
+"""What the engine sees of the machine: the protocols behind ``parallel.backend``.
+
+Ops, bounds and the search never see a rank. What they may ask is here: which rows are theirs, where weights are, what
+all ranks agree on. One device is the case in which every answer is trivial.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from verifier.core.deadline import Deadline
 from verifier.core.handles import WeightStore
 
 
@@ -23,13 +28,15 @@ class Chunk:
 
 CHUNK_MULTIPLE = 24  # divisible by 1, 2, 3, 4, 6, 8 ranks
 SHARD_ROWS = 20 * CHUNK_MULTIPLE  # from here on every rank gets whole chunks of at least 20 rows
+_ROUNDED_SIZE = 80  # from here on rounding a chunk up to a multiple of four rows costs less than a twentieth
 
 
 def canonical_chunks(n_rows: int, row_bytes: int, chunk_bytes: int) -> tuple[Chunk, ...]:
     """Cut rows into equal chunks by a rule that knows neither free memory nor the number of ranks.
 
     The geometry depends on the rows, on the bytes that one row keeps alive and on the configured budget alone, so that
-    every backend makes literally the same kernel calls.
+    every backend makes literally the same kernel calls. From ``SHARD_ROWS`` rows on their number is a multiple of
+    ``CHUNK_MULTIPLE``, if need be with a last one or two that hold padding alone.
 
     Args:
         n_rows: rows of the start node.
@@ -40,11 +47,63 @@ def canonical_chunks(n_rows: int, row_bytes: int, chunk_bytes: int) -> tuple[Chu
         return ()
     most = max(4, chunk_bytes // max(row_bytes, 1) // 4 * 4)
     count = -(-n_rows // most)
-    if n_rows >= SHARD_ROWS:
-        count = -(-count // CHUNK_MULTIPLE) * CHUNK_MULTIPLE
+    if n_rows < SHARD_ROWS:
+        size = -(-n_rows // count)
+        size = -(-size // 4) * 4
+        return tuple(Chunk(i, min(i + size, n_rows), size) for i in range(0, n_rows, size))
+    count = -(-count // CHUNK_MULTIPLE) * CHUNK_MULTIPLE
     size = -(-n_rows // count)
-    size = -(-size // 4) * 4
-    return tuple(Chunk(i, min(i + size, n_rows), size) for i in range(0, n_rows, size))
+    if size >= _ROUNDED_SIZE:
+        size = -(-size // 4) * 4
+    return tuple(Chunk(min(i * size, n_rows), min((i + 1) * size, n_rows), size) for i in range(count))
+
+
+class Group(Protocol):
+    """Ranks that talk to each other. Every call is collective unless it says otherwise: all ranks of the group make the
+    same calls in the same order. One rank alone is a group too.
+    """
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def size(self) -> int: ...
+
+    def all_gather(self, tensor: Tensor) -> Tensor:
+        """(P, *shape): the tensors of all ranks, bits unchanged; shapes and dtypes are equal."""
+        ...
+
+    def all_to_all(self, tensor: Tensor) -> Tensor:
+        """(P, *shape) to (P, *shape): entry j goes to rank j, entry i of the answer came from rank i."""
+        ...
+
+    def numbers(self, values: Sequence[float]) -> list[list[float]]:
+        """A few numbers of every rank, by rank; cheap, on the CPU. Every rank gives equally many."""
+        ...
+
+    def objects(self, value: Any) -> list[Any]:
+        """One picklable object (tensors on the CPU) of every rank, by rank."""
+        ...
+
+    def share(self, value: Any, source: int = 0) -> Any:
+        """The object that rank ``source`` gives, on all ranks."""
+        ...
+
+    def call(self) -> None:
+        """Not collective: ask all ranks to come to the next meeting soon (see :meth:`called`)."""
+        ...
+
+    def called(self) -> bool:
+        """Not collective, cheap: whether some rank has called since the last :meth:`answered`."""
+        ...
+
+    def answered(self) -> None:
+        """Collective: calls so far are dealt with."""
+        ...
+
+    def check(self) -> None:
+        """Not collective: raise ``RankFailed`` when a rank of the job is known to be lost."""
+        ...
 
 
 class ParallelBackend(Protocol):
@@ -67,7 +126,38 @@ class ParallelBackend(Protocol):
         ...
 
     def gather_rows(self, n_rows: int, parts: Sequence[tuple[Chunk, Tensor]]) -> Tensor:
-        """Assemble (B, n_rows) from this and the other ranks' (B, chunk) parts, in chunk order."""
+        """Assemble (B, n_rows, ...) from this and the other ranks' (B, chunk, ...) parts, in chunk order."""
+        ...
+
+    def together(self, deadline: Deadline) -> Deadline:
+        """A deadline that expires for all ranks at the same question; they must ask equally often."""
+        ...
+
+    # Where the features of a value are. Without tensor parallelism every rank has all of them.
+
+    @property
+    def summands(self) -> int:
+        """How many partial sums over features :meth:`total` adds; their roundings are charged."""
+        ...
+
+    def total(self, partial: Tensor) -> Tensor:
+        """A sum over features from this rank's share of it: equal bits on every rank."""
+        ...
+
+    def elements(self, index: int, mask: Tensor) -> Tensor:
+        """(n,) positions in the whole flat value of a node where a mask of this rank's part, (*shape), is set."""
+        ...
+
+    def here(self, index: int, elements: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Positions of whole elements in this rank's flat part, and which of them are in it (None: all of them)."""
+        ...
+
+    def whole(self, index: int, value: Tensor) -> Tensor:
+        """(..., *shape of the part) to (..., *whole shape)."""
+        ...
+
+    def part(self, index: int, value: Tensor) -> Tensor:
+        """(..., *whole shape) to (..., *shape of the part)."""
         ...
 
     def agree(self, value: float, op: str = "max") -> float:

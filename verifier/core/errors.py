@@ -39,3 +39,7 @@ class DeadlineExceeded(VerifierError):
 
 class MemoryExceeded(VerifierError):
     """The memory budget cannot hold even the smallest chunk; the verdict is ``unknown``."""
+
+
+class RankFailed(VerifierError):
+    """A process of a distributed run was lost; the message names rank and phase."""

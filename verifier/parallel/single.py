@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from verifier.core.backend import Chunk, canonical_chunks
+from verifier.core.deadline import Deadline
 from verifier.core.handles import Handle
 from verifier.graph.graph import Graph
 
@@ -70,6 +71,26 @@ class SingleBackend:
         return torch.cat([value[:, : chunk.stop - chunk.start] for chunk, value in parts], dim=1)
 
     def agree(self, value: float, op: str = "max") -> float:
+        return value
+
+    def together(self, deadline: Deadline) -> Deadline:
+        return deadline
+
+    summands = 1
+
+    def total(self, partial: Tensor) -> Tensor:
+        return partial
+
+    def elements(self, index: int, mask: Tensor) -> Tensor:
+        return mask.flatten().nonzero()[:, 0]
+
+    def here(self, index: int, elements: Tensor) -> tuple[Tensor, Tensor | None]:
+        return elements, None
+
+    def whole(self, index: int, value: Tensor) -> Tensor:
+        return value
+
+    def part(self, index: int, value: Tensor) -> Tensor:
         return value
 
     def close(self) -> None:
