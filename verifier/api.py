@@ -4,26 +4,32 @@ ONNX and changes nothing; the command line goes through here too.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from verifier.config import Config, as_config
 from verifier.core.deadline import Deadline
-from verifier.core.errors import InputError
+from verifier.core.errors import ConfigError, InputError
 from verifier.core.progress import Progress, SilentProgress
+
+# Reading large files can keep the interpreter busy for as long as this without a sign of life.
+_LONG_LOAD_SECONDS = 600.0
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor, nn
 
-    from verifier.bounds.api import Method, NetworkBounds
+    from verifier.bounds.api import Method
     from verifier.core.interval import Interval
     from verifier.core.problem import Problem
     from verifier.core.result import Result
     from verifier.frontend.network import Network
-    from verifier.solver.place import Placed
+    from verifier.parallel.world import World
+    from verifier.solver.crew import BoundsOfAll
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,9 @@ def verify(
     """
     if timeout is not None and not timeout > 0:
         raise InputError(f"timeout is {timeout}; give a positive number of seconds")
-    return answer(network, property, as_config(config), Deadline(timeout), SilentProgress(), input_shape)
+    settings, deadline = as_config(config), Deadline(timeout)
+    with job(settings) as world:
+        return answer(network, property, settings, deadline, SilentProgress(), input_shape, world)
 
 
 def compute_bounds(
@@ -102,43 +110,100 @@ def compute_bounds(
         raise InputError("a bound of the box is not finite; every input needs two finite bounds")
     if not (low <= up).all():
         raise InputError(f"lower exceeds upper at {int((~(low <= up)).sum())} inputs")
-    network = load_any(module, low.shape)
-    if network.n_in != low.size:
-        raise InputError(f"the box has {low.size} inputs but the network takes {list(network.input_shape)}")
-    _, found = bound_network(network, round_down(low), -round_down(-up), as_config(config), method, return_intermediate)
-    name = network.graph.nodes[network.graph.output].name
-    output = found.certified[name]
+    settings = as_config(config)
+
+    def load() -> Network:
+        network = load_any(module, low.shape)
+        if network.n_in != low.size:
+            raise InputError(f"the box has {low.size} inputs but the network takes {list(network.input_shape)}")
+        return network
+
+    with job(settings) as world:
+        found = bound_network(
+            world, load, round_down(low), -round_down(-up), settings, method, return_intermediate
+        ).bounds
+    output = found.certified[found.output]
     return Bounds(output.lower, output.upper, dict(found.certified) if return_intermediate else {})
 
 
+@contextmanager
+def job(config: Config, fatal: Callable[[str], None] | None = None) -> Iterator[World]:
+    """The ranks that a configuration asks for, or that torchrun has started; ended on the way out.
+
+    Args:
+        fatal: called from another thread when a rank was lost and this one is stuck waiting for it.
+
+    Raises:
+        ConfigError: what was started does not match what is configured.
+    """
+    wanted = config.parallel.ranks
+    if wanted == 1 and "WORLD_SIZE" not in os.environ:
+        from verifier.parallel.world import solo
+        from verifier.solver.place import check_parallel, device_of
+
+        check_parallel(config, 1)
+        yield solo(device_of(config))
+        return
+    from verifier.parallel.world import LocalRanks, join, rank_device, solo, under_torchrun
+    from verifier.solver.place import check_parallel, rank_threads
+
+    place = under_torchrun()
+    if place is not None:
+        if wanted not in (1, "auto", place.size):
+            raise ConfigError(
+                f"torchrun started {place.size} ranks but parallel.ranks is {wanted}; leave it out or make them equal"
+            )
+        check_parallel(config, place.size)
+        world = join(place, rank_device(config.device, place.local_rank), fatal=fatal)
+    else:
+        device = rank_device(config.device, 0)
+        if wanted == "auto":
+            import torch
+
+            wanted = max(1, torch.cuda.device_count()) if device.type == "cuda" else 1
+        check_parallel(config, wanted)
+        if wanted == 1:
+            yield solo(device)
+            return
+        command = ["-m", "verifier", "rank", "--device", config.device]
+        world = LocalRanks(wanted, command, config.parallel.logs, rank_threads(config, wanted)).lead(device, fatal)
+    try:
+        yield world
+    finally:
+        world.close()
+
+
 def bound_network(
-    network: Network, lower: np.ndarray, upper: np.ndarray, config: Config, method: Method, intermediate: bool
-) -> tuple[Placed, NetworkBounds]:
-    """Bounds over a float32 box (n_in,), and where the network was placed."""
-    import numpy as np
-    import torch
+    world: World,
+    load: Callable[[], Network],
+    lower: np.ndarray,
+    upper: np.ndarray,
+    config: Config,
+    method: Method,
+    intermediate: bool,
+    slopes: bool = False,
+) -> BoundsOfAll:
+    """Bounds over a float32 box (n_in,), computed by all ranks of a job.
 
-    from verifier.bounds.alpha import Schedule
-    from verifier.bounds.api import compute_graph_bounds
-    from verifier.solver.place import place
+    Args:
+        load: gives the network; called on rank 0 alone.
+        slopes: give the optimised slopes of the output rows too.
+    """
+    from verifier.solver.crew import Crew, follow, share_query
+    from verifier.solver.place import cpu_threads
 
-    alpha = config.bounds.alpha
-    hidden = alpha.iterations if alpha.intermediate_iterations == "auto" else alpha.intermediate_iterations
-    placed = place(network.graph, config)
-
-    def work() -> NetworkBounds:
-        return compute_graph_bounds(
-            network.graph,
-            placed.backend,
-            torch.from_numpy(np.array(lower, dtype=np.float32).reshape(-1)),
-            torch.from_numpy(np.array(upper, dtype=np.float32).reshape(-1)),
-            method,
-            intermediate,
-            Schedule(hidden, alpha.learning_rate, decay=alpha.decay),
-            Schedule(alpha.iterations, alpha.learning_rate, decay=alpha.decay),
+    if world.rank != 0:
+        return follow(world)
+    with world.heart.announced(_LONG_LOAD_SECONDS):
+        network = load()
+    share_query(world, network.graph, None, config)
+    with cpu_threads(network.graph, config, world.local_size):
+        crew = Crew(network.graph, None, config, world, Deadline(), SilentProgress())
+        found: BoundsOfAll = crew.together(
+            "bounds", lower=lower, upper=upper, method=method, intermediate=intermediate, slopes=slopes
         )
-
-    return placed, placed.retry(work)
+        crew.end(found)
+    return found
 
 
 def round_down(values: np.ndarray) -> np.ndarray:
@@ -156,17 +221,27 @@ def answer(
     deadline: Deadline,
     progress: Progress,
     input_shape: tuple[int, ...] | None = None,
+    world: World | None = None,
 ) -> Result:
-    """:func:`verify` with a clock that may have started earlier and someone who listens."""
-    progress.phase("property")
-    problem = load_problem(property, deadline)
-    progress.phase("network")
-    from verifier.solver.pipeline import solve
+    """:func:`verify` with a clock that may have started earlier and someone who listens.
 
-    loaded = load_any(network, input_shape or (1, problem.n_in))
-    check_sizes(loaded, problem)
-    deadline.check("loading")
-    return solve(loaded, problem, config, deadline, progress)
+    Args:
+        world: the ranks of the job; all of them return the answer of rank 0, which alone reads the files.
+    """
+    if world is not None and world.rank != 0:
+        from verifier.solver.crew import follow
+
+        return follow(world)
+    with world.heart.announced(_LONG_LOAD_SECONDS) if world is not None else nullcontext():
+        progress.phase("property")
+        problem = load_problem(property, deadline)
+        progress.phase("network")
+        from verifier.solver.pipeline import solve
+
+        loaded = load_any(network, input_shape or (1, problem.n_in))
+        check_sizes(loaded, problem)
+        deadline.check("loading")
+    return solve(loaded, problem, config, deadline, progress, world)
 
 
 def load_problem(property: str | Path | Problem, deadline: Deadline | None = None) -> Problem:

@@ -37,7 +37,7 @@ from verifier.core.backend import ParallelBackend
 from verifier.core.deadline import Deadline
 from verifier.core.interval import Interval
 from verifier.core.numerics import finite_lower
-from verifier.graph.graph import Graph
+from verifier.graph.graph import Graph, Node
 from verifier.graph.op import AffineOp, NonlinearOp, ParamSpec, Relaxation
 
 Parameters = dict[int, dict[str, Tensor]]
@@ -248,15 +248,21 @@ def sweep(
             continue
         zs = tuple(values[i] for i in node.inputs)
         if isinstance(node.op, AffineOp):
-            flat = [z.reshape(-1, *z.shape[2:]) for z in zs]
-            with backend.weights.fetch(node.op.handles, x.dtype) as p:
-                y = node.op.forward(flat, p)
+            y = _forward(graph, backend, node, [z.reshape(-1, *z.shape[2:]) for z in zs])
             values[node.index] = y.reshape(*lead, *node.shape)
         else:
             out[node.index] = zs
             if node.index != last:
                 values[node.index] = planes[node.index].forward(walk.kept[node.index], zs)
     return out
+
+
+def _forward(graph: Graph, backend: ParallelBackend, node: Node, xs: list[Tensor]) -> Tensor:
+    """One op; its parameters are dropped before the next ones arrive."""
+    with backend.weights.fetch(node.op.handles, xs[0].dtype) as p:
+        if node.op.handles:
+            backend.weights.prefetch(graph.later_handles[node.index])
+        return node.op.forward(xs, p)
 
 
 def _ancestors(graph: Graph, kept: Mapping[int, Tensor]) -> set[int]:

@@ -61,24 +61,28 @@ def compute_graph_bounds(
     hidden: Schedule | None = None,
     final: Schedule | None = None,
     deadline: Deadline | None = None,
+    slopes: bool = True,
 ) -> NetworkBounds:
     """Lower and upper bounds of every output element, and of every pre-activation when ``intermediate``.
 
     Args:
         lower, upper: float32 (*input_shape) or flat.
         hidden, final: how alpha-CROWN optimises the hidden nodes (layerwise) and the output rows.
+        slopes: keep the optimised slopes of the output rows.
     """
     deadline = deadline or Deadline()
     shape = (1, *graph.input_shape)
     box = Interval(lower.reshape(shape).to(backend.device), upper.reshape(shape).to(backend.device))
     hidden, final = hidden or Schedule(10), final or Schedule(10)
-    plain, slopes, size = _run(graph, backend, _plain_state(graph, backend, box), method, hidden, final, deadline)
-    sure, _, _ = _run(graph, backend, initial_state(graph, backend, box), method, hidden, final, deadline)
+    plain, found, size = _run(
+        graph, backend, _plain_state(graph, backend, box), method, hidden, final, deadline, slopes
+    )
+    sure, _, _ = _run(graph, backend, initial_state(graph, backend, box), method, hidden, final, deadline, False)
     names = _names(graph, intermediate)
     return NetworkBounds(
         {graph.nodes[i].name: _one(plain.bounds[i]) for i in names},
         {graph.nodes[i].name: _one(sure.bounds[i]) for i in names},
-        {f"{graph.nodes[i].name}.{k}": v[0] for i, group in slopes.items() for k, v in group.items()},
+        {f"{graph.nodes[i].name}.{k}": v[0] for i, group in found.items() for k, v in group.items()},
         size,
     )
 
@@ -105,6 +109,7 @@ def _run(
     hidden: Schedule,
     final: Schedule,
     deadline: Deadline,
+    slopes: bool,
 ) -> tuple[BoundState, Parameters, int]:
     """One method on one state; the output node's bounds are put into the state."""
     if method == "ibp":
@@ -114,11 +119,17 @@ def _run(
         state = alpha_hidden(graph, backend, replace(state, bounds=dict(state.bounds)), hidden, deadline)
     if exact_by_ibp(graph, graph.nodes[graph.output]):
         return state, {}, 0
-    return _output(graph, backend, state, method, final, deadline)
+    return _output(graph, backend, state, method, final, deadline, slopes)
 
 
 def _output(
-    graph: Graph, backend: ParallelBackend, state: BoundState, method: Method, final: Schedule, deadline: Deadline
+    graph: Graph,
+    backend: ParallelBackend,
+    state: BoundState,
+    method: Method,
+    final: Schedule,
+    deadline: Deadline,
+    keep_slopes: bool,
 ) -> tuple[BoundState, Parameters, int]:
     """Rows +e and -e of every output element."""
     n = graph.nodes[graph.output].size
@@ -136,7 +147,8 @@ def _output(
             found = alpha_rows(graph, backend, state, spec, final, deadline)
             parameters, value = found.parameters, found.lower
             size = max(size, 4 * sum(v.numel() * v.element_size() for g in parameters.values() for v in g.values()))
-            groups.append((chunk, parameters))
+            if keep_slopes:
+                groups.append((chunk, parameters))
         if method != "alpha-crown" or state.certified:
             value, _ = crown_rows(graph, backend, state, spec, parameters, dtype=dtype)
         parts.append((chunk, value))
@@ -146,5 +158,5 @@ def _output(
     out = replace(state, bounds={**state.bounds, graph.output: state.bounds[graph.output].intersect(found)})
     slopes: Parameters = {}
     for i in groups[0][1] if groups else {}:
-        slopes[i] = {k: torch.cat([g[i][k][:, : c.stop - c.start] for c, g in groups], 1) for k in groups[0][1][i]}
+        slopes[i] = {k: backend.gather_rows(2 * n, [(c, g[i][k]) for c, g in groups]) for k in groups[0][1][i]}
     return out, slopes, size

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from verifier.graph.op import Shape, UnaryPlanes
 from verifier.ops.conv import Conv
-from verifier.ops.linear import Linear
+from verifier.ops.linear import Linear, pick_rows
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def start_through(form: OneHot, op: Linear | Conv, weight: Tensor, in_shape: Sha
     if isinstance(op, Linear):
         out_features = weight.shape[0]
         lead = form.index // out_features
-        a = weight[form.index % out_features] * form.values[:, None]
+        a = pick_rows(weight, form.index % out_features) * form.values[:, None]
         count = 1
         for n in in_shape[:-1]:
             count *= n

@@ -58,6 +58,8 @@ def step(
     xs = [bounds[i] for i in node.inputs]
     op, dtype = node.op, xs[0].lower.dtype
     with backend.weights.fetch(op.handles, dtype) as p:
+        if op.handles:
+            backend.weights.prefetch(graph.later_handles[node.index])
         found = op.interval(xs, p)
         if isinstance(op, AffineOp):
             terms = op.forward_terms(graph.in_shapes(node), node.shape)

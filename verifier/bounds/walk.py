@@ -149,6 +149,8 @@ class _State:
     def _affine(self, node: Node, op: AffineOp, form: Form) -> None:
         shapes = self.graph.in_shapes(node)
         with self.backend.weights.fetch(op.handles, self.dtype) as p:
+            if op.handles:
+                self.backend.weights.prefetch(self.graph.earlier_handles[node.index])
             if (
                 isinstance(form, OneHot)
                 and isinstance(op, Linear | Conv)

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 def bounds_json(
     onnx: Path, vnnlib: Path, config: Config, method: Method, intermediate: bool, slopes: bool, case: int
-) -> str:
-    """Bounds over the input box of a property's case, as JSON text.
+) -> str | None:
+    """Bounds over the input box of a property's case, as JSON text; nothing on a rank other than the first.
 
     Raises:
         InputError: a file is malformed, or the property has no such case.
@@ -37,12 +37,23 @@ def bounds_json(
     problem = api.load_problem(vnnlib)
     if case >= problem.n_cases:
         raise InputError(f"--case {case}: {vnnlib} has {problem.n_cases} cases, counted from 0")
-    network = api.load_any(onnx, ())
-    api.check_sizes(network, problem)
     box = int(problem.case_box[case])
-    loaded = time.monotonic()
-    placed, found = api.bound_network(network, problem.lower[box], problem.upper[box], config, method, intermediate)
-    graph, backend = network.graph, placed.backend
+    loaded = start
+
+    def load() -> Network:
+        nonlocal loaded
+        network = api.load_any(onnx, ())
+        api.check_sizes(network, problem)
+        loaded = time.monotonic()
+        return network
+
+    with api.job(config) as world:
+        of_all = api.bound_network(
+            world, load, problem.lower[box], problem.upper[box], config, method, intermediate, slopes
+        )
+        if world.rank != 0:
+            return None
+    found = of_all.bounds
     one_row = row_bytes(graph, 1, _float32())
     widest = max((node.size for node in graph.nodes), default=1)
     chunk = max((part.size for part in backend.row_chunks(2 * widest, one_row)), default=0)

@@ -62,6 +62,7 @@ def query_options(command: F) -> F:
 def config_options(command: F) -> F:
     """Settings: files, single keys, and short forms of common keys."""
     for option in (
+        click.option("--ranks", type=click.IntRange(min=1), help="Same as --set parallel.ranks=N."),
         click.option("--seed", type=click.IntRange(min=0), help="Same as --set seed=N."),
         click.option("--device", type=_DEVICES, help="Same as --set device=NAME."),
         click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Set one key; repeatable."),
@@ -71,11 +72,14 @@ def config_options(command: F) -> F:
     return command
 
 
-def build_config(files: Sequence[Path], assignments: Sequence[str], device: str | None, seed: int | None) -> Any:
+def build_config(
+    files: Sequence[Path], assignments: Sequence[str], device: str | None, seed: int | None, ranks: int | None = None
+) -> Any:
     """The configuration that the options ask for."""
     from verifier.config import load_config
 
-    short = {key: value for key, value in (("device", device), ("seed", seed)) if value is not None}
+    named = (("device", device), ("seed", seed), ("parallel.ranks", ranks))
+    short = {key: value for key, value in named if value is not None}
     return load_config(files, assignments, short)
 
 
@@ -118,6 +122,7 @@ def verify(
     assignments: tuple[str, ...],
     device: str | None,
     seed: int | None,
+    ranks: int | None,
     results_file: Path | None,
     json_file: Path | None,
     verbose: bool,
@@ -134,7 +139,7 @@ def verify(
 
     start = process_start()
     try:
-        config = build_config([config_file] if config_file else [], assignments, device, seed)
+        config = build_config([config_file] if config_file else [], assignments, device, seed, ranks)
         job = Job(existing(onnx, "network"), existing(vnnlib, "property"), config, timeout, start, verbose)
     except VerifierError:
         if results_file is not None:
@@ -169,13 +174,14 @@ def bounds(
     assignments: tuple[str, ...],
     device: str | None,
     seed: int | None,
+    ranks: int | None,
     json_file: Path | None,
 ) -> None:
     """Lower and upper bounds of every output over the property's input box, as JSON that compares bit for bit."""
     from verifier.cli.bounds import bounds_json
     from verifier.cli.instances import existing
 
-    config = build_config([config_file] if config_file else [], assignments, device, seed)
+    config = build_config([config_file] if config_file else [], assignments, device, seed, ranks)
     text = bounds_json(
         existing(onnx, "network"), existing(vnnlib, "property"), config, method, intermediate, slopes, case
     )
@@ -209,6 +215,20 @@ def inspect(network: Path) -> None:
     click.echo(describe(network))
 
 
+@cli.command(hidden=True)
+@click.option("--device", type=_DEVICES, default="auto")
+@click.argument("address")
+@click.argument("rank", type=int)
+@click.argument("size", type=int)
+@click.argument("parent", type=int)
+@click.pass_context
+def rank(context: click.Context, device: str, address: str, rank: int, size: int, parent: int) -> None:
+    """One of several ranks; started by the others, not by hand."""
+    from verifier.cli.rank import serve
+
+    context.exit(serve(address, rank, size, device, parent))
+
+
 @cli.group()
 def config() -> None:
     """Show the settings or their schema."""
@@ -216,11 +236,17 @@ def config() -> None:
 
 @config.command("show")
 @config_options
-def show_config(config_file: Path | None, assignments: tuple[str, ...], device: str | None, seed: int | None) -> None:
+def show_config(
+    config_file: Path | None,
+    assignments: tuple[str, ...],
+    device: str | None,
+    seed: int | None,
+    ranks: int | None,
+) -> None:
     """Every setting as YAML, after --config and --set."""
     from verifier.config import dump_config
 
-    click.echo(dump_config(build_config([config_file] if config_file else [], assignments, device, seed)), nl=False)
+    click.echo(dump_config(build_config([config_file] if config_file else [], assignments, device, seed, ranks)), nl=False)
 
 
 @config.command("schema")
@@ -268,6 +294,7 @@ def run(
     assignments: tuple[str, ...],
     device: str | None,
     seed: int | None,
+    ranks: int | None,
     resume: bool,
     jobs: int,
     verdicts: Path | None,
@@ -275,7 +302,7 @@ def run(
     """Answer every instance of one or more lists (CSV: onnx,vnnlib,timeout); a table at the end."""
     from verifier.cli.run import run_lists
 
-    config = build_config([config_file] if config_file else [], assignments, device, seed)
+    config = build_config([config_file] if config_file else [], assignments, device, seed, ranks)
     context.exit(run_lists(instances, out, timeout, config, resume, jobs, verdicts))
 
 

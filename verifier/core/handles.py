@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -20,6 +21,19 @@ class Handle:
     dtype: torch.dtype = torch.float32
 
 
+class Blocks(ABC):
+    """A matrix (n, m) that is never whole: its column blocks (n, w) arrive one after the other.
+
+    Using it in blocks changes how sums over columns are rounded, so every store cuts it at the same places.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[Tensor]: ...
+
+
 class WeightStore(Protocol):
     """Where parameters live. Ops get tensors from ``fetch`` and must not keep them."""
 
@@ -28,7 +42,15 @@ class WeightStore(Protocol):
         ...
 
     def fetch(self, handles: Sequence[Handle], dtype: torch.dtype) -> AbstractContextManager[tuple[Tensor, ...]]:
-        """The full tensors of ``handles`` in ``dtype`` on the compute device, valid inside the context."""
+        """The full tensors of ``handles`` in ``dtype`` on the compute device, valid inside the context.
+
+        A matrix that the store streams comes as :class:`Blocks`; only ops that declare it streamable meet one.
+        """
+        ...
+
+    @property
+    def transient(self) -> bool:
+        """Whether what is fetched is a copy that should be dropped at once (and never kept for gradients)."""
         ...
 
     def prefetch(self, handles: Iterable[Handle]) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from verifier.core.handles import Handle, WeightStore
-from verifier.graph.op import Interval, Op, Params, Shape
+from verifier.graph.op import AffineOp, Interval, Op, Params, Shape
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,33 @@ class Graph:
                 out[i].append(node.index)
         return tuple(map(tuple, out))
 
+    @cached_property
+    def streamable(self) -> tuple[Handle, ...]:
+        """Matrices that every op which reads them can use in column blocks."""
+        able = dict.fromkeys(h for node in self.nodes for h in node.op.streamable)
+        whole = {h for node in self.nodes for h in node.op.handles if h not in node.op.streamable}
+        return tuple(h for h in able if h not in whole)
+
+    @cached_property
+    def earlier_handles(self) -> tuple[tuple[Handle, ...], ...]:
+        """For every node the parameters of the nearest node before it that has some."""
+        out: list[tuple[Handle, ...]] = []
+        last: tuple[Handle, ...] = ()
+        for node in self.nodes:
+            out.append(last)
+            last = node.op.handles or last
+        return tuple(out)
+
+    @cached_property
+    def later_handles(self) -> tuple[tuple[Handle, ...], ...]:
+        """For every node the parameters of the nearest node after it that has some."""
+        out: list[tuple[Handle, ...]] = []
+        last: tuple[Handle, ...] = ()
+        for node in reversed(self.nodes):
+            out.append(last)
+            last = node.op.handles or last
+        return tuple(reversed(out))
+
     def in_shapes(self, node: Node) -> tuple[Shape, ...]:
         return tuple(self.nodes[i].shape for i in node.inputs)
 
@@ -100,8 +128,7 @@ class Graph:
         wanted = set(keep) if keep is not None else {self.output}
         out: dict[int, Tensor] = {0: x} if 0 in wanted else {}
         for node in self.nodes[1:]:
-            with store.fetch(node.op.handles, x.dtype) as p:
-                values[node.index] = node.op.forward([values[i] for i in node.inputs], p)
+            values[node.index] = _evaluate(self, node, [values[i] for i in node.inputs], store, x.dtype)
             if node.index in wanted:
                 out[node.index] = values[node.index]
             for i in node.inputs:
@@ -121,6 +148,34 @@ class Graph:
     def flat(t: Tensor) -> Tensor:
         """(N, *shape) to (N, n)."""
         return t.reshape(t.shape[0], -1) if t.dim() != 1 else t.reshape(-1, 1)
+
+
+def _evaluate(graph: Graph, node: Node, xs: list[Tensor], store: WeightStore, dtype: torch.dtype) -> Tensor:
+    """One node; autograd keeps no copy of a transient parameter."""
+    op = node.op
+    transient = store.transient and bool(op.handles)
+    if transient and isinstance(op, AffineOp) and torch.is_grad_enabled() and any(x.requires_grad for x in xs):
+        return _Refetched.apply(op, store, graph.in_shapes(node), *xs)  # type: ignore[no-any-return]
+    with store.fetch(op.handles, dtype) as p:
+        if transient:
+            store.prefetch(graph.later_handles[node.index])
+        return op.forward(xs, p)
+
+
+class _Refetched(torch.autograd.Function):
+    """An affine op whose parameters are fetched once for the value and once more for the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, op: AffineOp, store: WeightStore, shapes: tuple[Shape, ...], *xs: Tensor) -> Tensor:
+        ctx.op, ctx.store, ctx.shapes = op, store, shapes
+        with store.fetch(op.handles, xs[0].dtype) as p:
+            return op.forward(xs, p)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        (gradient,) = gradients
+        with ctx.store.fetch(ctx.op.handles, gradient.dtype) as p:
+            return (None, None, None, *ctx.op.transpose(gradient, p, ctx.shapes))
 
 
 def parameter_bytes(graph: Graph) -> int:

@@ -47,6 +47,11 @@ class Op(ABC):
         """Name shown to users."""
         return type(self).__name__
 
+    @property
+    def streamable(self) -> tuple[Handle, ...]:
+        """Parameters that the op also takes as :class:`verifier.core.handles.Blocks`."""
+        return ()
+
     @abstractmethod
     def forward(self, xs: Sequence[Tensor], p: Params) -> Tensor:
         """Evaluate: inputs (N, *shape_i) to output (N, *shape)."""

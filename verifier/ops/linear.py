@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from verifier.core.handles import Handle
+from verifier.core.handles import Blocks, Handle
 from verifier.graph.op import AffineOp, Params, Shape, folded_terms
 from verifier.ops.layout import reduce_count, unbroadcast
 
@@ -31,14 +31,21 @@ class Linear(AffineOp):
     bias_magnitude: Handle | None = None
     folded: int = 0
 
+    @property
+    def streamable(self) -> tuple[Handle, ...]:
+        return (self.weight,)
+
     def forward(self, xs: Sequence[Tensor], p: Params) -> Tensor:
+        if isinstance(p[0], Blocks):
+            y = _through(xs[0], p[0])
+            return y + p[1] if self.bias is not None else y
         return F.linear(xs[0], p[0], p[1] if self.bias is not None else None)
 
     def linear(self, xs: Sequence[Tensor], p: Params) -> Tensor:
-        return F.linear(xs[0], p[0])
+        return _through(xs[0], p[0])
 
     def transpose(self, a: Tensor, p: Params, in_shapes: Sequence[Shape]) -> tuple[Tensor, ...]:
-        return (a @ p[0],)
+        return (_back(a, p[0]),)
 
     def bias_dot(self, a: Tensor, p: Params) -> Tensor | None:
         if self.bias is None:
@@ -46,16 +53,67 @@ class Linear(AffineOp):
         return (a @ p[1]).flatten(1).sum(1) if a.ndim > 2 else a @ p[1]
 
     def spread(self, rs: Sequence[Tensor], p: Params) -> Tensor:
-        return F.linear(rs[0], p[0].abs())
+        return _through_magnitudes(rs[0], p[0])
 
     def magnitude(self, ms: Sequence[Tensor], p: Params) -> Tensor:
-        return F.linear(ms[0], p[0].abs(), p[-1].abs() if self.bias is not None else None)
+        y = _through_magnitudes(ms[0], p[0])
+        return y + p[-1].abs() if self.bias is not None else y
 
     def forward_terms(self, in_shapes: Sequence[Shape], out_shape: Shape) -> int:
         return self.weight.shape[1] + 1 + folded_terms(self.folded, self.bias_magnitude)
 
     def backward_terms(self, in_shapes: Sequence[Shape], out_shape: Shape) -> int:
         return self.weight.shape[0] + folded_terms(self.folded, self.bias_magnitude)
+
+
+def _through(x: Tensor, w: Tensor | Blocks) -> Tensor:
+    """x W^T; in blocks a sum of the blocks' products."""
+    if isinstance(w, Tensor):
+        return F.linear(x, w)
+    out, start = None, 0
+    for block in w:
+        part = F.linear(x[..., start : start + block.shape[1]], block)
+        out = part if out is None else out.add_(part)
+        start += block.shape[1]
+    assert out is not None
+    return out
+
+
+def _back(a: Tensor, w: Tensor | Blocks) -> Tensor:
+    """a W; in blocks their products side by side."""
+    if isinstance(w, Tensor):
+        return a @ w
+    out = a.new_empty((*a.shape[:-1], w.shape[1]))
+    start = 0
+    for block in w:
+        out[..., start : start + block.shape[1]] = a @ block
+        start += block.shape[1]
+    return out
+
+
+# Bytes of |W| that are made at once.
+_MAGNITUDE_BYTES = 4 << 20
+
+
+def _through_magnitudes(x: Tensor, w: Tensor | Blocks) -> Tensor:
+    """x |W|^T without |W| as a whole."""
+    if isinstance(w, Blocks):
+        out, start = None, 0
+        for block in w:
+            part = F.linear(x[..., start : start + block.shape[1]], block.abs())
+            out = part if out is None else out.add_(part)
+            start += block.shape[1]
+        assert out is not None
+        return out
+    rows = max(1, _MAGNITUDE_BYTES // max(1, w.shape[1] * w.element_size()))
+    if w.shape[0] <= rows:
+        return F.linear(x, w.abs())
+    return torch.cat([F.linear(x, part.abs()) for part in w.split(rows)], -1)
+
+
+def pick_rows(w: Tensor | Blocks, index: Tensor) -> Tensor:
+    """Rows of a matrix, (n, m)."""
+    return w[index] if isinstance(w, Tensor) else torch.cat([block[index] for block in w], 1)
 
 
 @dataclass(frozen=True)

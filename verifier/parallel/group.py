@@ -1,4 +1,4 @@
-"""Ranks that talk to each other: one alone, or many over torch.distributed."""
+"""A group of one rank."""
 
 from __future__ import annotations
 

@@ -6,51 +6,73 @@ network; ``sat`` only with a witness that was replayed in the reference.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 import torch
 
 from verifier.attack import pgd
-from verifier.bab import input_split, relu_split
 from verifier.config import AttackConfig, Config
 from verifier.core.deadline import Deadline
-from verifier.core.errors import DeadlineExceeded, MemoryExceeded
+from verifier.core.errors import DeadlineExceeded, MemoryExceeded, RankFailed, VerifierError
+from verifier.core.handles import WeightStore
+from verifier.core.memory import out_of_memory
 from verifier.core.problem import Problem
 from verifier.core.progress import Progress
 from verifier.core.result import Result, Verdict, Witness
 from verifier.frontend.network import Network, parity
-from verifier.solver.place import Placed, cpu_threads, place
-from verifier.solver.root import Root, bound_root
+from verifier.parallel.stores import Resident
+from verifier.parallel.world import World, solo
+from verifier.solver.crew import Crew, share_query
+from verifier.solver.place import cpu_threads, device_of
+from verifier.solver.root import Root
 from verifier.solver.strategy import Features, features, first_look, open_boxes, quick, search_plan
 from verifier.spec.replay import replay
 
-Phase = Callable[[Placed], None]
+Phase = Callable[[], None]
 
 
-def solve(network: Network, problem: Problem, config: Config, deadline: Deadline, progress: Progress) -> Result:
+def solve(
+    network: Network,
+    problem: Problem,
+    config: Config,
+    deadline: Deadline,
+    progress: Progress,
+    world: World | None = None,
+) -> Result:
     """Answer one query.
 
     Args:
         network: the graph and its reference (onnxruntime or the module).
         deadline: one clock for everything.
+        world: the ranks of the job, this one being the first; default this process alone.
 
     Returns:
         the verdict with its reason; never raises for time or memory.
     """
-    run = _Run(network, problem, config, deadline, progress)
+    world = world or solo(device_of(config))
+    run = _Run(network, problem, config, deadline, progress, world)
     try:
-        with cpu_threads(network.graph, config):
+        with cpu_threads(network.graph, config, world.local_size):
             run.answer()
     except DeadlineExceeded as error:
         run.stop(Verdict.TIMEOUT, str(error))
     except (MemoryExceeded, torch.OutOfMemoryError) as error:
         run.stop(Verdict.UNKNOWN, f"out of memory: {error}")
+    except RankFailed as error:
+        run.lost(error)
+    except (RuntimeError, OSError) as error:
+        # A broken connection is how this rank learns that another one was lost.
+        lost = None if isinstance(error, VerifierError) or out_of_memory(error) else world.failed()
+        if lost is None:
+            raise
+        run.lost(lost)
     return run.result()
 
 
@@ -63,6 +85,7 @@ class _Run:
     config: Config
     deadline: Deadline
     progress: Progress
+    world: World
     witness: Witness | None = None
     verdict: Verdict = Verdict.UNKNOWN
     reason: str = ""
@@ -70,7 +93,7 @@ class _Run:
     statistics: dict[str, Any] = field(default_factory=dict)
     mismatch: str | None = None
     open: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    roots: list[Root] = field(default_factory=list)
+    crew: Crew = field(init=False)
 
     def answer(self) -> None:
         self.open = np.arange(self.problem.n_cases)
@@ -78,11 +101,14 @@ class _Run:
             self._proved("no case is left: the unsafe set is empty")
             return
         with self._phase("set-up"):
-            placed = place(self.network.graph, self.config)
+            share_query(self.world, self.network.graph, self.problem, self.config)
+            self.crew = Crew(
+                self.network.graph, self.problem, self.config, self.world, self.deadline, self.progress, self._accept
+            )
             found = features(self.network.graph, self.problem)
-            self.mismatch = self._parity(placed)
+            self.mismatch = self._parity()
         for phase in self._phases(found):
-            phase(placed)
+            phase()
             if self.witness is not None:
                 self.stop(Verdict.SAT, "a counterexample was replayed in the reference network")
                 return
@@ -115,23 +141,33 @@ class _Run:
 
     # -- phases -----------------------------------------------------------------------------------------------------
 
-    def _parity(self, placed: Placed) -> str | None:
-        problem = self.problem
-        return parity(
-            self.network, placed.backend.weights, problem.witness_lower[0], problem.witness_upper[0], self.config.seed
-        )
+    @cached_property
+    def _own(self) -> tuple[WeightStore, torch.device]:
+        """All weights for this rank alone, and where they are: the host when they are shared with other ranks."""
+        placed = self.crew.placed
+        if self.world.size == 1 or self.config.parallel.backend == "single":
+            return placed.backend.weights, placed.backend.device
+        host = Resident(torch.device("cpu"), 0)
+        for handle, tensor in self.network.graph.parameters.items():
+            host.put(handle, tensor)
+        return host, host.device
 
-    def _attack(self, placed: Placed, config: AttackConfig) -> None:
+    def _parity(self) -> str | None:
+        problem = self.problem
+        return parity(self.network, self._own[0], problem.witness_lower[0], problem.witness_upper[0], self.config.seed)
+
+    def _attack(self, config: AttackConfig) -> None:
         """Look for a counterexample, also near the minimisers of the rows that the root could not refute."""
-        points = [r.candidates for r in self.roots if r.candidates.size]
+        points = [r.candidates for r in self.crew.roots if r.candidates.size]
+        store, device = self._own
         with self._phase("attack"):
             self.witness = pgd.search(
                 self.network.graph,
-                placed.backend.weights,
+                store,
                 self.problem,
                 config,
                 self.deadline.sub(config.time_fraction * min(self.deadline.limit, 600.0)),
-                device=placed.backend.device,
+                device=device,
                 seed=self.config.seed + len(self.statistics),
                 accept=self._accept,
                 cases=self.open.tolist(),
@@ -139,71 +175,39 @@ class _Run:
                 progress=self.progress,
             )
 
-    def _bound(self, placed: Placed) -> None:
+    def _bound(self) -> None:
         with self._phase("root bounds"):
             for cases in open_boxes(self.problem, self.open):
-                root = placed.retry(
-                    partial(
-                        bound_root,
-                        self.network.graph,
-                        placed.backend,
-                        self.problem,
-                        cases,
-                        self.config,
-                        self.deadline.limit,
-                        self.deadline,
-                        lambda name: self.progress.update(step=name),
-                    )
-                )
-                self.roots.append(root)
+                root: Root = self.crew.together("bound", cases=cases, limit=self.deadline.limit)
                 self._close(cases, root.open)
-            worst = [float(r.gap.min()) for r in self.roots if r.gap.size]
+            roots = self.crew.roots
+            worst = [float(r.gap.min()) for r in roots if r.gap.size]
             self.statistics["root"] = {
-                "method": self.roots[-1].method,
+                "method": roots[-1].method,
                 "open": int(self.open.size),
                 "worst": min(worst) if worst else None,
             }
             self.reason = f"{self.open.size} cases are left open after the root bounds" if worst else ""
 
-    def _split_inputs(self, placed: Placed, share: float, domains: int | None) -> None:
+    def _split_inputs(self, share: float, domains: int | None) -> None:
         limits = [n for n in (domains, self.config.bab.max_domains) if n is not None]
         bab = self.config.bab.model_copy(update={"max_domains": min(limits, default=None)})
-        deadline = self.deadline if share == 1.0 else self.deadline.sub(share * min(self.deadline.remaining(), 600.0))
+        seconds = math.inf if share == 1.0 else share * min(self.deadline.remaining(), 600.0)
         with self._phase("branch and bound on inputs"):
-            ended = input_split.search(
-                self.network.graph,
-                placed.backend,
-                self.problem,
-                self.open,
-                bab,
-                self.config.numerics.certify,
-                deadline,
-                self.progress,
-                self._accept,
-            )
+            ended = self.crew.together("split_inputs", cases=self.open, bab=bab, seconds=seconds)
             self.statistics["input_split"] = dict(ended.statistics)
             self.witness, self.open, self.reason = ended.witness, np.asarray(ended.open), ended.reason
 
-    def _split_neurons(self, placed: Placed) -> None:
+    def _split_neurons(self) -> None:
         with self._phase("branch and bound on neurons"):
-            for root in self.roots:
+            for number, root in enumerate(self.crew.roots):
                 if not root.open.size:
                     continue
                 self.deadline.check()
                 if root.rows is None:
                     self.reason = "the configured bounds leave rows open and have no slopes to search with"
                     return
-                ended = relu_split.search(
-                    self.network.graph,
-                    placed.backend,
-                    root.state,
-                    root.rows,
-                    self.config.bab,
-                    self.deadline,
-                    self.progress,
-                    self._accept,
-                    placed.pool_bytes,
-                )
+                ended = self.crew.together("split_neurons", root=number)
                 self.statistics["relu_split"] = ended.statistics
                 self.witness, self.reason = ended.witness, ended.reason
                 if ended.witness is not None:
@@ -217,7 +221,10 @@ class _Run:
     # -- verdicts -----------------------------------------------------------------------------------------------------
 
     def _accept(self, x: np.ndarray) -> Witness | None:
-        return replay(self.network, self.problem, x)
+        found = replay(self.network, self.problem, x)
+        if found is not None:
+            self.witness = found  # it stands, whatever happens to other ranks from here on
+        return found
 
     def _close(self, cases: np.ndarray, still: np.ndarray) -> None:
         """Drop the refuted ones among ``cases``."""
@@ -228,6 +235,10 @@ class _Run:
             self.stop(Verdict.UNSAT, reason)
         else:
             self.stop(Verdict.ERROR, f"the graph does not agree with the reference network: {self.mismatch}")
+
+    def lost(self, error: RankFailed) -> None:
+        """A rank is gone: nothing is proved any more; a witness stands."""
+        self.stop(Verdict.UNKNOWN if self.world.heart.memory else Verdict.ERROR, str(error))
 
     def stop(self, verdict: Verdict, reason: str) -> None:
         if self.witness is not None:
@@ -244,6 +255,7 @@ class _Run:
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
         self.progress.phase(name)
+        self.world.heart.phase(name)
         start = time.monotonic()
         try:
             yield

@@ -1,0 +1,106 @@
+"""Many ranks: whole chunks of rows are dealt to them, and what they find is put together in order.
+
+Only bounds travel. A chunk is the same kernel call on whichever rank it runs, so the bits do not depend on how many
+there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from verifier.core.backend import SHARD_ROWS, Chunk, Group, canonical_chunks
+from verifier.core.deadline import Deadline
+from verifier.core.handles import WeightStore
+
+_AGREEMENTS: dict[str, Callable[[list[float]], float]] = {"max": max, "min": min, "sum": sum}
+
+
+class AgreedDeadline(Deadline):
+    """Expires for all ranks at the same question: when it has expired for one of them.
+
+    Args:
+        agree: combines a value of every rank.
+    """
+
+    def __init__(self, own: Deadline, agree: Callable[[float, str], float]) -> None:
+        super().__init__(own.limit, own.start)
+        self._agree = agree
+
+    def expired(self) -> bool:
+        return self._agree(float(super().expired()), "max") > 0
+
+    def sub(self, seconds: float) -> Deadline:
+        return AgreedDeadline(super().sub(seconds), self._agree)
+
+
+class DistributedBackend:
+    """Replicated or sharded weights, and rows dealt to ranks.
+
+    Args:
+        everyone: ranks that work in lockstep.
+        weights: a filled store; if it gathers, then from ranks of ``everyone``.
+        sharded: deal rows; otherwise every rank computes all of them.
+    """
+
+    summands = 1
+
+    def __init__(
+        self, everyone: Group, device: torch.device, weights: WeightStore, chunk_bytes: int, sharded: bool = True
+    ) -> None:
+        self.device, self.weights, self.chunk_bytes = device, weights, chunk_bytes
+        self._everyone, self._sharded = everyone, sharded
+
+    @property
+    def rank(self) -> int:
+        return self._everyone.rank
+
+    @property
+    def size(self) -> int:
+        return self._everyone.size
+
+    def _dealt(self, n_rows: int) -> bool:
+        return self._sharded and n_rows >= SHARD_ROWS and self.size > 1
+
+    def row_chunks(self, n_rows: int, row_bytes: int) -> Sequence[Chunk]:
+        chunks = canonical_chunks(n_rows, row_bytes, self.chunk_bytes)
+        if not self._dealt(n_rows):
+            return chunks
+        each = -(-len(chunks) // self.size)
+        # Ranks keep in step: where their number does not divide that of the chunks, the last ones get empty chunks.
+        padding = Chunk(n_rows, n_rows, chunks[0].size)
+        dealt = [*chunks, *[padding] * (each * self.size - len(chunks))]
+        return dealt[self.rank * each : (self.rank + 1) * each]
+
+    def gather_rows(self, n_rows: int, parts: Sequence[tuple[Chunk, Tensor]]) -> Tensor:
+        if not self._dealt(n_rows):
+            return torch.cat([value[:, : chunk.stop - chunk.start] for chunk, value in parts], dim=1)
+        mine = torch.cat([value for _, value in parts], dim=1)
+        # Chunks have equal sizes and padding comes last: all ranks' rows in order are the rows in order.
+        return self._everyone.all_gather(mine).transpose(0, 1).flatten(1, 2)[:, :n_rows].contiguous()
+
+    def agree(self, value: float, op: str = "max") -> float:
+        return _AGREEMENTS[op]([v for (v,) in self._everyone.numbers([value])])
+
+    def together(self, deadline: Deadline) -> Deadline:
+        return AgreedDeadline(deadline, self.agree) if self.size > 1 else deadline
+
+    def total(self, partial: Tensor) -> Tensor:
+        return partial
+
+    def elements(self, index: int, mask: Tensor) -> Tensor:
+        return mask.flatten().nonzero()[:, 0]
+
+    def here(self, index: int, elements: Tensor) -> tuple[Tensor, Tensor | None]:
+        return elements, None
+
+    def whole(self, index: int, value: Tensor) -> Tensor:
+        return value
+
+    def part(self, index: int, value: Tensor) -> Tensor:
+        return value
+
+    def close(self) -> None:
+        """The world ends the group."""
