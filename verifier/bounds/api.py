@@ -40,7 +40,7 @@ class NetworkBounds:
 
     Attributes:
         plain: before certification.
-        certified: valid in exact arithmetic; the same nodes.
+        certified: valid in exact arithmetic; the same nodes, or none when certification is turned off.
         slopes: relaxation parameters of the output rows after optimisation, by node and parameter name.
         slope_bytes: bytes of slopes, gradients and optimiser moments alive at once for the output rows.
     """
@@ -61,23 +61,30 @@ def compute_graph_bounds(
     hidden: Schedule | None = None,
     final: Schedule | None = None,
     deadline: Deadline | None = None,
+    certify: bool = True,
 ) -> NetworkBounds:
     """Lower and upper bounds of every output element, and of every pre-activation when ``intermediate``.
 
     Args:
         lower, upper: float32 (*input_shape) or flat.
         hidden, final: how alpha-CROWN optimises the hidden nodes (layerwise) and the output rows.
+        certify: run the method a second time in float64 with rounding charged; without it nothing is certified.
     """
     deadline = deadline or Deadline()
     shape = (1, *graph.input_shape)
     box = Interval(lower.reshape(shape).to(backend.device), upper.reshape(shape).to(backend.device))
     hidden, final = hidden or Schedule(10), final or Schedule(10)
     plain, slopes, size = _run(graph, backend, _plain_state(graph, backend, box), method, hidden, final, deadline)
-    sure, _, _ = _run(graph, backend, initial_state(graph, backend, box), method, hidden, final, deadline)
     names = _names(graph, intermediate)
+    found = {graph.nodes[i].name: _one(plain.bounds[i]) for i in names}
+    del plain  # the certified run needs the room
+    certified: dict[str, Interval] = {}
+    if certify:
+        sure, _, _ = _run(graph, backend, initial_state(graph, backend, box), method, hidden, final, deadline)
+        certified = {graph.nodes[i].name: _one(sure.bounds[i]) for i in names}
     return NetworkBounds(
-        {graph.nodes[i].name: _one(plain.bounds[i]) for i in names},
-        {graph.nodes[i].name: _one(sure.bounds[i]) for i in names},
+        found,
+        certified,
         {f"{graph.nodes[i].name}.{k}": v[0] for i, group in slopes.items() for k, v in group.items()},
         size,
     )

@@ -15,6 +15,31 @@ from verifier.graph.op import AffineOp, Params, Shape, folded_terms
 from verifier.ops.layout import reduce_count, unbroadcast
 
 
+# Most bytes of |W| that are made at once; a multiple of any reasonable row, and small beside a layer worth sharding.
+_BLOCK_BYTES = 4 << 20
+
+
+def absolute_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x |W|^T + |b| without ever holding a second copy of a large W: |W| is made in blocks of whole rows.
+
+    The cut depends on the weight's shape and dtype alone, so that equal layers give equal kernel calls everywhere.
+
+    Args:
+        x: (..., in).
+        weight: (out, in).
+        bias: (out,).
+    """
+    out, width = weight.shape
+    rows = max(1, _BLOCK_BYTES // max(1, width * weight.element_size()))
+    if rows >= out:
+        return F.linear(x, weight.abs(), None if bias is None else bias.abs())
+    y = x.new_empty((*x.shape[:-1], out))
+    for i in range(0, out, rows):
+        part = slice(i, min(i + rows, out))
+        y[..., part] = F.linear(x, weight[part].abs(), None if bias is None else bias[part].abs())
+    return y
+
+
 @dataclass(frozen=True)
 class Linear(AffineOp):
     """y = x W^T + b on the last dim.
@@ -46,10 +71,10 @@ class Linear(AffineOp):
         return (a @ p[1]).flatten(1).sum(1) if a.ndim > 2 else a @ p[1]
 
     def spread(self, rs: Sequence[Tensor], p: Params) -> Tensor:
-        return F.linear(rs[0], p[0].abs())
+        return absolute_product(rs[0], p[0], None)
 
     def magnitude(self, ms: Sequence[Tensor], p: Params) -> Tensor:
-        return F.linear(ms[0], p[0].abs(), p[-1].abs() if self.bias is not None else None)
+        return absolute_product(ms[0], p[0], p[-1] if self.bias is not None else None)
 
     def forward_terms(self, in_shapes: Sequence[Shape], out_shape: Shape) -> int:
         return self.weight.shape[1] + 1 + folded_terms(self.folded, self.bias_magnitude)
