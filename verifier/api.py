@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from verifier.config import Config, as_config
 from verifier.core.deadline import Deadline
 from verifier.core.errors import InputError
+from verifier.core.inventory import Inventory
 from verifier.core.progress import Progress, SilentProgress
 
 if TYPE_CHECKING:
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Bounds:
-    """What :func:`compute_bounds` returns; float32, on the CPU, valid in exact arithmetic.
+    """What :func:`compute_bounds` returns; float32, on the CPU; valid in exact arithmetic unless ``numerics.certify``
+    is off.
 
     Attributes:
         lower, upper: of the output, in its shape.
@@ -105,10 +107,11 @@ def compute_bounds(
     network = load_any(module, low.shape)
     if network.n_in != low.size:
         raise InputError(f"the box has {low.size} inputs but the network takes {list(network.input_shape)}")
-    _, found = bound_network(network, round_down(low), -round_down(-up), as_config(config), method, return_intermediate)
+    settings = as_config(config)
+    _, found = bound_network(network, round_down(low), -round_down(-up), settings, method, return_intermediate)
     name = network.graph.nodes[network.graph.output].name
-    output = found.certified[name]
-    return Bounds(output.lower, output.upper, dict(found.certified) if return_intermediate else {})
+    bounds = found.certified if settings.numerics.certify else found.plain
+    return Bounds(bounds[name].lower, bounds[name].upper, dict(bounds) if return_intermediate else {})
 
 
 def bound_network(
@@ -136,9 +139,23 @@ def bound_network(
             intermediate,
             Schedule(hidden, alpha.learning_rate, decay=alpha.decay),
             Schedule(alpha.iterations, alpha.learning_rate, decay=alpha.decay),
+            certify=config.numerics.certify,
         )
 
     return placed, placed.retry(work)
+
+
+def measured_bounds(
+    network: Network, lower: np.ndarray, upper: np.ndarray, config: Config, method: Method, intermediate: bool
+) -> tuple[NetworkBounds, list[Inventory]]:
+    """:func:`bound_network`, and what it took of every rank's memory, from the placing of the weights on."""
+    from verifier.core.tracker import measured_peak
+    from verifier.solver.place import device_of
+
+    with measured_peak(device_of(config), network.graph.parameters.values()) as peak:
+        placed, found = bound_network(network, lower, upper, config, method, intermediate)
+    backend = placed.backend
+    return found, [Inventory(backend.rank, backend.weights.resident_bytes(), backend.usage, peak.bytes, peak.kind)]
 
 
 def round_down(values: np.ndarray) -> np.ndarray:

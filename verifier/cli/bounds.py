@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,8 +15,6 @@ from verifier.report.files import sha256
 from verifier.report.record import to_json, versions
 
 if TYPE_CHECKING:
-    import torch
-
     from verifier.bounds.api import Method
     from verifier.core.interval import Interval
 
@@ -32,7 +29,6 @@ def bounds_json(
     """
     start = time.monotonic()
     from verifier import api
-    from verifier.bounds.crown import row_bytes
 
     problem = api.load_problem(vnnlib)
     if case >= problem.n_cases:
@@ -41,32 +37,20 @@ def bounds_json(
     api.check_sizes(network, problem)
     box = int(problem.case_box[case])
     loaded = time.monotonic()
-    placed, found = api.bound_network(network, problem.lower[box], problem.upper[box], config, method, intermediate)
-    graph, backend = network.graph, placed.backend
-    one_row = row_bytes(graph, 1, _float32())
-    widest = max((node.size for node in graph.nodes), default=1)
-    chunk = max((part.size for part in backend.row_chunks(2 * widest, one_row)), default=0)
-    quarter = found.slope_bytes // 4  # slopes, their gradients and the optimiser's two moments are alike
+    lower, upper = problem.lower[box], problem.upper[box]
+    found, memory = api.measured_bounds(network, lower, upper, config, method, intermediate)
     record = bounds_record(
         {name: _arrays(bounds) for name, bounds in found.plain.items()},
         {name: _arrays(bounds) for name, bounds in found.certified.items()},
         {name: values.detach().cpu().numpy() for name, values in found.slopes.items()} if slopes else None,
-        {
-            "weights": backend.weights.resident_bytes(),
-            "A": 0 if method == "ibp" else chunk * one_row,
-            "slopes": quarter,
-            "gradients": quarter,
-            "optimizer": 2 * quarter,
-            "domains": 0,
-        },
-        _peak(backend.device),
+        [rank.entry() for rank in memory],
         {
             "onnx": {"path": str(onnx), "sha256": sha256(onnx)},
             "vnnlib": {"path": str(vnnlib), "sha256": sha256(vnnlib)},
             "case": case,
             "method": method,
             "seed": config.seed,
-            "device": backend.device.type,
+            "device": api.resolve_device(config.device),
             "config": config.model_dump(mode="json"),
             "versions": versions(),
             "seconds": {
@@ -79,20 +63,5 @@ def bounds_json(
     return to_json(record, indent=1)
 
 
-def _float32() -> torch.dtype:
-    import torch
-
-    return torch.float32
-
-
 def _arrays(bounds: Interval) -> Pair:
     return np.asarray(bounds.lower.detach().cpu()), np.asarray(bounds.upper.detach().cpu())
-
-
-def _peak(device: torch.device) -> int:
-    """Most bytes taken at once: by tensors on a GPU, by the whole process on a CPU."""
-    import torch
-
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -151,6 +151,7 @@ def _answer(job: Job, progress: PipeProgress) -> Outcome:
         certified=result.certified,
         seconds=dict(result.seconds),
         statistics=plain(result.statistics),
+        memory=result.memory,
         device=api.resolve_device(job.config.device),
         exit_code=1 if result.verdict is Verdict.ERROR else 0,
     )

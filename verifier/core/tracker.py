@@ -11,13 +11,13 @@ import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-PeakKind = Literal["allocator", "tensors", "rss"]
+from verifier.core.inventory import PeakKind
 
 
 class ByteTracker(TorchDispatchMode):
@@ -111,6 +111,7 @@ def measured_peak(device: torch.device, baseline: Iterable[Tensor] = ()) -> Iter
     """
     found = Peak()
     if device.type == "cuda":
+        torch.cuda.init()
         torch.cuda.reset_peak_memory_stats(device)
         try:
             yield found

@@ -14,7 +14,6 @@ from verifier.core.handles import Handle
 from verifier.graph.op import AffineOp, Params, Shape, folded_terms
 from verifier.ops.layout import reduce_count, unbroadcast
 
-
 # Most bytes of |W| that are made at once; a multiple of any reasonable row, and small beside a layer worth sharding.
 _BLOCK_BYTES = 4 << 20
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from verifier.core.backend import Chunk, canonical_chunks
 from verifier.core.deadline import Deadline
 from verifier.core.handles import Handle
+from verifier.core.inventory import Usage
 from verifier.graph.graph import Graph
 
 
@@ -60,6 +61,7 @@ class SingleBackend:
     def __init__(self, graph: Graph, device: torch.device, chunk_bytes: int = 256 << 20) -> None:
         self.device = device
         self.weights = Resident(device)
+        self.usage = Usage()
         self.chunk_bytes = chunk_bytes
         for handle, tensor in graph.parameters.items():
             self.weights.put(handle, tensor)

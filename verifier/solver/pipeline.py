@@ -21,6 +21,7 @@ from verifier.bab import input_split, relu_split
 from verifier.config import AttackConfig, Config
 from verifier.core.deadline import Deadline
 from verifier.core.errors import DeadlineExceeded, MemoryExceeded
+from verifier.core.inventory import Inventory, process_peak
 from verifier.core.problem import Problem
 from verifier.core.progress import Progress
 from verifier.core.result import Result, Verdict, Witness
@@ -68,6 +69,7 @@ class _Run:
     reason: str = ""
     seconds: dict[str, float] = field(default_factory=dict)
     statistics: dict[str, Any] = field(default_factory=dict)
+    placed: Placed | None = None
     mismatch: str | None = None
     open: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     roots: list[Root] = field(default_factory=list)
@@ -78,7 +80,7 @@ class _Run:
             self._proved("no case is left: the unsafe set is empty")
             return
         with self._phase("set-up"):
-            placed = place(self.network.graph, self.config)
+            placed = self.placed = place(self.network.graph, self.config)
             found = features(self.network.graph, self.problem)
             self.mismatch = self._parity(placed)
         for phase in self._phases(found):
@@ -239,7 +241,8 @@ class _Run:
     def result(self) -> Result:
         certified = self.verdict is Verdict.UNSAT and self.config.numerics.certify
         witness = self.witness if self.verdict is Verdict.SAT else None
-        return Result(self.verdict, self.reason, witness, certified, self.seconds, self.statistics)
+        memory = None if self.placed is None else {"ranks": [_inventory(self.placed).entry()]}
+        return Result(self.verdict, self.reason, witness, certified, self.seconds, self.statistics, memory)
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
@@ -249,3 +252,13 @@ class _Run:
             yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - start
+
+
+def _inventory(placed: Placed) -> Inventory:
+    """What a query took. On the CPU the peak is the process's: counting tensors would slow the search down."""
+    backend = placed.backend
+    if backend.device.type == "cuda":
+        peak, kind = int(torch.cuda.max_memory_allocated(backend.device)), "allocator"
+    else:
+        peak, kind = process_peak(), "rss"
+    return Inventory(backend.rank, backend.weights.resident_bytes(), backend.usage, peak, kind)

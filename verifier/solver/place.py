@@ -73,6 +73,8 @@ def place(graph: Graph, config: Config) -> Placed:
     """Put a graph's weights on the configured device."""
     device = device_of(config)
     if device.type == "cuda":
+        torch.cuda.init()
+        torch.cuda.reset_peak_memory_stats(device)
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cudnn.deterministic = True
