@@ -4,9 +4,8 @@ ONNX and changes nothing; the command line goes through here too.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,9 +14,6 @@ from verifier.config import Config, as_config
 from verifier.core.deadline import Deadline
 from verifier.core.errors import ConfigError, InputError
 from verifier.core.progress import Progress, SilentProgress
-
-# Reading large files can keep the interpreter busy for as long as this without a sign of life.
-_LONG_LOAD_SECONDS = 600.0
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,7 +30,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Bounds:
-    """What :func:`compute_bounds` returns; float32, on the CPU, valid in exact arithmetic.
+    """What :func:`compute_bounds` returns; float32, on the CPU; valid in exact arithmetic unless ``numerics.certify``
+    is off.
 
     Attributes:
         lower, upper: of the output, in its shape.
@@ -74,8 +71,8 @@ def verify(
     if timeout is not None and not timeout > 0:
         raise InputError(f"timeout is {timeout}; give a positive number of seconds")
     settings, deadline = as_config(config), Deadline(timeout)
-    with job(settings) as world:
-        return answer(network, property, settings, deadline, SilentProgress(), input_shape, world)
+    with job(settings) as ranks:
+        return answer(network, property, settings, deadline, SilentProgress(), input_shape, ranks)
 
 
 def compute_bounds(
@@ -118,16 +115,46 @@ def compute_bounds(
             raise InputError(f"the box has {low.size} inputs but the network takes {list(network.input_shape)}")
         return network
 
-    with job(settings) as world:
-        found = bound_network(
-            world, load, round_down(low), -round_down(-up), settings, method, return_intermediate
-        ).bounds
-    output = found.certified[found.output]
-    return Bounds(output.lower, output.upper, dict(found.certified) if return_intermediate else {})
+    with job(settings) as ranks:
+        found = bound_network(ranks, load, round_down(low), -round_down(-up), settings, method, return_intermediate)
+    bounds = found.bounds.certified if settings.numerics.certify else found.bounds.plain
+    output = bounds[found.output]
+    return Bounds(output.lower, output.upper, dict(bounds) if return_intermediate else {})
+
+
+class Job:
+    """The ranks that answer a query together; they start up while this one reads files.
+
+    Attributes:
+        rank: of this process; rank 0 reads the files and has the answer, the others take part.
+    """
+
+    def __init__(self, rank: int, join: Callable[[], World], stop: Callable[[], None] | None = None) -> None:
+        self.rank = rank
+        self._join, self._stop = join, stop
+        self._world: World | None = None
+
+    def join(self) -> World:
+        """Wait for all ranks."""
+        if self._world is None:
+            self._world = self._join()
+        return self._world
+
+    @property
+    def witness(self) -> Any:
+        """A counterexample that was replayed, or None."""
+        return None if self._world is None else self._world.witness
+
+    def close(self) -> None:
+        """End the other ranks, whatever they do."""
+        if self._world is not None:
+            self._world.close()
+        elif self._stop is not None:
+            self._stop()
 
 
 @contextmanager
-def job(config: Config, fatal: Callable[[str], None] | None = None) -> Iterator[World]:
+def job(config: Config, fatal: Callable[[str], None] | None = None) -> Iterator[Job]:
     """The ranks that a configuration asks for, or that torchrun has started; ended on the way out.
 
     Args:
@@ -136,17 +163,18 @@ def job(config: Config, fatal: Callable[[str], None] | None = None) -> Iterator[
     Raises:
         ConfigError: what was started does not match what is configured.
     """
-    wanted = config.parallel.ranks
-    if wanted == 1 and "WORLD_SIZE" not in os.environ:
-        from verifier.parallel.world import solo
-        from verifier.solver.place import check_parallel, device_of
+    found = _start(config, fatal)
+    try:
+        yield found
+    finally:
+        found.close()
 
-        check_parallel(config, 1)
-        yield solo(device_of(config))
-        return
+
+def _start(config: Config, fatal: Callable[[str], None] | None) -> Job:
     from verifier.parallel.world import LocalRanks, join, rank_device, solo, under_torchrun
-    from verifier.solver.place import check_parallel, rank_threads
+    from verifier.solver.place import check_parallel, device_of, rank_threads
 
+    wanted = config.parallel.ranks
     place = under_torchrun()
     if place is not None:
         if wanted not in (1, "auto", place.size):
@@ -154,27 +182,21 @@ def job(config: Config, fatal: Callable[[str], None] | None = None) -> Iterator[
                 f"torchrun started {place.size} ranks but parallel.ranks is {wanted}; leave it out or make them equal"
             )
         check_parallel(config, place.size)
-        world = join(place, rank_device(config.device, place.local_rank), fatal=fatal)
-    else:
-        device = rank_device(config.device, 0)
-        if wanted == "auto":
-            import torch
+        return Job(place.rank, lambda: join(place, rank_device(config.device, place.local_rank), fatal=fatal))
+    if wanted == "auto":
+        import torch
 
-            wanted = max(1, torch.cuda.device_count()) if device.type == "cuda" else 1
-        check_parallel(config, wanted)
-        if wanted == 1:
-            yield solo(device)
-            return
-        command = ["-m", "verifier", "rank", "--device", config.device]
-        world = LocalRanks(wanted, command, config.parallel.logs, rank_threads(config, wanted)).lead(device, fatal)
-    try:
-        yield world
-    finally:
-        world.close()
+        wanted = max(1, torch.cuda.device_count()) if device_of(config).type == "cuda" else 1
+    check_parallel(config, wanted)
+    if wanted == 1:
+        return Job(0, lambda: solo(device_of(config)))
+    command = ["-m", "verifier", "rank", "--device", config.device]
+    ranks = LocalRanks(wanted, command, config.parallel.logs, rank_threads(config, wanted))
+    return Job(0, lambda: ranks.lead(rank_device(config.device, 0), fatal), ranks.close)
 
 
 def bound_network(
-    world: World,
+    ranks: Job,
     load: Callable[[], Network],
     lower: np.ndarray,
     upper: np.ndarray,
@@ -189,20 +211,20 @@ def bound_network(
         load: gives the network; called on rank 0 alone.
         slopes: give the optimised slopes of the output rows too.
     """
-    from verifier.solver.crew import Crew, follow, share_query
+    from verifier.solver.crew import Crew, dismiss, follow, share_query
     from verifier.solver.place import cpu_threads
 
-    if world.rank != 0:
-        return follow(world)
-    with world.heart.announced(_LONG_LOAD_SECONDS):
-        network = load()
+    if ranks.rank != 0:
+        return follow(ranks.join())
+    network = load()
+    world = ranks.join()
     share_query(world, network.graph, None, config)
     with cpu_threads(network.graph, config, world.local_size):
         crew = Crew(network.graph, None, config, world, Deadline(), SilentProgress())
         found: BoundsOfAll = crew.together(
             "bounds", lower=lower, upper=upper, method=method, intermediate=intermediate, slopes=slopes
         )
-        crew.end(found)
+        dismiss(world, found)
     return found
 
 
@@ -221,27 +243,29 @@ def answer(
     deadline: Deadline,
     progress: Progress,
     input_shape: tuple[int, ...] | None = None,
-    world: World | None = None,
+    ranks: Job | None = None,
 ) -> Result:
     """:func:`verify` with a clock that may have started earlier and someone who listens.
 
     Args:
-        world: the ranks of the job; all of them return the answer of rank 0, which alone reads the files.
+        ranks: of the job; all of them return the answer of rank 0. Default: this process alone.
     """
-    if world is not None and world.rank != 0:
+    if ranks is not None and ranks.rank != 0:
         from verifier.solver.crew import follow
 
-        return follow(world)
-    with world.heart.announced(_LONG_LOAD_SECONDS) if world is not None else nullcontext():
-        progress.phase("property")
-        problem = load_problem(property, deadline)
-        progress.phase("network")
-        from verifier.solver.pipeline import solve
+        return follow(ranks.join())
+    progress.phase("property")
+    problem = load_problem(property, deadline)
+    progress.phase("network")
+    from verifier.solver.pipeline import solve
 
-        loaded = load_any(network, input_shape or (1, problem.n_in))
-        check_sizes(loaded, problem)
-        deadline.check("loading")
-    return solve(loaded, problem, config, deadline, progress, world)
+    loaded = load_any(network, input_shape or (1, problem.n_in))
+    check_sizes(loaded, problem)
+    deadline.check("loading")
+    if ranks is None:
+        return solve(loaded, problem, config, deadline, progress)
+    progress.phase("ranks")
+    return solve(loaded, problem, config, deadline, progress, ranks.join())
 
 
 def load_problem(property: str | Path | Problem, deadline: Deadline | None = None) -> Problem:

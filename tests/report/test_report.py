@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from verifier.config import Config
 from verifier.core.errors import InputError
+from verifier.core.inventory import Inventory, RowState, Usage
 from verifier.report.bounds import bounds_record, fingerprint, hex_floats
 from verifier.report.console import Console, count, status_line
 from verifier.report.files import result_text, sha256, write_atomic
@@ -88,6 +89,22 @@ def record(outcome: Outcome) -> dict:
     return verify_record(outcome, file, file, 10.0, config, 1.23456, versions())
 
 
+def inventory(rank: int) -> Inventory:
+    usage = Usage()
+    usage.note_coefficients(400)
+    usage.note_rows(RowState(80, 20, 40, 1) + RowState(80, 20, 40, 1))
+    usage.note_rows(RowState(100, 50, 50, 1))
+    return Inventory(rank, 1000, usage, 5000, "tensors")
+
+
+def test_an_inventory_keeps_the_largest_of_every_kind() -> None:
+    entry = inventory(3).entry()
+    assert entry["resident"] == {
+        "weights": 1000, "A": 400, "slopes": 160, "gradients": 40, "optimizer": 80, "domains": 0,
+    }  # fmt: skip
+    assert (entry["rank"], entry["chunks"], entry["peak"], entry["peak_kind"]) == (3, 2, 5000, "tensors")
+
+
 WITNESS = {"inputs": [0.5], "outputs": [1.0], "margin": 0.0, "case": 0}
 
 
@@ -95,7 +112,13 @@ WITNESS = {"inputs": [0.5], "outputs": [1.0], "margin": 0.0, "case": 0}
     "outcome",
     [
         Outcome("sat", "found", "((X_0 0.5)\n (Y_0 1.0))", WITNESS),
-        Outcome("unsat", "proved", certified=True, statistics={"root": {"worst": 0.1}, "relu_split": {"domains": 4}}),
+        Outcome(
+            "unsat",
+            "proved",
+            certified=True,
+            statistics={"root": {"worst": 0.1}, "relu_split": {"domains": 4}},
+            memory={"ranks": [inventory(0).entry()]},
+        ),
         Outcome("unknown", "left", statistics={"input_split": {"domains": 5}, "relu_split": {"domains": 4}}),
         Outcome("timeout", "late", statistics={"open": 3, "domains": 7}, notes=("fell back",)),
         Outcome("error", "broken", error={"kind": "X", "message": "broken"}, exit_code=1),
@@ -255,14 +278,22 @@ def test_bounds_record_follows_the_schema() -> None:
         "versions": versions(),
         "seconds": {"total": 0.5},
     }
-    kinds = dict.fromkeys(("weights", "A", "slopes", "gradients", "optimizer", "domains"), 0)
-    made = bounds_record({"y": pair}, {"y": pair}, {"z.alpha": np.ones((2, 3))}, kinds, None, head)
+    ranks = [inventory(rank).entry() for rank in range(2)]
+    made = bounds_record({"y": pair}, {"y": pair}, {"z.alpha": np.ones((2, 3))}, ranks, head)
     jsonschema.validate(json.loads(to_json(made)), schema("bounds"))
     assert made["bounds"]["y"] == {"lower": ["-0x1.8000000000000p+0", "-inf"], "upper": ["inf", "0x1.99999a0000000p-4"]}
-    broken = json.loads(to_json(made))
-    broken["bounds"]["y"]["lower"][0] = "-1.5"
-    with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate(broken, schema("bounds"))
+    jsonschema.validate({**json.loads(to_json(made)), "certified": {}}, schema("bounds"))
+    for break_it in (
+        lambda r: r["bounds"]["y"]["lower"].__setitem__(0, "-1.5"),
+        lambda r: r["memory"]["ranks"][1].pop("peak_kind"),
+        lambda r: r["memory"]["ranks"][0].update(peak=None),
+        lambda r: r["memory"]["ranks"][0]["resident"].pop("A"),
+        lambda r: r["memory"].update(ranks=[]),
+    ):
+        broken = json.loads(to_json(made))
+        break_it(broken)
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(broken, schema("bounds"))
 
 
 def test_fingerprint_depends_on_values_and_shape() -> None:

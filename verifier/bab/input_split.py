@@ -341,6 +341,7 @@ class _Search:
     def _stop(self) -> str:
         """Why to stop now, or nothing."""
         limit = self.config.max_domains
+        self.backend.usage.note_domains(self.pool.bytes)
         if self.deadline.expired():
             return f"the time limit was reached with {len(self.pool)} input boxes open"
         if limit is not None and self.figures.domains >= limit:

@@ -133,6 +133,7 @@ class _Search:
                 return self._result("time limit reached")
             if self.config.max_domains is not None and self.bounded >= self.config.max_domains:
                 return self._result("domain limit reached")
+            self.backend.usage.note_domains(self.pool.bytes())
             crowded = self.pool.bytes() > self.memory_limit // 2
             if self.pool.bytes() > self.memory_limit:
                 return self._result("memory for open domains used up")
@@ -238,6 +239,7 @@ class _Search:
             signs,
             self.space.scatter(part["beta"]),
         )
+        self.backend.usage.note_rows(found.state)
         lead = (part["case"].shape[0], self.rows)
         out = dict(part)
         out["alpha"] = self.space.collect({i: p["alpha"] for i, p in found.parameters.items() if "alpha" in p}, lead)

@@ -14,7 +14,7 @@ One forward sweep yields all gradients; its input is a counterexample candidate 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -36,6 +36,7 @@ from verifier.bounds.walk import Walk, backward, concretise, minimiser
 from verifier.core.backend import ParallelBackend
 from verifier.core.deadline import Deadline
 from verifier.core.interval import Interval
+from verifier.core.inventory import RowState
 from verifier.core.numerics import finite_lower
 from verifier.graph.graph import Graph, Node
 from verifier.graph.op import AffineOp, NonlinearOp, ParamSpec, Relaxation
@@ -63,6 +64,7 @@ class Optimised:
         multipliers: split multipliers >= 0 of the best iterates, by nonlinear node index, (B, S, *shape).
         candidate: (B, S, *input_shape), the last minimiser.
         kept: coefficients on nonlinear outputs in the last walk.
+        state: bytes that the optimisation kept for these rows.
     """
 
     lower: Tensor
@@ -70,6 +72,7 @@ class Optimised:
     multipliers: dict[int, Tensor]
     candidate: Tensor
     kept: dict[int, Tensor]
+    state: RowState = field(default_factory=RowState)
 
 
 def initial_parameters(
@@ -155,7 +158,8 @@ def optimise(
         rate *= schedule.decay
     assert best is not None and walk is not None
     candidate = minimiser(walk, box)
-    return Optimised(best, best_parameters, best_multipliers, candidate, walk.kept)
+    state = _row_state(parameters, multipliers, moments)
+    return Optimised(best, best_parameters, best_multipliers, candidate, walk.kept, state)
 
 
 def _keep(
@@ -171,6 +175,13 @@ def _keep(
     for new, kept in pairs:
         mask = better.reshape(*better.shape, *[1] * (new.dim() - 2))
         torch.where(mask, new, kept, out=kept)
+
+
+def _row_state(parameters: Parameters, multipliers: Mapping[int, Tensor], moments: _Moments) -> RowState:
+    """What one optimisation held: current and best iterates, the gradients of one node, the moments."""
+    groups = [list(group.values()) for group in parameters.values()] + [[m] for m in multipliers.values()]
+    sizes = [sum(t.numel() * t.element_size() for t in group) for group in groups]
+    return RowState(2 * sum(sizes), max(sizes, default=0) if moments.count else 0, moments.bytes(), 1)
 
 
 class _Planes:
@@ -206,6 +217,9 @@ class _Moments:
     def __init__(self) -> None:
         self.count = 0
         self._state: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}
+
+    def bytes(self) -> int:
+        return sum(t.numel() * t.element_size() for pair in self._state.values() for t in pair)
 
     def ascend(self, value: Tensor, gradient: Tensor, rate: float, key: tuple[int, str]) -> None:
         if key not in self._state:
@@ -295,17 +309,20 @@ def alpha_hidden(
         elements = mask.nonzero()[:, 0]
         rows = 2 * elements.shape[0]
         parts = []
+        total = RowState()
         for chunk in backend.row_chunks(rows, 3 * row_bytes(graph, 1, torch.float32, index)):
             deadline.check("alpha-CROWN")
             form = hidden_rows(elements, node.shape, chunk.start, chunk.stop, chunk.size, torch.float32)
             values, _ = initial_parameters(graph, state.bounds, chunk.size, index)
             found = optimise(graph, backend, {index: form}, state.box, state.bounds, values, schedule, deadline)
             lower = found.lower
+            total += found.state
             if state.certified:
                 exact = hidden_rows(elements, node.shape, chunk.start, chunk.stop, chunk.size, torch.float64)
                 planes = relaxations(graph, state.bounds, torch.float64, found.parameters, index)
                 lower, _ = lower_bounds(graph, backend, state, {index: exact}, planes, torch.float64, state.charges)
             parts.append((chunk, lower))
+        backend.usage.note_rows(total)
         tighten(state, index, elements, backend.gather_rows(rows, parts))
     return state
 

@@ -28,6 +28,7 @@ from verifier.bounds.crown import (
 from verifier.core.backend import ParallelBackend
 from verifier.core.deadline import Deadline
 from verifier.core.interval import Interval
+from verifier.core.inventory import RowState
 from verifier.core.numerics import outward
 from verifier.graph.graph import Graph
 
@@ -40,15 +41,13 @@ class NetworkBounds:
 
     Attributes:
         plain: before certification.
-        certified: valid in exact arithmetic; the same nodes.
+        certified: valid in exact arithmetic; the same nodes, or none when certification is turned off.
         slopes: relaxation parameters of the output rows after optimisation, by node and parameter name.
-        slope_bytes: bytes of slopes, gradients and optimiser moments alive at once for the output rows.
     """
 
     plain: dict[str, Interval]
     certified: dict[str, Interval]
     slopes: dict[str, Tensor]
-    slope_bytes: int
 
 
 def compute_graph_bounds(
@@ -62,6 +61,7 @@ def compute_graph_bounds(
     final: Schedule | None = None,
     deadline: Deadline | None = None,
     slopes: bool = True,
+    certify: bool = True,
 ) -> NetworkBounds:
     """Lower and upper bounds of every output element, and of every pre-activation when ``intermediate``.
 
@@ -69,21 +69,24 @@ def compute_graph_bounds(
         lower, upper: float32 (*input_shape) or flat.
         hidden, final: how alpha-CROWN optimises the hidden nodes (layerwise) and the output rows.
         slopes: keep the optimised slopes of the output rows.
+        certify: run the method a second time in float64 with rounding charged; without it nothing is certified.
     """
     deadline = deadline or Deadline()
     shape = (1, *graph.input_shape)
     box = Interval(lower.reshape(shape).to(backend.device), upper.reshape(shape).to(backend.device))
     hidden, final = hidden or Schedule(10), final or Schedule(10)
-    plain, found, size = _run(
-        graph, backend, _plain_state(graph, backend, box), method, hidden, final, deadline, slopes
-    )
-    sure, _, _ = _run(graph, backend, initial_state(graph, backend, box), method, hidden, final, deadline, False)
+    plain, kept = _run(graph, backend, _plain_state(graph, backend, box), method, hidden, final, deadline, slopes)
     names = _names(graph, intermediate)
+    found = {graph.nodes[i].name: _one(plain.bounds[i]) for i in names}
+    del plain  # the certified run needs the room
+    certified: dict[str, Interval] = {}
+    if certify:
+        sure, _ = _run(graph, backend, initial_state(graph, backend, box), method, hidden, final, deadline, False)
+        certified = {graph.nodes[i].name: _one(sure.bounds[i]) for i in names}
     return NetworkBounds(
-        {graph.nodes[i].name: _one(plain.bounds[i]) for i in names},
-        {graph.nodes[i].name: _one(sure.bounds[i]) for i in names},
-        {f"{graph.nodes[i].name}.{k}": v[0] for i, group in found.items() for k, v in group.items()},
-        size,
+        found,
+        certified,
+        {f"{graph.nodes[i].name}.{k}": v[0] for i, group in kept.items() for k, v in group.items()},
     )
 
 
@@ -110,15 +113,15 @@ def _run(
     final: Schedule,
     deadline: Deadline,
     slopes: bool,
-) -> tuple[BoundState, Parameters, int]:
+) -> tuple[BoundState, Parameters]:
     """One method on one state; the output node's bounds are put into the state."""
     if method == "ibp":
-        return state, {}, 0
+        return state, {}
     state = crown_hidden(graph, backend, state, deadline)
     if method == "alpha-crown":
         state = alpha_hidden(graph, backend, replace(state, bounds=dict(state.bounds)), hidden, deadline)
     if exact_by_ibp(graph, graph.nodes[graph.output]):
-        return state, {}, 0
+        return state, {}
     return _output(graph, backend, state, method, final, deadline, slopes)
 
 
@@ -130,13 +133,13 @@ def _output(
     final: Schedule,
     deadline: Deadline,
     keep_slopes: bool,
-) -> tuple[BoundState, Parameters, int]:
+) -> tuple[BoundState, Parameters]:
     """Rows +e and -e of every output element."""
     n = graph.nodes[graph.output].size
     device = backend.device
     dtype = torch.float64 if state.certified else torch.float32
     parts, groups = [], []
-    size = 0
+    total = RowState()
     for chunk in backend.row_chunks(2 * n, 3 * row_bytes(graph, 1, torch.float32)):
         rows = torch.zeros((chunk.size, n), dtype=torch.float64, device=device)
         for i, row in enumerate(range(chunk.start, chunk.stop)):
@@ -146,12 +149,13 @@ def _output(
         if method == "alpha-crown":
             found = alpha_rows(graph, backend, state, spec, final, deadline)
             parameters, value = found.parameters, found.lower
-            size = max(size, 4 * sum(v.numel() * v.element_size() for g in parameters.values() for v in g.values()))
+            total += found.state
             if keep_slopes:
                 groups.append((chunk, parameters))
         if method != "alpha-crown" or state.certified:
             value, _ = crown_rows(graph, backend, state, spec, parameters, dtype=dtype)
         parts.append((chunk, value))
+    backend.usage.note_rows(total)
     lower = backend.gather_rows(2 * n, parts)
     shape = (1, *graph.output_shape)
     found = outward(Interval(lower[:, :n].reshape(shape), -lower[:, n:].reshape(shape)))
@@ -159,4 +163,4 @@ def _output(
     slopes: Parameters = {}
     for i in groups[0][1] if groups else {}:
         slopes[i] = {k: backend.gather_rows(2 * n, [(c, g[i][k]) for c, g in groups]) for k in groups[0][1][i]}
-    return out, slopes, size
+    return out, slopes

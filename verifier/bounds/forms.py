@@ -80,6 +80,12 @@ def dense(form: Form) -> Tensor:
     return out[..., :-1].reshape(b, rows, *form.shape)
 
 
+def form_bytes(form: Form) -> int:
+    """Bytes of the coefficients."""
+    tensor = form.values if isinstance(form, OneHot) else form.a
+    return tensor.numel() * tensor.element_size()
+
+
 def _window_index(top: Tensor, left: Tensor, kh: int, kw: int, height: int, width: int) -> tuple[Tensor, Tensor]:
     """Flat plane indices (S, kh * kw) of every window (clamped) and which of them lie inside."""
     y = top[:, None] + torch.arange(kh, device=top.device)

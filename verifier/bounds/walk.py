@@ -24,6 +24,7 @@ from verifier.bounds.forms import (
     Patches,
     add,
     dense,
+    form_bytes,
     patchable,
     patches_through,
     planes_windows,
@@ -106,6 +107,7 @@ def backward(
     for index in range(order[0], 0, -1):
         form = state.pending.pop(index, None)
         if form is not None:
+            backend.usage.note_coefficients(form_bytes(form))
             state.step(graph.nodes[index], form)
     form = state.pending.pop(0, None)
     a = (

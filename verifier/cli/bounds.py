@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,10 +15,9 @@ from verifier.report.files import sha256
 from verifier.report.record import to_json, versions
 
 if TYPE_CHECKING:
-    import torch
-
     from verifier.bounds.api import Method
     from verifier.core.interval import Interval
+    from verifier.frontend.network import Network
 
 
 def bounds_json(
@@ -32,7 +30,6 @@ def bounds_json(
     """
     start = time.monotonic()
     from verifier import api
-    from verifier.bounds.crown import row_bytes
 
     problem = api.load_problem(vnnlib)
     if case >= problem.n_cases:
@@ -47,37 +44,25 @@ def bounds_json(
         loaded = time.monotonic()
         return network
 
-    with api.job(config) as world:
+    with api.job(config) as ranks:
         of_all = api.bound_network(
-            world, load, problem.lower[box], problem.upper[box], config, method, intermediate, slopes
+            ranks, load, problem.lower[box], problem.upper[box], config, method, intermediate, slopes
         )
-        if world.rank != 0:
+        if ranks.rank != 0:
             return None
     found = of_all.bounds
-    one_row = row_bytes(graph, 1, _float32())
-    widest = max((node.size for node in graph.nodes), default=1)
-    chunk = max((part.size for part in backend.row_chunks(2 * widest, one_row)), default=0)
-    quarter = found.slope_bytes // 4  # slopes, their gradients and the optimiser's two moments are alike
     record = bounds_record(
         {name: _arrays(bounds) for name, bounds in found.plain.items()},
         {name: _arrays(bounds) for name, bounds in found.certified.items()},
         {name: values.detach().cpu().numpy() for name, values in found.slopes.items()} if slopes else None,
-        {
-            "weights": backend.weights.resident_bytes(),
-            "A": 0 if method == "ibp" else chunk * one_row,
-            "slopes": quarter,
-            "gradients": quarter,
-            "optimizer": 2 * quarter,
-            "domains": 0,
-        },
-        _peak(backend.device),
+        of_all.memory,
         {
             "onnx": {"path": str(onnx), "sha256": sha256(onnx)},
             "vnnlib": {"path": str(vnnlib), "sha256": sha256(vnnlib)},
             "case": case,
             "method": method,
             "seed": config.seed,
-            "device": backend.device.type,
+            "device": of_all.device,
             "config": config.model_dump(mode="json"),
             "versions": versions(),
             "seconds": {
@@ -90,20 +75,5 @@ def bounds_json(
     return to_json(record, indent=1)
 
 
-def _float32() -> torch.dtype:
-    import torch
-
-    return torch.float32
-
-
 def _arrays(bounds: Interval) -> Pair:
     return np.asarray(bounds.lower.detach().cpu()), np.asarray(bounds.upper.detach().cpu())
-
-
-def _peak(device: torch.device) -> int:
-    """Most bytes taken at once: by tensors on a GPU, by the whole process on a CPU."""
-    import torch
-
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

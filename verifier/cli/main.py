@@ -185,6 +185,8 @@ def bounds(
     text = bounds_json(
         existing(onnx, "network"), existing(vnnlib, "property"), config, method, intermediate, slopes, case
     )
+    if text is None:
+        return
     if json_file is None:
         click.echo(text)
     else:
@@ -246,7 +248,8 @@ def show_config(
     """Every setting as YAML, after --config and --set."""
     from verifier.config import dump_config
 
-    click.echo(dump_config(build_config([config_file] if config_file else [], assignments, device, seed, ranks)), nl=False)
+    settings = build_config([config_file] if config_file else [], assignments, device, seed, ranks)
+    click.echo(dump_config(settings), nl=False)
 
 
 @config.command("schema")

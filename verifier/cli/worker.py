@@ -28,7 +28,7 @@ from verifier.core.errors import DeadlineExceeded, MemoryExceeded, VerifierError
 from verifier.report.record import Outcome, plain
 
 if TYPE_CHECKING:
-    from verifier.core.result import Result
+    from verifier.core.result import Result, Witness
 
 Send = Callable[[dict[str, Any]], None]
 
@@ -118,8 +118,9 @@ def solve(job: Job, send: Send) -> Outcome:
     logger.propagate = False
     if not job.verbose:
         warnings.simplefilter("ignore")
+    holder = _Salvage(progress, notes, send)
     try:
-        outcome = _answer(job, progress)
+        outcome = _answer(job, progress, holder)
     except DeadlineExceeded as error:
         outcome = Outcome("timeout", str(error))
     except (MemoryExceeded, MemoryError) as error:
@@ -135,13 +136,38 @@ def solve(job: Job, send: Send) -> Outcome:
     return Outcome(**outcome)
 
 
-def _answer(job: Job, progress: PipeProgress) -> Outcome:
+@dataclass
+class _Salvage:
+    """What is sent from another thread when a rank was lost and the main thread is stuck waiting for it."""
+
+    progress: PipeProgress
+    notes: _Notes
+    send: Send
+    witness: Callable[[], Any] = lambda: None
+
+    def lost(self, message: str) -> None:
+        """Send the outcome and end the process. A witness that was replayed stands, nothing else does."""
+        seconds, notes = dict(self.progress.seconds), tuple(self.notes.texts)
+        witness = self.witness()
+        if witness is not None:
+            text, numbers = _witness_texts(witness)
+            outcome = Outcome("sat", message, witness_text=text, witness=numbers, seconds=seconds, notes=notes)
+        else:
+            error = {"kind": "RankFailed", "message": message}
+            outcome = Outcome("error", message, error=error, exit_code=1, seconds=seconds, notes=notes)
+        self.send({"outcome": asdict(outcome)})
+        os._exit(outcome.exit_code)
+
+
+def _answer(job: Job, progress: PipeProgress, salvage: _Salvage) -> Outcome:
     progress.phase("import")
     from verifier import api
     from verifier.core.result import Verdict
 
     deadline = solver_deadline(job.timeout, job.start)
-    result = api.answer(job.onnx, job.vnnlib, job.config, deadline, progress)
+    with api.job(job.config, salvage.lost) as ranks:
+        salvage.witness = lambda: ranks.witness
+        result = api.answer(job.onnx, job.vnnlib, job.config, deadline, progress, ranks=ranks)
     text, numbers = _witness(result)
     return Outcome(
         verdict=result.verdict.value,
@@ -151,6 +177,7 @@ def _answer(job: Job, progress: PipeProgress) -> Outcome:
         certified=result.certified,
         seconds=dict(result.seconds),
         statistics=plain(result.statistics),
+        memory=result.memory,
         device=api.resolve_device(job.config.device),
         exit_code=1 if result.verdict is Verdict.ERROR else 0,
     )
@@ -164,9 +191,12 @@ def _witness(result: Result) -> tuple[str | None, dict[str, Any] | None]:
         return None, None
     if result.witness is None:
         raise RuntimeError("sat without a witness")
+    return _witness_texts(result.witness)
+
+
+def _witness_texts(witness: Witness) -> tuple[str, dict[str, Any]]:
     from verifier.spec.witness import format_witness
 
-    witness = result.witness
     numbers = {
         "inputs": witness.inputs.tolist(),
         "outputs": witness.outputs.tolist(),

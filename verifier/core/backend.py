@@ -15,6 +15,7 @@ from torch import Tensor
 
 from verifier.core.deadline import Deadline
 from verifier.core.handles import WeightStore
+from verifier.core.inventory import Usage
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,11 @@ class ParallelBackend(Protocol):
 
     @property
     def weights(self) -> WeightStore: ...
+
+    @property
+    def usage(self) -> Usage:
+        """What this rank's work has taken so far; whoever takes memory by the row or the domain notes it here."""
+        ...
 
     def row_chunks(self, n_rows: int, row_bytes: int) -> Sequence[Chunk]:
         """This rank's canonical chunks of a start node's rows; every rank gets equally many."""

@@ -57,6 +57,10 @@ class WeightStore(Protocol):
         """A hint that these handles are needed next."""
         ...
 
+    def held(self) -> Iterable[Tensor]:
+        """The tensors that this rank holds at rest, on the compute device or the host."""
+        ...
+
     def resident_bytes(self) -> int:
-        """Bytes that this rank holds at rest."""
+        """Bytes that this rank holds at rest on its compute device."""
         ...

@@ -48,6 +48,7 @@ class Result:
         certified: True when an ``unsat`` rests on float64 bounds with every rounding charged.
         seconds: wall time by phase, in seconds.
         statistics: counters of the run (domains, bounds, attack candidates, ...), JSON-serialisable.
+        memory: ``{"ranks": [...]}``, see :class:`verifier.core.inventory.Inventory`; None before weights were placed.
     """
 
     verdict: Verdict
@@ -56,3 +57,4 @@ class Result:
     certified: bool = False
     seconds: Mapping[str, float] = field(default_factory=dict)
     statistics: Mapping[str, Any] = field(default_factory=dict)
+    memory: Mapping[str, Any] | None = None

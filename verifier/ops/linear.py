@@ -14,6 +14,33 @@ from verifier.core.handles import Blocks, Handle
 from verifier.graph.op import AffineOp, Params, Shape, folded_terms
 from verifier.ops.layout import reduce_count, unbroadcast
 
+# Most bytes of |W| that are made at once; a multiple of any reasonable row, and small beside a layer worth sharding.
+_BLOCK_BYTES = 4 << 20
+
+
+def absolute_product(x: Tensor, weight: Tensor | Blocks, bias: Tensor | None) -> Tensor:
+    """x |W|^T + |b| without ever holding a second copy of a large W: |W| is made in blocks of whole rows.
+
+    The cut depends on the weight's shape and dtype alone, so that equal layers give equal kernel calls everywhere.
+
+    Args:
+        x: (..., in).
+        weight: (out, in).
+        bias: (out,).
+    """
+    if isinstance(weight, Blocks):
+        y = _through(x, weight, magnitudes=True)
+        return y if bias is None else y + bias.abs()
+    out, width = weight.shape
+    rows = max(1, _BLOCK_BYTES // max(1, width * weight.element_size()))
+    if rows >= out:
+        return F.linear(x, weight.abs(), None if bias is None else bias.abs())
+    y = x.new_empty((*x.shape[:-1], out))
+    for i in range(0, out, rows):
+        part = slice(i, min(i + rows, out))
+        y[..., part] = F.linear(x, weight[part].abs(), None if bias is None else bias[part].abs())
+    return y
+
 
 @dataclass(frozen=True)
 class Linear(AffineOp):
@@ -53,11 +80,10 @@ class Linear(AffineOp):
         return (a @ p[1]).flatten(1).sum(1) if a.ndim > 2 else a @ p[1]
 
     def spread(self, rs: Sequence[Tensor], p: Params) -> Tensor:
-        return _through_magnitudes(rs[0], p[0])
+        return absolute_product(rs[0], p[0], None)
 
     def magnitude(self, ms: Sequence[Tensor], p: Params) -> Tensor:
-        y = _through_magnitudes(ms[0], p[0])
-        return y + p[-1].abs() if self.bias is not None else y
+        return absolute_product(ms[0], p[0], p[-1] if self.bias is not None else None)
 
     def forward_terms(self, in_shapes: Sequence[Shape], out_shape: Shape) -> int:
         return self.weight.shape[1] + 1 + folded_terms(self.folded, self.bias_magnitude)
@@ -66,13 +92,13 @@ class Linear(AffineOp):
         return self.weight.shape[0] + folded_terms(self.folded, self.bias_magnitude)
 
 
-def _through(x: Tensor, w: Tensor | Blocks) -> Tensor:
-    """x W^T; in blocks a sum of the blocks' products."""
+def _through(x: Tensor, w: Tensor | Blocks, magnitudes: bool = False) -> Tensor:
+    """x W^T (or x |W|^T); in blocks a sum of the blocks' products."""
     if isinstance(w, Tensor):
-        return F.linear(x, w)
+        return F.linear(x, w.abs() if magnitudes else w)
     out, start = None, 0
     for block in w:
-        part = F.linear(x[..., start : start + block.shape[1]], block)
+        part = F.linear(x[..., start : start + block.shape[1]], block.abs() if magnitudes else block)
         out = part if out is None else out.add_(part)
         start += block.shape[1]
     assert out is not None
@@ -89,26 +115,6 @@ def _back(a: Tensor, w: Tensor | Blocks) -> Tensor:
         out[..., start : start + block.shape[1]] = a @ block
         start += block.shape[1]
     return out
-
-
-# Bytes of |W| that are made at once.
-_MAGNITUDE_BYTES = 4 << 20
-
-
-def _through_magnitudes(x: Tensor, w: Tensor | Blocks) -> Tensor:
-    """x |W|^T without |W| as a whole."""
-    if isinstance(w, Blocks):
-        out, start = None, 0
-        for block in w:
-            part = F.linear(x[..., start : start + block.shape[1]], block.abs())
-            out = part if out is None else out.add_(part)
-            start += block.shape[1]
-        assert out is not None
-        return out
-    rows = max(1, _MAGNITUDE_BYTES // max(1, w.shape[1] * w.element_size()))
-    if w.shape[0] <= rows:
-        return F.linear(x, w.abs())
-    return torch.cat([F.linear(x, part.abs()) for part in w.split(rows)], -1)
 
 
 def pick_rows(w: Tensor | Blocks, index: Tensor) -> Tensor:

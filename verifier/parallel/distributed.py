@@ -14,6 +14,7 @@ from torch import Tensor
 from verifier.core.backend import SHARD_ROWS, Chunk, Group, canonical_chunks
 from verifier.core.deadline import Deadline
 from verifier.core.handles import WeightStore
+from verifier.core.inventory import Usage
 
 _AGREEMENTS: dict[str, Callable[[list[float]], float]] = {"max": max, "min": min, "sum": sum}
 
@@ -52,6 +53,7 @@ class DistributedBackend:
     ) -> None:
         self.device, self.weights, self.chunk_bytes = device, weights, chunk_bytes
         self._everyone, self._sharded = everyone, sharded
+        self.usage = Usage()
 
     @property
     def rank(self) -> int:

@@ -13,6 +13,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.distributed_c10d import Store
 
+# The same collective under the name that newer versions prefer.
+_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
 # How often a rank asks the store whether someone has called.
 _POLL_SECONDS = 0.005
 
@@ -45,12 +48,12 @@ class ProcessGroup:
     def all_gather(self, tensor: Tensor) -> Tensor:
         out = tensor.new_empty((self.size, *tensor.shape))
         if tensor.numel():
-            dist.all_gather_into_tensor(out.view(-1), tensor.contiguous().view(-1), group=self._data)
+            _gather(out.view(-1), tensor.contiguous().view(-1), group=self._data)
         return out
 
     def start_gather(self, out: Tensor, part: Tensor) -> dist.Work:
         """All parts (flat, equal sizes) into ``out``, without waiting."""
-        work = dist.all_gather_into_tensor(out, part, group=self._data, async_op=True)
+        work = _gather(out, part, group=self._data, async_op=True)
         assert work is not None
         return work
 
@@ -64,7 +67,7 @@ class ProcessGroup:
     def numbers(self, values: Sequence[float]) -> list[list[float]]:
         mine = torch.tensor(values, dtype=torch.float64)
         out = torch.empty(self.size * len(values), dtype=torch.float64)
-        dist.all_gather_into_tensor(out, mine, group=self._control)
+        _gather(out, mine, group=self._control)
         return out.view(self.size, -1).tolist()
 
     def objects(self, value: Any) -> list[Any]:
@@ -73,7 +76,7 @@ class ProcessGroup:
         padded = torch.zeros(max(lengths), dtype=torch.uint8)
         padded[: len(data)] = data
         out = torch.empty(self.size * len(padded), dtype=torch.uint8)
-        dist.all_gather_into_tensor(out, padded, group=self._control)
+        _gather(out, padded, group=self._control)
         return [_object(part[:n]) for part, n in zip(out.view(self.size, -1), lengths, strict=True)]
 
     def share(self, value: Any, source: int = 0) -> Any:

@@ -10,6 +10,7 @@ from torch import Tensor
 from verifier.core.backend import Chunk, canonical_chunks
 from verifier.core.deadline import Deadline
 from verifier.core.handles import WeightStore
+from verifier.core.inventory import Usage
 from verifier.graph.graph import Graph
 from verifier.parallel.stores import Resident
 
@@ -31,6 +32,7 @@ class SingleBackend:
         self, graph: Graph, device: torch.device, chunk_bytes: int = 256 << 20, weights: WeightStore | None = None
     ) -> None:
         self.device = device
+        self.usage = Usage()
         self.chunk_bytes = chunk_bytes
         if weights is None:
             weights = Resident(device)

@@ -83,8 +83,11 @@ class Resident:
     def prefetch(self, handles: Iterable[Handle]) -> None:
         """Nothing to do: everything is resident."""
 
+    def held(self) -> Iterable[Tensor]:
+        return (*self._tensors.values(), *self._cast.values())
+
     def resident_bytes(self) -> int:
-        return sum(t.numel() * t.element_size() for t in (*self._tensors.values(), *self._cast.values()))
+        return sum(t.nbytes for t in self.held())
 
 
 @dataclass(frozen=True)
@@ -154,12 +157,12 @@ class HostOffload:
                 if handle not in self._started:
                     self._started[handle] = self._copy(handle)
 
-    def resident_bytes(self) -> int:
-        """Bytes on the device at rest: none on a GPU; the host's copy is what a CPU holds."""
-        return 0 if self._side is not None else self.host_bytes()
+    def held(self) -> Iterable[Tensor]:
+        return self._tensors.values()
 
-    def host_bytes(self) -> int:
-        return sum(t.numel() * t.element_size() for t in self._tensors.values())
+    def resident_bytes(self) -> int:
+        """None: what is at rest is on the host."""
+        return 0
 
 
 @dataclass(frozen=True)
@@ -251,8 +254,11 @@ class Sharded:
             if handle not in self._started:
                 self._started[handle] = self._start(handle)
 
+    def held(self) -> Iterable[Tensor]:
+        return [s.part for s in self._shards.values()]
+
     def resident_bytes(self) -> int:
-        return sum(s.part.numel() * s.part.element_size() for s in self._shards.values())
+        return sum(t.nbytes for t in self.held())
 
 
 class _Done:

@@ -30,7 +30,8 @@ from verifier.parallel.group import Solo
 
 # Ranks wait for each other as long as the job lasts; the monitor knows whether someone is lost.
 _PATIENCE = timedelta(days=7)
-_JOIN_PATIENCE = timedelta(seconds=120)
+# Rank 0 joins when it has read its files.
+_JOIN_PATIENCE = timedelta(seconds=900)
 _EXPLAIN_SECONDS = 5.0
 
 
@@ -81,6 +82,7 @@ class World:
         device: where this rank computes.
         heart: liveness of the job.
         local_size: ranks on this machine, which share its cores.
+        witness: a counterexample that was replayed; it stands whatever happens to the job.
         subgroup: makes a group of some ranks (a collective call of all ranks, which give all groups in one order).
     """
 
@@ -89,6 +91,7 @@ class World:
     heart: Heart
     subgroup: Callable[[Sequence[Sequence[int]]], Group]
     local_size: int = 1
+    witness: Any = None
     _closing: list[Callable[[], None]] = field(default_factory=list)
 
     @property
@@ -333,6 +336,7 @@ class LocalRanks:
             raise
 
     def close(self) -> None:
+        """End them without having joined."""
         self._socket.close()
         _end(self._children)
 

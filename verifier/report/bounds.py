@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,17 +46,15 @@ def bounds_record(
     plain: Mapping[str, Pair],
     certified: Mapping[str, Pair],
     slopes: Mapping[str, np.ndarray] | None,
-    resident: Mapping[str, int],
-    peak: int | None,
+    ranks: Sequence[Mapping[str, Any]],
     head: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The record of ``verifier bounds``; its JSON Schema is ``schemas/bounds.schema.json``.
 
     Args:
-        plain, certified: bounds by name before and after certification.
+        plain, certified: bounds by name before and after certification; nothing is certified when it was turned off.
         slopes: by name, or ``None`` when not asked for.
-        resident: bytes at rest by kind.
-        peak: most bytes that were taken at once, when the device tells.
+        ranks: every rank's memory, see :class:`verifier.core.inventory.Inventory`.
         head: what the query was (files, method, settings, versions, seconds).
     """
     return {
@@ -65,5 +63,5 @@ def bounds_record(
         "bounds": intervals(plain),
         "certified": intervals(certified),
         **({} if slopes is None else {"slopes": {name: fingerprint(values) for name, values in slopes.items()}}),
-        "memory": {"ranks": [{"resident": dict(resident), "peak": peak}]},
+        "memory": {"ranks": [dict(rank) for rank in ranks]},
     }

@@ -1,4 +1,4 @@
-"""The JSON record of a query. Everything but ``seconds`` is the same for the same seed and device.
+"""The JSON record of a query. All but ``seconds`` and the peak of memory is the same for the same seed and device.
 
 The record's JSON Schema is ``schemas/verify.schema.json``; ``verifier config schema --of verify`` prints it.
 """
@@ -34,6 +34,7 @@ class Outcome:
         certified: whether an ``unsat`` rests on certified bounds.
         seconds: wall time by phase.
         statistics: counters of the run.
+        memory: what every rank took, ``None`` when the query ended before its end was orderly.
         device: the device that was used, ``None`` when the query ended before one was chosen.
         notes: settings that were ignored or paths that fell back, in words.
         error: class and message when the query ended in an error.
@@ -48,6 +49,7 @@ class Outcome:
     certified: bool = False
     seconds: Mapping[str, float] = field(default_factory=dict)
     statistics: Mapping[str, Any] = field(default_factory=dict)
+    memory: Mapping[str, Any] | None = None
     device: str | None = None
     notes: tuple[str, ...] = ()
     error: Mapping[str, str] | None = None
@@ -89,6 +91,7 @@ def verify_record(
         "bounds": statistics.pop("bounds", statistics.pop("root", None)),
         "domains": _domains(statistics),
         "statistics": statistics,
+        "memory": outcome.memory,
         "witness": outcome.witness,
         "error": outcome.error,
         "notes": list(outcome.notes),

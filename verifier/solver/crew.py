@@ -19,10 +19,12 @@ from verifier.bounds.alpha import Schedule
 from verifier.bounds.api import Method, NetworkBounds, compute_graph_bounds
 from verifier.config import BabConfig, Config
 from verifier.core.deadline import Deadline
-from verifier.core.errors import DeadlineExceeded
+from verifier.core.errors import DeadlineExceeded, MemoryExceeded
+from verifier.core.inventory import Inventory, process_peak
 from verifier.core.problem import Problem
 from verifier.core.progress import Progress, SilentProgress
 from verifier.core.result import Witness
+from verifier.core.tracker import measured_peak
 from verifier.graph.graph import Graph
 from verifier.parallel.world import World
 from verifier.solver.place import Placed, cpu_threads, place, structure
@@ -117,15 +119,18 @@ class Crew:
                 Schedule(hidden, alpha.learning_rate, decay=alpha.decay),
                 Schedule(alpha.iterations, alpha.learning_rate, decay=alpha.decay),
                 slopes=slopes,
+                certify=self.config.numerics.certify,
             )
 
-        found = placed.retry(work)
-        mine: dict[str, Any] = {"rank": self.world.rank, "weights": placed.backend.weights.resident_bytes()}
+        backend = placed.backend
+        with measured_peak(backend.device, backend.weights.held()) as peak:
+            found = placed.retry(work)
+        mine = Inventory(backend.rank, backend.weights.resident_bytes(), backend.usage, peak.bytes, peak.kind)
         return BoundsOfAll(
             found,
             placed.graph.nodes[placed.graph.output].name,
-            placed.backend.device.type,
-            self.world.everyone.objects(mine),
+            backend.device.type,
+            self.world.everyone.objects(mine.entry()),
         )
 
     def split_inputs(self, cases: np.ndarray, bab: BabConfig, seconds: float) -> input_split.InputSplitResult:
@@ -159,6 +164,17 @@ class Crew:
             placed.pool_bytes,
         )
 
+    def memory(self) -> list[dict[str, Any]]:
+        """What the query took of every rank. On a CPU the peak is the process's: counting tensors would slow it."""
+        backend, search = self.placed.backend, self.placed.search
+        if backend.device.type == "cuda":
+            peak, kind = int(torch.cuda.max_memory_allocated(backend.device)), "allocator"
+        else:
+            peak, kind = process_peak(), "rss"
+        usage = backend.usage.merged(search.usage)
+        mine = Inventory(backend.rank, backend.weights.resident_bytes(), usage, peak, kind)  # type: ignore[arg-type]
+        return self.world.everyone.objects(mine.entry())
+
     def _accept(self, x: np.ndarray) -> Witness | None:
         """Only rank 0 has the reference network; the ranks of its group hear what it found."""
         if self.world.rank == 0:
@@ -173,16 +189,12 @@ class Crew:
         self.world.everyone.share((phase, self.deadline.remaining(), arguments))
         return getattr(self, phase)(**arguments)
 
-    def end(self, result: Any) -> None:
-        """Rank 0: let the others go, with what came out."""
-        self.world.everyone.share((_END, 0.0, {"result": result}))
-
     def follow(self) -> Any:
         """Other ranks: run the phases that rank 0 announces, until it ends; what came out."""
         while True:
             phase, seconds, arguments = self.world.everyone.share(None)
             if phase == _END:
-                return arguments["result"]
+                return arguments
             self.deadline = Deadline(seconds)
             self.world.heart.phase(phase)
             try:
@@ -196,8 +208,17 @@ def share_query(world: World, graph: Graph, problem: Problem | None, config: Con
     world.everyone.share((structure(graph), problem, config))
 
 
+def dismiss(world: World, result: Any) -> None:
+    """Rank 0 lets the others go, with what came out."""
+    world.everyone.share((_END, 0.0, result))
+
+
 def follow(world: World) -> Any:
     """The life of a rank other than 0: what rank 0 says came out."""
     graph, problem, config = world.everyone.share(None)
     with cpu_threads(graph, config, world.local_size):
-        return Crew(graph, problem, config, world, Deadline(), SilentProgress()).follow()
+        try:
+            crew = Crew(graph, problem, config, world, Deadline(), SilentProgress())
+        except MemoryExceeded:  # for every rank alike; rank 0 says so
+            return world.everyone.share(None)[2]
+        return crew.follow()

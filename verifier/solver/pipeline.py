@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,13 +29,13 @@ from verifier.core.result import Result, Verdict, Witness
 from verifier.frontend.network import Network, parity
 from verifier.parallel.stores import Resident
 from verifier.parallel.world import World, solo
-from verifier.solver.crew import Crew, share_query
+from verifier.solver.crew import Crew, dismiss, share_query
 from verifier.solver.place import cpu_threads, device_of
 from verifier.solver.root import Root
 from verifier.solver.strategy import Features, features, first_look, open_boxes, quick, search_plan
 from verifier.spec.replay import replay
 
-Phase = Callable[[], None]
+Phase = Callable[[Crew], None]
 
 
 def solve(
@@ -60,11 +60,14 @@ def solve(
     run = _Run(network, problem, config, deadline, progress, world)
     try:
         with cpu_threads(network.graph, config, world.local_size):
-            run.answer()
-    except DeadlineExceeded as error:
-        run.stop(Verdict.TIMEOUT, str(error))
-    except (MemoryExceeded, torch.OutOfMemoryError) as error:
-        run.stop(Verdict.UNKNOWN, f"out of memory: {error}")
+            try:
+                run.answer()
+            except DeadlineExceeded as error:
+                run.stop(Verdict.TIMEOUT, str(error))
+            except (MemoryExceeded, torch.OutOfMemoryError) as error:
+                run.stop(Verdict.UNKNOWN, f"out of memory: {error}")
+                run.astray = run.crew is not None
+            run.finish()
     except RankFailed as error:
         run.lost(error)
     except (RuntimeError, OSError) as error:
@@ -93,22 +96,24 @@ class _Run:
     statistics: dict[str, Any] = field(default_factory=dict)
     mismatch: str | None = None
     open: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    crew: Crew = field(init=False)
+    crew: Crew | None = None
+    memory: list[dict[str, Any]] | None = None
+    astray: bool = False  # whether other ranks may be in the middle of a phase
 
     def answer(self) -> None:
+        share_query(self.world, self.network.graph, self.problem, self.config)
         self.open = np.arange(self.problem.n_cases)
         if not self.open.size:
             self._proved("no case is left: the unsafe set is empty")
             return
         with self._phase("set-up"):
-            share_query(self.world, self.network.graph, self.problem, self.config)
-            self.crew = Crew(
-                self.network.graph, self.problem, self.config, self.world, self.deadline, self.progress, self._accept
-            )
-            found = features(self.network.graph, self.problem)
-            self.mismatch = self._parity()
+            graph = self.network.graph
+            crew = Crew(graph, self.problem, self.config, self.world, self.deadline, self.progress, self._accept)
+            self.crew = crew
+            found = features(graph, self.problem)
+            self.mismatch = self._parity(crew)
         for phase in self._phases(found):
-            phase()
+            phase(crew)
             if self.witness is not None:
                 self.stop(Verdict.SAT, "a counterexample was replayed in the reference network")
                 return
@@ -141,10 +146,9 @@ class _Run:
 
     # -- phases -----------------------------------------------------------------------------------------------------
 
-    @cached_property
-    def _own(self) -> tuple[WeightStore, torch.device]:
+    def _own(self, crew: Crew) -> tuple[WeightStore, torch.device]:
         """All weights for this rank alone, and where they are: the host when they are shared with other ranks."""
-        placed = self.crew.placed
+        placed = crew.placed
         if self.world.size == 1 or self.config.parallel.backend == "single":
             return placed.backend.weights, placed.backend.device
         host = Resident(torch.device("cpu"), 0)
@@ -152,14 +156,14 @@ class _Run:
             host.put(handle, tensor)
         return host, host.device
 
-    def _parity(self) -> str | None:
-        problem = self.problem
-        return parity(self.network, self._own[0], problem.witness_lower[0], problem.witness_upper[0], self.config.seed)
+    def _parity(self, crew: Crew) -> str | None:
+        lower, upper = self.problem.witness_lower[0], self.problem.witness_upper[0]
+        return parity(self.network, self._own(crew)[0], lower, upper, self.config.seed)
 
-    def _attack(self, config: AttackConfig) -> None:
+    def _attack(self, crew: Crew, config: AttackConfig) -> None:
         """Look for a counterexample, also near the minimisers of the rows that the root could not refute."""
-        points = [r.candidates for r in self.crew.roots if r.candidates.size]
-        store, device = self._own
+        points = [r.candidates for r in crew.roots if r.candidates.size]
+        store, device = self._own(crew)
         with self._phase("attack"):
             self.witness = pgd.search(
                 self.network.graph,
@@ -175,12 +179,12 @@ class _Run:
                 progress=self.progress,
             )
 
-    def _bound(self) -> None:
+    def _bound(self, crew: Crew) -> None:
         with self._phase("root bounds"):
             for cases in open_boxes(self.problem, self.open):
-                root: Root = self.crew.together("bound", cases=cases, limit=self.deadline.limit)
+                root: Root = crew.together("bound", cases=cases, limit=self.deadline.limit)
                 self._close(cases, root.open)
-            roots = self.crew.roots
+            roots = crew.roots
             worst = [float(r.gap.min()) for r in roots if r.gap.size]
             self.statistics["root"] = {
                 "method": roots[-1].method,
@@ -189,25 +193,25 @@ class _Run:
             }
             self.reason = f"{self.open.size} cases are left open after the root bounds" if worst else ""
 
-    def _split_inputs(self, share: float, domains: int | None) -> None:
+    def _split_inputs(self, crew: Crew, share: float, domains: int | None) -> None:
         limits = [n for n in (domains, self.config.bab.max_domains) if n is not None]
         bab = self.config.bab.model_copy(update={"max_domains": min(limits, default=None)})
         seconds = math.inf if share == 1.0 else share * min(self.deadline.remaining(), 600.0)
         with self._phase("branch and bound on inputs"):
-            ended = self.crew.together("split_inputs", cases=self.open, bab=bab, seconds=seconds)
+            ended = crew.together("split_inputs", cases=self.open, bab=bab, seconds=seconds)
             self.statistics["input_split"] = dict(ended.statistics)
             self.witness, self.open, self.reason = ended.witness, np.asarray(ended.open), ended.reason
 
-    def _split_neurons(self) -> None:
+    def _split_neurons(self, crew: Crew) -> None:
         with self._phase("branch and bound on neurons"):
-            for number, root in enumerate(self.crew.roots):
+            for number, root in enumerate(crew.roots):
                 if not root.open.size:
                     continue
                 self.deadline.check()
                 if root.rows is None:
                     self.reason = "the configured bounds leave rows open and have no slopes to search with"
                     return
-                ended = self.crew.together("split_neurons", root=number)
+                ended = crew.together("split_neurons", root=number)
                 self.statistics["relu_split"] = ended.statistics
                 self.witness, self.reason = ended.witness, ended.reason
                 if ended.witness is not None:
@@ -223,7 +227,7 @@ class _Run:
     def _accept(self, x: np.ndarray) -> Witness | None:
         found = replay(self.network, self.problem, x)
         if found is not None:
-            self.witness = found  # it stands, whatever happens to other ranks from here on
+            self.witness = self.world.witness = found  # it stands, whatever happens to other ranks from here on
         return found
 
     def _close(self, cases: np.ndarray, still: np.ndarray) -> None:
@@ -235,6 +239,14 @@ class _Run:
             self.stop(Verdict.UNSAT, reason)
         else:
             self.stop(Verdict.ERROR, f"the graph does not agree with the reference network: {self.mismatch}")
+
+    def finish(self) -> None:
+        """Everyone says what it took, and goes."""
+        if self.astray and self.world.size > 1:
+            return
+        if self.crew is not None:
+            self.memory = self.crew.together("memory")
+        dismiss(self.world, self.result())
 
     def lost(self, error: RankFailed) -> None:
         """A rank is gone: nothing is proved any more; a witness stands."""
@@ -250,7 +262,8 @@ class _Run:
     def result(self) -> Result:
         certified = self.verdict is Verdict.UNSAT and self.config.numerics.certify
         witness = self.witness if self.verdict is Verdict.SAT else None
-        return Result(self.verdict, self.reason, witness, certified, self.seconds, self.statistics)
+        memory = None if self.memory is None else {"ranks": self.memory}
+        return Result(self.verdict, self.reason, witness, certified, self.seconds, self.statistics, memory)
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:

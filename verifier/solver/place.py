@@ -145,6 +145,8 @@ def place(graph: Graph, config: Config, world: World | None = None) -> Placed:
     """
     world = world or solo(device_of(config))
     if world.device.type == "cuda":
+        torch.cuda.init()
+        torch.cuda.reset_peak_memory_stats(world.device)
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cudnn.deterministic = True

@@ -113,6 +113,7 @@ def _alpha(
     found = alpha_rows(
         graph, backend, state, table.spec, schedule, deadline, lambda best: bool(table.refuted(best.double()).all())
     )
+    backend.usage.note_rows(found.state)
     sure = found.lower.double()
     if state.certified:
         sure, _ = crown_rows(graph, backend, state, table.spec, found.parameters, dtype=torch.float64)

@@ -1,0 +1,105 @@
+"""What takes memory on one rank, by kind: counted where it arises, written into records."""
+
+from __future__ import annotations
+
+import resource
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+PeakKind = Literal["allocator", "tensors", "rss"]
+
+
+@dataclass(frozen=True)
+class RowState:
+    """Bytes that optimising rows takes beside the coefficients; those of several chunks add.
+
+    Attributes:
+        slopes: relaxation parameters and split multipliers, and the copy of the best ones.
+        gradients: of one node's parameters, which are made and used node by node.
+        optimizer: both moments.
+        chunks: how many chunks of rows these figures are the sum of; one of them is alive at a time.
+    """
+
+    slopes: int = 0
+    gradients: int = 0
+    optimizer: int = 0
+    chunks: int = 0
+
+    def __add__(self, other: RowState) -> RowState:
+        return RowState(
+            self.slopes + other.slopes,
+            self.gradients + other.gradients,
+            self.optimizer + other.optimizer,
+            self.chunks + other.chunks,
+        )
+
+
+@dataclass
+class Usage:
+    """The most of every kind that a rank's work has taken so far.
+
+    Attributes:
+        coefficients: bytes of the largest linear form (A) that a walk held.
+        rows: of the start node (or batch of domains) whose rows took most, summed over this rank's chunks of it.
+        domains: bytes of the pool of open domains.
+    """
+
+    coefficients: int = 0
+    rows: RowState = field(default_factory=RowState)
+    domains: int = 0
+
+    def note_coefficients(self, size: int) -> None:
+        self.coefficients = max(self.coefficients, size)
+
+    def note_rows(self, state: RowState) -> None:
+        self.rows = max(self.rows, state, key=lambda s: (s.slopes, s.optimizer))
+
+    def note_domains(self, size: int) -> None:
+        self.domains = max(self.domains, size)
+
+    def merged(self, other: Usage) -> Usage:
+        """The most of both."""
+        rows = max(self.rows, other.rows, key=lambda s: (s.slopes, s.optimizer))
+        return Usage(max(self.coefficients, other.coefficients), rows, max(self.domains, other.domains))
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """One rank's memory.
+
+    Attributes:
+        weights: bytes of parameters at rest.
+        usage: everything else by kind.
+        peak: the most bytes taken at once.
+        peak_kind: ``allocator``: by a GPU's tensors; ``tensors``: by the tensors of bound computation on a CPU, weights
+            included; ``rss``: by the whole process on a CPU, libraries and the parsed network included.
+    """
+
+    rank: int
+    weights: int
+    usage: Usage
+    peak: int
+    peak_kind: PeakKind
+
+    def entry(self) -> dict[str, Any]:
+        """As it stands in a record."""
+        rows = self.usage.rows
+        return {
+            "rank": self.rank,
+            "resident": {
+                "weights": self.weights,
+                "A": self.usage.coefficients,
+                "slopes": rows.slopes,
+                "gradients": rows.gradients,
+                "optimizer": rows.optimizer,
+                "domains": self.usage.domains,
+            },
+            "chunks": rows.chunks,
+            "peak": self.peak,
+            "peak_kind": self.peak_kind,
+        }
+
+
+def process_peak() -> int:
+    """The most bytes this process has had resident."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
