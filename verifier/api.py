@@ -4,6 +4,7 @@ ONNX and changes nothing; the command line goes through here too.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -171,7 +172,9 @@ def job(config: Config, fatal: Callable[[str], None] | None = None) -> Iterator[
 
 
 def _start(config: Config, fatal: Callable[[str], None] | None) -> Job:
-    from verifier.parallel.world import LocalRanks, join, rank_device, solo, under_torchrun
+    if config.parallel.ranks == 1 and config.parallel.backend == "single" and "WORLD_SIZE" not in os.environ:
+        return Job(0, lambda: _alone(config))
+    from verifier.parallel.world import LocalRanks, join, rank_device, under_torchrun
     from verifier.solver.place import check_parallel, device_of, rank_threads
 
     wanted = config.parallel.ranks
@@ -189,10 +192,18 @@ def _start(config: Config, fatal: Callable[[str], None] | None) -> Job:
         wanted = max(1, torch.cuda.device_count()) if device_of(config).type == "cuda" else 1
     check_parallel(config, wanted)
     if wanted == 1:
-        return Job(0, lambda: solo(device_of(config)))
+        return Job(0, lambda: _alone(config))
     command = ["-m", "verifier", "rank", "--device", config.device]
     ranks = LocalRanks(wanted, command, config.parallel.logs, rank_threads(config, wanted))
     return Job(0, lambda: ranks.lead(rank_device(config.device, 0), fatal), ranks.close)
+
+
+def _alone(config: Config) -> World:
+    from verifier.parallel.world import solo
+    from verifier.solver.place import check_parallel, device_of
+
+    check_parallel(config, 1)
+    return solo(device_of(config))
 
 
 def bound_network(

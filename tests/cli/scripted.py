@@ -28,7 +28,9 @@ from verifier.core.result import Result, Verdict, Witness
 WITNESS = Witness(np.array([0.1, 1 / 3]), np.array([-2.5]), margin=0.5, case=1)
 
 
-def answer(network: Path, property: Path, config: Config, deadline: Deadline, progress: Progress) -> Result:
+def answer(
+    network: Path, property: Path, config: Config, deadline: Deadline, progress: Progress, **_: object
+) -> Result:
     words = iter(property.read_text().split())
     for word in words:
         if word == "sleep":
