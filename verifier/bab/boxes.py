@@ -20,9 +20,9 @@ from verifier.bounds.crown import (
     Specification,
     exact_by_ibp,
     hidden_rows,
+    open_elements,
     preactivations,
     row_bytes,
-    undecided,
 )
 from verifier.bounds.walk import Walk, backward, concretise
 from verifier.core.backend import ParallelBackend
@@ -62,7 +62,7 @@ def charges_in_float32(graph: Graph) -> bool:
         node.size <= _FLOAT32_WIDTH
         and (node.index == 0 or isinstance(node.op, Relu | AffineOp))
         and not isinstance(node.op, Conv)
-        for node in graph.nodes
+        for node in graph.whole.nodes
     )
 
 
@@ -114,31 +114,34 @@ def bound_boxes(
         if sweep is not None and node.index <= last:
             ibp.replace(node, sweep.step(node, bounds), bounds, charges)
         if node.index in wanted and not exact_by_ibp(graph, node):
-            mask = undecided(graph, node.index, bounds[node.index]).flatten(1).any(0)
-            elements = mask.nonzero()[:, 0]
+            elements = open_elements(graph, backend, node.index, bounds[node.index])
+            positions, here = backend.here(node.index, elements)
             rows = 2 * elements.shape[0]
             parts = []
             for chunk in backend.row_chunks(rows, row_bytes(graph, batch, arithmetic.dtype, node.index)):
                 deadline.check("branch and bound")
-                form = hidden_rows(elements, node.shape, chunk.start, chunk.stop, chunk.size, arithmetic.dtype)
+                form = hidden_rows(positions, node.shape, chunk.start, chunk.stop, chunk.size, arithmetic.dtype, here)
                 given = charges if arithmetic.charged else None
                 walk = backward(graph, backend, {node.index: form}, planes, arithmetic.dtype, given)
-                value = finite_lower(concretise(walk, box, arithmetic.charged))
+                value = finite_lower(concretise(backend, walk, box, arithmetic.charged))
                 parts.append((chunk, value.expand(batch, -1)))
             if parts:
-                found = _scatter(bounds[node.index], elements, backend.gather_rows(rows, parts))
+                found = _scatter(bounds[node.index], positions, backend.gather_rows(rows, parts), here)
                 ibp.replace(node, found, bounds, charges)
     given = charges if arithmetic.charged else None
-    walk = backward(graph, backend, spec.forms(graph.output, arithmetic.dtype), planes, arithmetic.dtype, given)
-    return Bounded(finite_lower(concretise(walk, box, arithmetic.charged)).expand(batch, -1), walk)
+    walk = backward(graph, backend, spec.forms(backend, graph.output, arithmetic.dtype), planes, arithmetic.dtype, given)
+    return Bounded(finite_lower(concretise(backend, walk, box, arithmetic.charged)).expand(batch, -1), walk)
 
 
-def _scatter(like: Interval, elements: Tensor, lower: Tensor) -> Interval:
-    """An interval that knows only some elements: (B, 2n) bounds of +e, then of -e."""
+def _scatter(like: Interval, elements: Tensor, lower: Tensor, here: Tensor | None) -> Interval:
+    """An interval that knows only some elements (those that are ``here``): (B, 2n) bounds of +e, then of -e."""
     n = elements.shape[0]
     inf = torch.full_like(like.lower, float("inf")).flatten(1)
     low, up = -inf, inf
-    low[:, elements], up[:, elements] = lower[:, :n], -lower[:, n:]
+    least, most = lower[:, :n], -lower[:, n:]
+    if here is not None:
+        elements, least, most = elements[here], least[:, here], most[:, here]
+    low[:, elements], up[:, elements] = least, most
     return Interval(low.reshape(like.lower.shape), up.reshape(like.lower.shape))
 
 

@@ -116,7 +116,7 @@ def solve_leaf(
         if found is None:
             return open_leaf
         splits.append(found)
-    walk = backward(graph, backend, spec.forms(graph.output, _F64), planes, _F64)
+    walk = backward(graph, backend, spec.forms(backend, graph.output, _F64), planes, _F64)
     objective = _affine(walk, middle, radius)
     thresholds = thresholds.to(_F64)
     objective = replace(objective, c=objective.c - thresholds.cpu().numpy())

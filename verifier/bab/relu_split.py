@@ -250,7 +250,7 @@ class _Search:
         return out, found
 
     def _forms(self, case: Tensor) -> dict[int, Form]:
-        return self.cases.spec.select(case).forms(self.graph.output, torch.float32)
+        return self.cases.spec.select(case).forms(self.backend, self.graph.output, torch.float32)
 
     def _parameters(self, part: Fields) -> Parameters:
         """Root parameters of the case, with the domain's own ReLU slopes written over them."""
@@ -369,7 +369,7 @@ class _Search:
         beta = self.space.scatter(domains["beta"])
         splits = {i: multiplier[i] * beta[i] for i in beta}
         walk = backward(self.graph, self.backend, self._forms(domains["case"]), planes, torch.float32, None, splits)
-        lower = finite_lower(concretise(walk, self.state.box, False))
+        lower = finite_lower(concretise(self.backend, walk, self.state.box, False))
         return (lower.double() - self.cases.thresholds[domains["case"]]).amax(1).float()
 
     def _leaf(self, domain: Fields) -> None:

@@ -166,6 +166,10 @@ class ParallelBackend(Protocol):
         """(..., *whole shape) to (..., *shape of the part)."""
         ...
 
+    def coefficients(self, index: int, value: Tensor) -> Tensor:
+        """Like :meth:`part`, for coefficients of linear functions: what pads a part must not count."""
+        ...
+
     def agree(self, value: float, op: str = "max") -> float:
         """One value on all ranks (``max``, ``min`` or ``sum``); the identity for one rank."""
         ...

@@ -67,5 +67,8 @@ class SingleBackend:
     def part(self, index: int, value: Tensor) -> Tensor:
         return value
 
+    def coefficients(self, index: int, value: Tensor) -> Tensor:
+        return value
+
     def close(self) -> None:
         """Nothing to release."""
