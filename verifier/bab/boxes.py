@@ -129,7 +129,9 @@ def bound_boxes(
                 found = _scatter(bounds[node.index], positions, backend.gather_rows(rows, parts), here)
                 ibp.replace(node, found, bounds, charges)
     given = charges if arithmetic.charged else None
-    walk = backward(graph, backend, spec.forms(backend, graph.output, arithmetic.dtype), planes, arithmetic.dtype, given)
+    walk = backward(
+        graph, backend, spec.forms(backend, graph.output, arithmetic.dtype), planes, arithmetic.dtype, given
+    )
     return Bounded(finite_lower(concretise(backend, walk, box, arithmetic.charged)).expand(batch, -1), walk)
 
 

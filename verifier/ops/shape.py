@@ -51,7 +51,8 @@ class Reshape(StructuralOp):
         n, lead = shape[dims[0]], math.prod(shape[: dims[0]])
         for dim, m in enumerate(out_shape):
             if math.prod(out_shape[:dim]) == lead and (m == n or (n % ranks == 0 and m % ranks == 0 and m > 1)):
-                return Split(dim, replace(self, shape=(*out_shape[:dim], -(-m // ranks), *out_shape[dim + 1 :])), (), False)
+                block = (*out_shape[:dim], -(-m // ranks), *out_shape[dim + 1 :])
+                return Split(dim, replace(self, shape=block), (), False)
         return None
 
     def forward(self, xs: Sequence[Tensor], p: Params) -> Tensor:

@@ -2,12 +2,12 @@
 
 ``cut_graph`` turns a network into the graph that one rank works on: node shapes are those of the rank's blocks and ops
 work on blocks, so the bounds engine runs on it as on any graph. Elementwise ops and ops along other dims need nothing
-else. A Linear or a convolution holds the parameters of its own outputs only: it reads gathered inputs, and its transpose
-gives partial sums of full width that are exchanged and added in the order of the ranks, so that no bound is replaced by
-a looser one. Every other affine op is evaluated whole, with all of its (small) parameters.
+else. A Linear or a convolution holds the parameters of its own outputs only: it reads gathered inputs, and its
+transpose gives partial sums of full width that are exchanged and added in the order of the ranks, so that no bound is
+replaced by a looser one. Every other affine op is evaluated whole, with all of its (small) parameters.
 
-Blocks are equal; the last ones may reach beyond the value. What lies there repeats the value's last entry, so that it is
-always as sane as a real one, and has zero coefficients, so that it never matters.
+Blocks are equal; the last ones may reach beyond the value. What lies there repeats the value's last entry, so that it
+is always as sane as a real one, and has zero coefficients, so that it never matters.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -95,7 +94,9 @@ class Layout:
 
     def blocks(self, value: Tensor) -> Tensor:
         """The inverse of :meth:`join`: (ranks, *lead, *part), contiguous, zero beyond the value."""
-        flat = F.pad(self._flat(value), (0, 0, 0, self.ranks * self.block - self.size))
+        flat, missing = self._flat(value), self.ranks * self.block - self.size
+        if missing:
+            flat = F.pad(flat, (0, 0, 0, missing))
         flat = flat.reshape(*flat.shape[:-2], self.ranks, self.block, self._after).movedim(-3, 0)
         return flat.reshape(self.ranks, *self._lead(value), *self.part).contiguous()
 
@@ -131,61 +132,17 @@ def _natural(shape: Shape, ranks: int) -> Layout:
 # ------------------------------------------------------------------------------------------------------------ exchange
 
 
-def _sum_exchanged(group: Group, layout: Layout, partial: Tensor) -> Tensor:
-    """This rank's block of the sum of all ranks' tensors (N, *whole shape), added in the order of the ranks."""
-    blocks = layout.blocks(partial)
-    del partial
-    received = group.all_to_all(blocks)
-    del blocks
-    total = received[0].clone()
-    for term in received[1:]:
+def _ordered_sum(terms: Tensor) -> Tensor:
+    """(P, *shape) summed over the ranks, in their order: the same bits everywhere and every time."""
+    total = terms[0].clone()
+    for term in terms[1:]:
         total += term
     return total
 
 
-class _Gather(torch.autograd.Function):
-    """Blocks to the value, which every rank then uses for a share of the result; gradients are summed."""
-
-    @staticmethod
-    def forward(ctx: Any, block: Tensor, group: Group, layout: Layout) -> Tensor:
-        ctx.group, ctx.layout = group, layout
-        return layout.join(group.all_gather(block.contiguous()))
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        return _sum_exchanged(ctx.group, ctx.layout, gradients[0]), None, None
-
-
-class _Whole(torch.autograd.Function):
-    """Blocks to the value, with which every rank does the same; each keeps its block of the gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, block: Tensor, group: Group, layout: Layout) -> Tensor:
-        ctx.group, ctx.layout = group, layout
-        return layout.join(group.all_gather(block.contiguous()))
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        return ctx.layout.take(gradients[0], ctx.group.rank, repeat=False), None, None
-
-
-class _Part(torch.autograd.Function):
-    """The value to this rank's block; the gradient is whole again."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, group: Group, layout: Layout) -> Tensor:
-        ctx.group, ctx.layout = group, layout
-        return layout.take(value, group.rank, repeat=True)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        return ctx.layout.join(ctx.group.all_gather(gradients[0].contiguous())), None, None
-
-
-def _apply(function: type[torch.autograd.Function], *args: object) -> Tensor:
-    out = function.apply(*args)
-    assert isinstance(out, Tensor)
-    return out
+def _gathered(group: Group, layout: Layout, block: Tensor) -> Tensor:
+    """The value from every rank's block, (*lead, *part); all ranks get equal bits."""
+    return layout.join(group.all_gather(block.contiguous()))
 
 
 @dataclass(frozen=True)
@@ -236,8 +193,7 @@ class Exchanged(AffineOp):
         """Own outputs: partial sums over them, exchanged and added. The whole op: on gathered coefficients."""
         shapes = [layout.shape for layout in self.inputs]
         if not self.own:
-            whole = self.output.join(self.group.all_gather(a.contiguous()))
-            parts = self.op.transpose(whole, p, shapes)
+            parts = self.op.transpose(_gathered(self.group, self.output, a), p, shapes)
             return tuple(
                 layout.take(part, self.group.rank, repeat=False)
                 for layout, part in zip(self.inputs, parts, strict=True)
@@ -245,7 +201,9 @@ class Exchanged(AffineOp):
         parts = list(self.op.transpose(a, p, shapes))
         out = []
         for layout in self.inputs:
-            out.append(_sum_exchanged(self.group, layout, parts.pop(0)))
+            # Popped, so that no more than two tensors of full width are alive.
+            received = self.group.all_to_all(layout.blocks(parts.pop(0)))
+            out.append(_ordered_sum(received))
         return tuple(out)
 
     def bias_dot(self, a: Tensor, p: Params) -> Tensor | None:
@@ -264,7 +222,7 @@ class Exchanged(AffineOp):
         return self.output.part if self.own else self.output.shape
 
     def _gathered(self, xs: Sequence[Tensor]) -> list[Tensor]:
-        return [_apply(_Gather, x, self.group, layout) for x, layout in zip(xs, self.inputs, strict=True)]
+        return [_gathered(self.group, layout, x) for x, layout in zip(xs, self.inputs, strict=True)]
 
     def _mine(self, y: Tensor) -> Tensor:
         return y if self.own else self.output.take(y, self.group.rank, repeat=True)
@@ -317,16 +275,13 @@ class _Network(Graph):
     cut: CutGraph = field(kw_only=True)
 
     def forward(self, x: Tensor, store: WeightStore, keep: Sequence[int] | None = None) -> Tensor | dict[int, Tensor]:
-        """See :meth:`Graph.forward`; points and values are whole, and so are gradients. All ranks give equal points."""
+        """See :meth:`Graph.forward`; points, equal on all ranks, and values are whole. There are no gradients."""
         cut = self.cut
-
-        def whole(index: int, value: Tensor) -> Tensor:
-            return _apply(_Whole, value, cut.group, cut.layouts[index])
-
-        out = cut.forward(_apply(_Part, x, cut.group, cut.layouts[0]), store, keep)
-        if isinstance(out, Tensor):
-            return whole(cut.output, out)
-        return {i: whole(i, v) for i, v in sorted(out.items())}
+        with torch.no_grad():
+            out = cut.forward(cut.layouts[0].take(x, cut.group.rank, repeat=True), store, keep)
+            if isinstance(out, Tensor):
+                return _gathered(cut.group, cut.layouts[cut.output], out)
+            return {i: _gathered(cut.group, cut.layouts[i], v) for i, v in sorted(out.items())}
 
 
 def cut_graph(graph: Graph, group: Group) -> CutGraph:
@@ -430,11 +385,7 @@ class TensorParallel(DistributedBackend):
         return self._group.size
 
     def total(self, partial: Tensor) -> Tensor:
-        terms = self._group.all_gather(partial.contiguous())
-        total = terms[0].clone()
-        for term in terms[1:]:
-            total += term
-        return total
+        return _ordered_sum(self._group.all_gather(partial.contiguous()))
 
     def elements(self, index: int, mask: Tensor) -> Tensor:
         return self.whole(index, mask.to(torch.uint8)).flatten().nonzero()[:, 0]
@@ -443,7 +394,7 @@ class TensorParallel(DistributedBackend):
         return self.graph.layouts[index].place(elements, self._group.rank)
 
     def whole(self, index: int, value: Tensor) -> Tensor:
-        return self.graph.layouts[index].join(self._group.all_gather(value.contiguous()))
+        return _gathered(self._group, self.graph.layouts[index], value)
 
     def part(self, index: int, value: Tensor) -> Tensor:
         return self.graph.layouts[index].take(value, self._group.rank, repeat=True).contiguous()

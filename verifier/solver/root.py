@@ -81,7 +81,7 @@ def bound_root(
         lower = _output_ibp(graph, backend, state, table)
         return table.root(state, lower, None, None, "ibp")
     report("CROWN")
-    rows = not (config.parallel.backend == "tp" and config.parallel.tp_intermediate == "ibp")
+    rows = hidden_by_rows(config)
     state = crown_hidden(graph, backend, state, deadline, nodes=None if rows else ())
     lower, walk = crown_rows(graph, backend, state, table.spec)
     candidates = backend.whole(0, minimiser(walk, box.to(torch.float64)))
@@ -101,6 +101,11 @@ def bound_root(
             state = alpha_hidden(graph, backend, replace(state, bounds=dict(state.bounds)), hidden, deadline)
             lower, found = _alpha(graph, backend, state, table, lower, schedule, deadline)
     return table.root(state, lower, found.parameters, backend.whole(0, found.candidate), "alpha-crown")
+
+
+def hidden_by_rows(config: Config) -> bool:
+    """Whether hidden nodes are bounded by CROWN rows and not by interval arithmetic alone."""
+    return config.parallel.backend != "tp" or config.parallel.tp_intermediate == "crown"
 
 
 def _alpha(
