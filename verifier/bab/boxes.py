@@ -8,7 +8,7 @@ float64, with or without every rounding charged. A charged result is valid in ex
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import torch
@@ -72,7 +72,7 @@ class Bounded:
 
     Attributes:
         lower: (B, S), NaN turned into -inf.
-        walk: the rows as linear functions of the input, valid on the boxes.
+        walk: the rows as linear functions of the whole input, valid on the boxes.
     """
 
     lower: Tensor
@@ -92,7 +92,7 @@ def bound_boxes(
     """Lower bounds of specification rows on boxes.
 
     Args:
-        box: float32 (B, *input_shape).
+        box: float32 (B, *input_shape), this rank's part.
         hidden: how pre-activations are bounded besides interval arithmetic: not at all, by a linear sweep forward, or
             by CROWN rows where that matters.
         varying: (k,) coordinates that have a width, for the linear sweep; default all.
@@ -104,8 +104,9 @@ def bound_boxes(
     last = max(preactivations(graph), default=0)
     sweep = None
     if hidden == "linear":
-        everything = torch.arange(graph.nodes[0].size, device=backend.device)
-        sweep = Forward(graph, backend, box, everything if varying is None else varying, arithmetic.charged)
+        everything = torch.arange(graph.whole.nodes[0].size, device=backend.device)
+        whole = Interval(*backend.whole(0, torch.stack(box)))
+        sweep = Forward(graph, backend, whole, everything if varying is None else varying, arithmetic.charged)
     planes: dict[int, Relaxation] = {}
     for node in graph.nodes[1:]:
         ibp.step(graph, backend, node, bounds, charges, arithmetic.charged)
@@ -132,7 +133,8 @@ def bound_boxes(
     walk = backward(
         graph, backend, spec.forms(backend, graph.output, arithmetic.dtype), planes, arithmetic.dtype, given
     )
-    return Bounded(finite_lower(concretise(backend, walk, box, arithmetic.charged)).expand(batch, -1), walk)
+    lower = finite_lower(concretise(backend, walk, box, arithmetic.charged)).expand(batch, -1)
+    return Bounded(lower, replace(walk, a=backend.whole(0, walk.a)))
 
 
 def _scatter(like: Interval, elements: Tensor, lower: Tensor, here: Tensor | None) -> Interval:

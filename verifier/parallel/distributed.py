@@ -7,6 +7,7 @@ there are.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from verifier.core.deadline import Deadline
 from verifier.core.handles import WeightStore
 from verifier.core.inventory import Usage
 
+T = TypeVar("T")
 AGREEMENTS: dict[str, Callable[[list[float]], float]] = {"max": max, "min": min, "sum": sum}
 
 
@@ -81,6 +83,9 @@ class DistributedBackend:
         mine = torch.cat([value for _, value in parts], dim=1)
         # Chunks have equal sizes and padding comes last: all ranks' rows in order are the rows in order.
         return self._everyone.all_gather(mine).transpose(0, 1).flatten(1, 2)[:, :n_rows].contiguous()
+
+    def once(self, work: Callable[[], T]) -> T:
+        return self._everyone.share(work() if self._everyone.rank == 0 else None)
 
     def agree(self, value: float, op: str = "max") -> float:
         return AGREEMENTS[op]([v for (v,) in self._everyone.numbers([value])])

@@ -13,9 +13,10 @@ is always as sane as a real one, and has zero coefficients, so that it never mat
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +31,8 @@ from verifier.graph.op import AffineOp, Op, Params, Shape
 from verifier.parallel.distributed import AGREEMENTS, DistributedBackend
 from verifier.parallel.group import Solo
 from verifier.parallel.stores import Resident
+
+T = TypeVar("T")
 
 # ------------------------------------------------------------------------------------------------------------- layouts
 
@@ -376,6 +379,10 @@ class TensorParallel(DistributedBackend):
     def row_chunks(self, n_rows: int, row_bytes: int) -> Sequence[Chunk]:
         # Partial sums have the width of the whole value.
         return super().row_chunks(n_rows, row_bytes * self._group.size)
+
+    def once(self, work: Callable[[], T]) -> T:
+        # To the first ranks of all groups, and from there to the others.
+        return self._group.share(super().once(work) if self._group.rank == 0 else None)
 
     def agree(self, value: float, op: str = "max") -> float:
         return super().agree(AGREEMENTS[op]([v for (v,) in self._group.numbers([value])]), op)
