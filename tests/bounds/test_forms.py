@@ -129,7 +129,7 @@ def test_window_walks_equal_dense_walks(name: str, seed: int, charged: bool, mon
         for other in (cheap, kept):
             torch.testing.assert_close(other.a.expand_as(full.a), full.a, rtol=1e-10, atol=1e-12)
             torch.testing.assert_close(other.constant.expand_as(full.constant), full.constant, rtol=1e-10, atol=1e-12)
-        got, expected = (concretise(w, box, charged) for w in (cheap, full))
+        got, expected = (concretise(case.backend, w, box, charged) for w in (cheap, full))
         torch.testing.assert_close(got.expand_as(expected), expected, rtol=1e-10, atol=1e-11)
     # A scale before the ReLU makes rows dense at once; everywhere else windows must have been at work.
     assert crossed > 0 or name == "preactivation"

@@ -108,11 +108,11 @@ def compare(made: Case, state: BoundState, seed: int, signs: Mapping[int, Tensor
     for leaf in leaves:
         leaf.requires_grad_(True)
     splits = {i: signs[i] * m for i, m in multipliers.items()}
-    start = rows(made, seed).forms(graph.output, torch.float64)
+    start = rows(made, seed).forms(made.backend, graph.output, torch.float64)
     planes = relaxations(graph, state.bounds, torch.float64, parameters)
     walk = backward(graph, backend, start, planes, torch.float64, None, splits, keep=True)
     box = made.box.to(torch.float64)
-    value = concretise(walk, box, False)
+    value = concretise(made.backend, walk, box, False)
     expected = list(torch.autograd.grad(value.sum(), leaves, allow_unused=True))
     with torch.no_grad():
         for at in (n for n, r in enumerate(rounded) if r):
@@ -142,7 +142,7 @@ def differences(
     def total() -> float:
         planes = relaxations(made.graph, state.bounds, torch.float64, parameters)
         walk = backward(made.graph, made.backend, start, planes, torch.float64)
-        return float(concretise(walk, made.box.to(torch.float64), False).sum())
+        return float(concretise(made.backend, walk, made.box.to(torch.float64), False).sum())
 
     flat, slopes = leaf.view(-1), out.view(-1)
     for k in range(flat.shape[0]):
@@ -206,7 +206,7 @@ def test_what_optimisation_reports_is_what_its_iterate_gives(name: str) -> None:
             b = state.bounds[node.inputs[0]]
             signs[node.index] = torch.where((b.lower < 0) & (b.upper > 0), -1.0, 0.0)[:, None]
             multipliers[node.index] = torch.zeros(2, ROWS, *b.lower.shape[1:])
-    start = spec.forms(made.graph.output, torch.float32)
+    start = spec.forms(made.backend, made.graph.output, torch.float32)
     found = optimise(
         made.graph, made.backend, start, made.box, state.bounds, values, Schedule(6), Deadline(), signs, multipliers
     )

@@ -67,7 +67,7 @@ def test_members_stay_above_the_bound(name: str, seed: int) -> None:
     # Hidden bounds found inside the domain hold for its members too.
     values, _ = initial_parameters(made.graph, state.bounds, ROWS, len(made.graph.nodes))
     multipliers = {i: torch.zeros(1, ROWS, *s.shape[2:]) for i, s in domain.signs.items()}
-    start = domain.spec.forms(made.graph.output, torch.float32)
+    start = domain.spec.forms(made.backend, made.graph.output, torch.float32)
     found = optimise(
         made.graph,
         made.backend,

@@ -8,7 +8,7 @@ float64, with or without every rounding charged. A charged result is valid in ex
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import torch
@@ -20,9 +20,9 @@ from verifier.bounds.crown import (
     Specification,
     exact_by_ibp,
     hidden_rows,
+    open_elements,
     preactivations,
     row_bytes,
-    undecided,
 )
 from verifier.bounds.walk import Walk, backward, concretise
 from verifier.core.backend import ParallelBackend
@@ -62,7 +62,7 @@ def charges_in_float32(graph: Graph) -> bool:
         node.size <= _FLOAT32_WIDTH
         and (node.index == 0 or isinstance(node.op, Relu | AffineOp))
         and not isinstance(node.op, Conv)
-        for node in graph.nodes
+        for node in graph.whole.nodes
     )
 
 
@@ -72,7 +72,7 @@ class Bounded:
 
     Attributes:
         lower: (B, S), NaN turned into -inf.
-        walk: the rows as linear functions of the input, valid on the boxes.
+        walk: the rows as linear functions of the whole input, valid on the boxes.
     """
 
     lower: Tensor
@@ -92,7 +92,7 @@ def bound_boxes(
     """Lower bounds of specification rows on boxes.
 
     Args:
-        box: float32 (B, *input_shape).
+        box: float32 (B, *input_shape), this rank's part.
         hidden: how pre-activations are bounded besides interval arithmetic: not at all, by a linear sweep forward, or
             by CROWN rows where that matters.
         varying: (k,) coordinates that have a width, for the linear sweep; default all.
@@ -104,8 +104,9 @@ def bound_boxes(
     last = max(preactivations(graph), default=0)
     sweep = None
     if hidden == "linear":
-        everything = torch.arange(graph.nodes[0].size, device=backend.device)
-        sweep = Forward(graph, backend, box, everything if varying is None else varying, arithmetic.charged)
+        everything = torch.arange(graph.whole.nodes[0].size, device=backend.device)
+        whole = Interval(*backend.whole(0, torch.stack(box)))
+        sweep = Forward(graph, backend, whole, everything if varying is None else varying, arithmetic.charged)
     planes: dict[int, Relaxation] = {}
     for node in graph.nodes[1:]:
         ibp.step(graph, backend, node, bounds, charges, arithmetic.charged)
@@ -114,31 +115,37 @@ def bound_boxes(
         if sweep is not None and node.index <= last:
             ibp.replace(node, sweep.step(node, bounds), bounds, charges)
         if node.index in wanted and not exact_by_ibp(graph, node):
-            mask = undecided(graph, node.index, bounds[node.index]).flatten(1).any(0)
-            elements = mask.nonzero()[:, 0]
+            elements = open_elements(graph, backend, node.index, bounds[node.index])
+            positions, here = backend.here(node.index, elements)
             rows = 2 * elements.shape[0]
             parts = []
             for chunk in backend.row_chunks(rows, row_bytes(graph, batch, arithmetic.dtype, node.index)):
                 deadline.check("branch and bound")
-                form = hidden_rows(elements, node.shape, chunk.start, chunk.stop, chunk.size, arithmetic.dtype)
+                form = hidden_rows(positions, node.shape, chunk.start, chunk.stop, chunk.size, arithmetic.dtype, here)
                 given = charges if arithmetic.charged else None
                 walk = backward(graph, backend, {node.index: form}, planes, arithmetic.dtype, given)
-                value = finite_lower(concretise(walk, box, arithmetic.charged))
+                value = finite_lower(concretise(backend, walk, box, arithmetic.charged))
                 parts.append((chunk, value.expand(batch, -1)))
             if parts:
-                found = _scatter(bounds[node.index], elements, backend.gather_rows(rows, parts))
+                found = _scatter(bounds[node.index], positions, backend.gather_rows(rows, parts), here)
                 ibp.replace(node, found, bounds, charges)
     given = charges if arithmetic.charged else None
-    walk = backward(graph, backend, spec.forms(graph.output, arithmetic.dtype), planes, arithmetic.dtype, given)
-    return Bounded(finite_lower(concretise(walk, box, arithmetic.charged)).expand(batch, -1), walk)
+    walk = backward(
+        graph, backend, spec.forms(backend, graph.output, arithmetic.dtype), planes, arithmetic.dtype, given
+    )
+    lower = finite_lower(concretise(backend, walk, box, arithmetic.charged)).expand(batch, -1)
+    return Bounded(lower, replace(walk, a=backend.whole(0, walk.a)))
 
 
-def _scatter(like: Interval, elements: Tensor, lower: Tensor) -> Interval:
-    """An interval that knows only some elements: (B, 2n) bounds of +e, then of -e."""
+def _scatter(like: Interval, elements: Tensor, lower: Tensor, here: Tensor | None) -> Interval:
+    """An interval that knows only some elements (those that are ``here``): (B, 2n) bounds of +e, then of -e."""
     n = elements.shape[0]
     inf = torch.full_like(like.lower, float("inf")).flatten(1)
     low, up = -inf, inf
-    low[:, elements], up[:, elements] = lower[:, :n], -lower[:, n:]
+    least, most = lower[:, :n], -lower[:, n:]
+    if here is not None:
+        elements, least, most = elements[here], least[:, here], most[:, here]
+    low[:, elements], up[:, elements] = least, most
     return Interval(low.reshape(like.lower.shape), up.reshape(like.lower.shape))
 
 

@@ -34,7 +34,7 @@ class Forward:
     """The sweep; nodes must be stepped in order.
 
     Args:
-        box: (B, *input_shape) in the dtype of the sweep.
+        box: whole, (B, *input_shape) in the dtype of the sweep.
         varying: (k,) flat coordinates; the others must have the same bounds.
     """
 
@@ -52,11 +52,11 @@ class Forward:
         jacobian[torch.arange(varying.shape[0], device=low.device), varying] = 1
         low, up = low.clone(), up.clone()
         low[:, varying], up[:, varying] = centre, centre
-        shape = graph.input_shape
+        shape = graph.whole.input_shape
         self._values: dict[int, Affine] = {
             0: Affine(
-                jacobian.expand(batch, -1, -1).reshape(batch, -1, *shape),
-                Interval(low.reshape(batch, *shape), up.reshape(batch, *shape)),
+                backend.part(0, jacobian.expand(batch, -1, -1).reshape(batch, -1, *shape)),
+                Interval(backend.part(0, low.reshape(batch, *shape)), backend.part(0, up.reshape(batch, *shape))),
             )
         }
         self._reach: dict[int, Tensor] = {}

@@ -179,10 +179,10 @@ class _Table:
         rows = self.rows[case[:1] if self.single else case]
         index = rows.clamp(min=0)
         pad = rows < 0
-        y = self.y[index].masked_fill(pad[..., None], 0.0).reshape(*rows.shape, *graph.output_shape)
+        y = self.y[index].masked_fill(pad[..., None], 0.0).reshape(*rows.shape, *graph.whole.output_shape)
         x = None
         if self.x is not None:
-            x = self.x[index].masked_fill(pad[..., None], 0.0).reshape(*rows.shape, *graph.input_shape)
+            x = self.x[index].masked_fill(pad[..., None], 0.0).reshape(*rows.shape, *graph.whole.input_shape)
         threshold = self.d[index].masked_fill(pad, torch.inf).expand(case.shape[0], -1)
         return Specification(y, x), threshold
 
@@ -279,7 +279,8 @@ class _Search:
         improve: Improve | None,
     ) -> None:
         self.graph, self.backend, self.config = graph, backend, config
-        self.deadline, self.progress, self.accept, self.improve = deadline, progress, accept, improve
+        self.progress, self.accept, self.improve = progress, accept, improve
+        self.deadline = backend.together(deadline)
         self.table = _Table.of(problem, cases, backend.device)
         self.arithmetic = SEARCH if not certify else CHARGED_32 if charges_in_float32(graph) else CHARGED_64
         self.figures = _Figures()
@@ -305,16 +306,17 @@ class _Search:
 
     def _crown_cost(self) -> float:
         """Multiplications of a sweep with hidden rows (half the neurons open) over those of a linear sweep."""
-        work = np.cumsum([_products(node) for node in self.graph.nodes])
-        rows = sum(float(work[i]) * self.graph.nodes[i].size for i in preactivations(self.graph))
+        nodes = self.graph.whole.nodes
+        work = np.cumsum([_products(node) for node in nodes])
+        rows = sum(float(work[i]) * nodes[i].size for i in preactivations(self.graph))
         return max(_LEAST_CROWN_COST, rows / max(1.0, float(work[-1]) * (self.table.varying.numel() + 3)))
 
     def _batch_size(self) -> int:
         """Domains per round: so many that their coefficients stay near the cache, or fill a part of the GPU."""
         if self.config.batch_size != "auto":
             return self.config.batch_size
-        rows = max(2 * max(node.size for node in self.graph.nodes[1:]), self.table.rows.shape[1])
-        bytes_each = rows * row_bytes(self.graph, 1, self.arithmetic.dtype)
+        rows = max(2 * max(node.size for node in self.graph.whole.nodes[1:]), self.table.rows.shape[1])
+        bytes_each = rows * row_bytes(self.graph.whole, 1, self.arithmetic.dtype)
         return max(_FEWEST, min(_MOST_DOMAINS, _BATCH_BYTES[self.backend.device.type] // bytes_each))
 
     def run(self) -> InputSplitResult:
@@ -409,14 +411,14 @@ class _Search:
         """How many batches of sweeps with hidden rows take as much memory as one without."""
         if self._crown.possible and not self._cheap.mostly():
             return 1
-        rows = 2 * max(node.size for node in self.graph.nodes[1:])
+        rows = 2 * max(node.size for node in self.graph.whole.nodes[1:])
         return max(1, min(64, rows // (2 * self.table.rows.shape[1] + 2 * self.table.varying.numel())))
 
     def _bound(self, batch: Domains, arithmetic: Arithmetic, hidden: Hidden) -> _Swept:
         box = self.table.boxes(batch)
-        shape = (len(batch), *self.graph.input_shape)
+        shape = (len(batch), *self.graph.whole.input_shape)
         spec, threshold = self.table.specification(batch.case, self.graph)
-        reshaped = Interval(box.lower.reshape(shape), box.upper.reshape(shape))
+        reshaped = Interval(*(self.backend.part(0, b.reshape(shape)) for b in box))
         varying = self.table.varying
         found = bound_boxes(self.graph, self.backend, reshaped, spec, arithmetic, self.deadline, hidden, varying)
         rows = halfspaces(found.walk, threshold, box.to(torch.float64), self.table.varying)
@@ -463,7 +465,8 @@ class _Search:
         return False
 
     def _slack(self, x: Tensor, case: Tensor) -> Tensor:
-        y = self.graph.forward(x.reshape(x.shape[0], *self.graph.input_shape), self.backend.weights)
+        network = self.graph.whole
+        y = network.forward(x.reshape(x.shape[0], *network.input_shape), self.backend.weights)
         assert isinstance(y, Tensor)
         return self.table.slack(x, Graph.flat(y), case)
 

@@ -70,10 +70,15 @@ class _Affine:
 
 @dataclass(frozen=True)
 class _Split:
-    """The split neurons of one nonlinear node: flat positions, signs and the affine functions sign * z."""
+    """The split neurons of one nonlinear node and the affine functions sign * z.
+
+    Attributes:
+        positions: flat positions in this rank's part; ``here``: which neurons are in it, None: all.
+    """
 
     owner: int
-    elements: Tensor
+    positions: Tensor
+    here: Tensor | None
     rows: _Affine
 
 
@@ -106,30 +111,31 @@ def solve_leaf(
     """
     open_leaf = LeafResult(False, None, -math.inf)
     state = replace(state, bounds=_clip(graph, state.bounds, signs))
-    if _inverted(state.bounds):
+    if backend.agree(float(_inverted(state.bounds))):
         return LeafResult(True, None, math.inf)
     planes = relaxations(graph, state.bounds, _F64)
-    middle, radius = _centre(state.box)
+    middle, radius = _centre(Interval(*backend.whole(0, torch.stack(state.box))))
     splits: list[_Split] = []
     for owner, sign in signs.items():
         found = _split_rows(graph, backend, planes, owner, sign, middle, radius, deadline)
         if found is None:
             return open_leaf
         splits.append(found)
-    walk = backward(graph, backend, spec.forms(graph.output, _F64), planes, _F64)
-    objective = _affine(walk, middle, radius)
+    walk = backward(graph, backend, spec.forms(backend, graph.output, _F64), planes, _F64)
+    objective = _affine(backend, walk, middle, radius)
     thresholds = thresholds.to(_F64)
     objective = replace(objective, c=objective.c - thresholds.cpu().numpy())
     constraints = _stack([s.rows for s in splits], middle.shape[0])
     if not all(np.isfinite(v).all() for v in (objective.a, objective.c, constraints.a, constraints.c)):
         return open_leaf
 
-    solution = _minimise(objective, constraints, deadline)
+    # One rank solves for all: they must go on with the same multipliers.
+    solution = backend.once(lambda: _minimise(objective, constraints, deadline))
     candidate = None
     if solution.point is not None:
         candidate = np.clip(middle + radius * solution.point, middle - radius, middle + radius)
     if solution.infeasible:
-        solution = _minimise(constraints, _stack([], middle.shape[0]), deadline)
+        solution = backend.once(lambda: _minimise(constraints, _stack([], middle.shape[0]), deadline))
         weights, beta = np.zeros(len(objective.c)), solution.weights
     elif solution.weights is not None:
         weights, beta = np.split(solution.weights, [len(objective.c)])
@@ -167,9 +173,9 @@ def _centre(box: Interval) -> tuple[np.ndarray, np.ndarray]:
     return (low + up) / 2, (up - low) / 2
 
 
-def _affine(walk: Walk, middle: np.ndarray, radius: np.ndarray) -> _Affine:
+def _affine(backend: ParallelBackend, walk: Walk, middle: np.ndarray, radius: np.ndarray) -> _Affine:
     """A walk's rows as functions of u = (x - middle) / radius."""
-    a = walk.a.flatten(2)[0].cpu().numpy()
+    a = backend.whole(0, walk.a).flatten(2)[0].cpu().numpy()
     return _Affine(a * radius, a @ middle + walk.constant[0].cpu().numpy())
 
 
@@ -193,16 +199,18 @@ def _split_rows(
     """The functions sign * z of a node's split neurons; None when time runs out."""
     index = graph.nodes[owner].inputs[0]
     node = graph.nodes[index]
-    flat = sign.flatten().to(device=backend.device, dtype=_F64).sign()
-    elements = flat.nonzero()[:, 0]
+    flat = backend.whole(index, sign[0, 0].to(device=backend.device, dtype=_F64).sign()).flatten()
+    elements = backend.elements(index, sign[0, 0] != 0)
+    positions, here = backend.here(index, elements)
+    values = flat[elements] if here is None else flat[elements] * here
     parts: list[_Affine] = []
-    for chunk in canonical_chunks(elements.shape[0], row_bytes(graph, 1, _F64, index), _CHUNK_BYTES):
+    for chunk in canonical_chunks(elements.shape[0], row_bytes(graph.whole, 1, _F64, index), _CHUNK_BYTES):
         if deadline.expired():
             return None
-        picked = elements[chunk.start : chunk.stop]
-        form = OneHot(picked, flat[picked], node.shape)
-        parts.append(_affine(backward(graph, backend, {index: form}, planes, _F64), middle, radius))
-    return _Split(owner, elements, _stack(parts, middle.shape[0]))
+        some = slice(chunk.start, chunk.stop)
+        form = OneHot(positions[some], values[some], node.shape)
+        parts.append(_affine(backend, backward(graph, backend, {index: form}, planes, _F64), middle, radius))
+    return _Split(owner, positions, here, _stack(parts, middle.shape[0]))
 
 
 def _minimise(objective: _Affine, constraints: _Affine, deadline: Deadline) -> _Solution:
@@ -214,7 +222,7 @@ def _minimise(objective: _Affine, constraints: _Affine, deadline: Deadline) -> _
     from scipy.optimize import linprog  # a second to import, and few problems come to a leaf
     from scipy.sparse import csr_array
 
-    if deadline.expired() or not len(objective.c):
+    if deadline.remaining() <= 0 or not len(objective.c):  # each rank's own clock: no rank waits for another here
         return _Solution(False, None, None)
     scale = _power_of_two(np.abs(objective.a).max(initial=0.0))
     scales = np.array([_power_of_two(m) for m in np.abs(constraints.a).max(axis=1, initial=0.0)])
@@ -258,10 +266,14 @@ def _scatter(splits: list[_Split], signs: Mapping[int, Tensor], beta: np.ndarray
     out: dict[int, Tensor] = {}
     start = 0
     for split in splits:
-        count = split.elements.shape[0]
-        sign = signs[split.owner].to(device=split.elements.device, dtype=_F64).sign()
+        count = split.positions.shape[0]
+        sign = signs[split.owner].to(device=split.positions.device, dtype=_F64).sign()
         full = torch.zeros_like(sign).flatten()
-        full[split.elements] = torch.from_numpy(beta[start : start + count].copy()).to(full.device)
+        values = torch.from_numpy(beta[start : start + count].copy()).to(full.device)
+        if split.here is None:
+            full[split.positions] = values
+        else:
+            full[split.positions[split.here]] = values[split.here]
         out[split.owner] = full.reshape(sign.shape) * sign
         start += count
     return out
@@ -290,7 +302,7 @@ def _certify(
         return torch.tensordot(w, rows[0], dims=1)[None, None]
 
     def error(rows: Tensor, index: int) -> Tensor:
-        return (combine(rows.abs())[0, 0] * state.charges.value[index][0]).sum()
+        return (combine(rows.abs())[0, 0] * backend.whole(index, state.charges.value[index][0])).sum()
 
     y = spec.y.to(_F64)
     row = Specification(combine(y), None if spec.x is None else combine(spec.x.to(_F64)))
@@ -302,4 +314,5 @@ def _certify(
     threshold = (w * thresholds).sum() + slack
     threshold = threshold + threshold.abs() * 4 * unit_roundoff(_F64)
     margin = float(lower - threshold)
-    return bool(proved(lower, threshold)), margin if math.isfinite(margin) else -math.inf
+    sure = backend.agree(float(proved(lower, threshold)), "min") > 0
+    return sure, margin if math.isfinite(margin) else -math.inf

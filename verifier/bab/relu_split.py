@@ -108,9 +108,10 @@ class _Search:
         memory_limit: int,
     ) -> None:
         self.graph, self.backend, self.state, self.cases = graph, backend, state, cases
-        self.config, self.deadline, self.progress, self.accept = config, deadline, progress, accept
-        self.memory_limit = memory_limit
-        self.space: SplitSpace = split_space(graph, state.bounds)
+        self.config, self.progress, self.accept = config, progress, accept
+        self.deadline = backend.together(deadline)
+        self.memory_limit = int(backend.agree(float(memory_limit), "min"))
+        self.space: SplitSpace = split_space(graph, backend, state.bounds)
         self.rows = cases.thresholds.shape[1]
         self.batch = self._batch_size()
         self.pool = Pool()
@@ -122,7 +123,7 @@ class _Search:
         """Domains per round: enough to fill the device, few enough for the caches of a CPU."""
         if self.config.batch_size != "auto":
             return self.config.batch_size
-        widest = max(n.size for n in self.graph.nodes) * self.rows
+        widest = max(n.size for n in self.graph.whole.nodes) * self.rows
         elements = 1 << (18 if self.backend.device.type == "cpu" else 25)
         return int(max(8, min(elements // widest, 1 << 14)))
 
@@ -250,7 +251,7 @@ class _Search:
         return out, found
 
     def _forms(self, case: Tensor) -> dict[int, Form]:
-        return self.cases.spec.select(case).forms(self.graph.output, torch.float32)
+        return self.cases.spec.select(case).forms(self.backend, self.graph.output, torch.float32)
 
     def _parameters(self, part: Fields) -> Parameters:
         """Root parameters of the case, with the domain's own ReLU slopes written over them."""
@@ -259,8 +260,7 @@ class _Search:
         }
         for g in self.space.groups:
             if g.owner in out and "alpha" in out[g.owner]:
-                full = out[g.owner]["alpha"].flatten(2)
-                full[..., g.elements] = part["alpha"][..., g.start : g.stop]
+                g.write(out[g.owner]["alpha"].flatten(2), part["alpha"][..., g.start : g.stop])
         return out
 
     def _certified(self, part: Fields, found: Optimised) -> Tensor:
@@ -305,8 +305,8 @@ class _Search:
 
     def _try(self, x: Tensor, case: Tensor) -> None:
         """Evaluate minimisers (n, S, *in) and offer those that violate the property to the replay."""
-        flat = x.expand(case.shape[0], *x.shape[1:]).flatten(0, 1)
-        y = self.graph.forward(flat, self.backend.weights)
+        flat = self.backend.whole(0, x.expand(case.shape[0], *x.shape[1:]).flatten(0, 1))
+        y = self.graph.whole.forward(flat, self.backend.weights)
         assert isinstance(y, Tensor)
         spec, d = self.cases.spec.select(case), self.cases.thresholds[case]
         value = torch.einsum("bso,bto->bts", spec.y.flatten(2), y.double().reshape(case.shape[0], self.rows, -1))
@@ -369,7 +369,7 @@ class _Search:
         beta = self.space.scatter(domains["beta"])
         splits = {i: multiplier[i] * beta[i] for i in beta}
         walk = backward(self.graph, self.backend, self._forms(domains["case"]), planes, torch.float32, None, splits)
-        lower = finite_lower(concretise(walk, self.state.box, False))
+        lower = finite_lower(concretise(self.backend, walk, self.state.box, False))
         return (lower.double() - self.cases.thresholds[domains["case"]]).amax(1).float()
 
     def _leaf(self, domain: Fields) -> None:

@@ -1,7 +1,8 @@
 """The space of ReLU splits: which neurons can be split, and how a domain's splits change bounds and multipliers.
 
 Only neurons that the root leaves unstable can ever be split, so a domain stores one sign per such neuron ("column"):
-+1 when its pre-activation is >= 0, -1 when it is <= 0, 0 when it is free.
++1 when its pre-activation is >= 0, -1 when it is <= 0, 0 when it is free. Columns are the same on all ranks; tensors of
+a node's shape are of this rank's part.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from verifier.core.backend import ParallelBackend
 from verifier.core.interval import Interval
 from verifier.graph.graph import Graph
 from verifier.ops.relu import Relu
@@ -24,9 +26,10 @@ class Group:
     Attributes:
         value: index of the pre-activation node.
         owner: index of a ReLU node that reads it; split multipliers enter the walk there.
-        elements: (u,) flat positions of the unstable neurons.
+        elements: (u,) flat positions of the unstable neurons in this rank's part.
         start, stop: range of columns.
         lower, upper: (u,) root bounds.
+        here: (u,) bool, which neurons are in this rank's part; None: all.
     """
 
     value: int
@@ -36,6 +39,19 @@ class Group:
     stop: int
     lower: Tensor
     upper: Tensor
+    here: Tensor | None = None
+
+    def write(self, flat: Tensor, columns: Tensor) -> None:
+        """Put columns (*lead, u) into flat values (*lead, n) of this rank's part, in place."""
+        elements = self.elements
+        if self.here is not None:
+            elements, columns = elements[self.here], columns[..., self.here]
+        flat[..., elements] = columns.to(flat.dtype)
+
+    def read(self, flat: Tensor) -> Tensor:
+        """Columns (*lead, u) from flat values (*lead, n); zero where another rank has the neuron."""
+        columns = flat[..., self.elements]
+        return columns if self.here is None else columns.masked_fill(~self.here, 0.0)
 
 
 @dataclass(frozen=True)
@@ -46,12 +62,14 @@ class SplitSpace:
         groups: one per pre-activation with unstable neurons.
         lower, upper: (U,) root bounds of all columns.
         bounds: root bounds of every node, (1, *shape).
+        backend: knows where neurons are.
     """
 
     groups: tuple[Group, ...]
     lower: Tensor
     upper: Tensor
     bounds: Mapping[int, Interval]
+    backend: ParallelBackend
 
     @property
     def size(self) -> int:
@@ -72,7 +90,7 @@ class SplitSpace:
         """Write columns (*lead, u) over ``base`` (1, *shape): (*lead, *shape)."""
         lead = columns.shape[:-1]
         flat = base.reshape(-1).expand(*lead, -1).clone()
-        flat[..., group.elements] = columns.to(flat.dtype)
+        group.write(flat, columns)
         return flat.reshape(*lead, *base.shape[1:])
 
     def multiplier_signs(self, signs: Tensor) -> dict[int, Tensor]:
@@ -95,13 +113,14 @@ class SplitSpace:
         parts = [torch.zeros((*lead, 0), device=self.lower.device)]  # a box may leave no neuron unstable
         for g in self.groups:
             if g.owner in full:
-                parts.append(full[g.owner].expand(*lead, *full[g.owner].shape[2:]).flatten(2)[..., g.elements])
+                parts.append(g.read(full[g.owner].expand(*lead, *full[g.owner].shape[2:]).flatten(2)))
             else:
                 parts.append(torch.zeros((*lead, g.stop - g.start), device=g.elements.device))
-        return torch.cat(parts, -1)
+        # Every column is on one rank and zero on the others: the sum is exact.
+        return self.backend.total(torch.cat(parts, -1))
 
 
-def split_space(graph: Graph, bounds: Mapping[int, Interval]) -> SplitSpace:
+def split_space(graph: Graph, backend: ParallelBackend, bounds: Mapping[int, Interval]) -> SplitSpace:
     """Columns of every ReLU pre-activation that the root bounds (1, *shape) leave unstable."""
     groups: list[Group] = []
     seen: set[int] = set()
@@ -111,14 +130,16 @@ def split_space(graph: Graph, bounds: Mapping[int, Interval]) -> SplitSpace:
             continue
         value = node.inputs[0]
         seen.add(value)
-        low, up = bounds[value].lower.reshape(-1), bounds[value].upper.reshape(-1)
-        elements = ((low < 0) & (up > 0)).nonzero()[:, 0]
+        low, up = bounds[value].lower, bounds[value].upper
+        elements = backend.elements(value, ((low < 0) & (up > 0))[0])
         if elements.shape[0]:
+            low, up = backend.whole(value, torch.stack((low[0], up[0]))).flatten(1)[:, elements]
+            positions, here = backend.here(value, elements)
             stop = start + elements.shape[0]
-            groups.append(Group(value, node.index, elements, start, stop, low[elements], up[elements]))
+            groups.append(Group(value, node.index, positions, start, stop, low, up, here))
             start = stop
     device = bounds[0].lower.device
     empty = torch.zeros(0, device=device)
     low = torch.cat([g.lower for g in groups]) if groups else empty
     up = torch.cat([g.upper for g in groups]) if groups else empty
-    return SplitSpace(tuple(groups), low, up, bounds)
+    return SplitSpace(tuple(groups), low, up, bounds, backend)

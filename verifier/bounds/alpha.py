@@ -25,11 +25,11 @@ from verifier.bounds.crown import (
     exact_by_ibp,
     hidden_rows,
     lower_bounds,
+    open_elements,
     preactivations,
     relaxations,
     row_bytes,
     tighten,
-    undecided,
 )
 from verifier.bounds.forms import Form
 from verifier.bounds.walk import Walk, backward, concretise, minimiser
@@ -132,7 +132,7 @@ def optimise(
         current = planes.build(parameters)
         splits = {i: signs[i] * m for i, m in multipliers.items()}
         walk = backward(graph, backend, start, current, torch.float32, None, splits, keep=True)
-        value = finite_lower(concretise(walk, box, False))
+        value = finite_lower(concretise(backend, walk, box, False))
         if best is None:
             best = value.clone()
             best_parameters = {i: {k: v.clone() for k, v in d.items()} for i, d in parameters.items()}
@@ -303,27 +303,29 @@ def alpha_hidden(
     """
     for index in preactivations(graph):
         node = graph.nodes[index]
-        mask = undecided(graph, index, state.bounds[index]).flatten(1).any(0)
-        if exact_by_ibp(graph, node) or not bool(mask.any()):
+        if exact_by_ibp(graph, node):
             continue
-        elements = mask.nonzero()[:, 0]
+        elements = open_elements(graph, backend, index, state.bounds[index])
+        if elements.shape[0] == 0:
+            continue
+        positions, here = backend.here(index, elements)
         rows = 2 * elements.shape[0]
         parts = []
         total = RowState()
         for chunk in backend.row_chunks(rows, 3 * row_bytes(graph, 1, torch.float32, index)):
             deadline.check("alpha-CROWN")
-            form = hidden_rows(elements, node.shape, chunk.start, chunk.stop, chunk.size, torch.float32)
+            form = hidden_rows(positions, node.shape, chunk.start, chunk.stop, chunk.size, torch.float32, here)
             values, _ = initial_parameters(graph, state.bounds, chunk.size, index)
             found = optimise(graph, backend, {index: form}, state.box, state.bounds, values, schedule, deadline)
             lower = found.lower
             total += found.state
             if state.certified:
-                exact = hidden_rows(elements, node.shape, chunk.start, chunk.stop, chunk.size, torch.float64)
+                exact = hidden_rows(positions, node.shape, chunk.start, chunk.stop, chunk.size, torch.float64, here)
                 planes = relaxations(graph, state.bounds, torch.float64, found.parameters, index)
                 lower, _ = lower_bounds(graph, backend, state, {index: exact}, planes, torch.float64, state.charges)
             parts.append((chunk, lower))
         backend.usage.note_rows(total)
-        tighten(state, index, elements, backend.gather_rows(rows, parts))
+        tighten(state, index, positions, backend.gather_rows(rows, parts), here)
     return state
 
 
@@ -338,5 +340,5 @@ def alpha_rows(
 ) -> Optimised:
     """alpha-CROWN bounds of specification rows on one box, float32 (certify with ``crown_rows``)."""
     values, _ = initial_parameters(graph, state.bounds, spec.y.shape[1], len(graph.nodes))
-    start = spec.forms(graph.output, torch.float32)
+    start = spec.forms(backend, graph.output, torch.float32)
     return optimise(graph, backend, start, state.box, state.bounds, values, schedule, deadline, stop=stop)

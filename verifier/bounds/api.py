@@ -62,6 +62,7 @@ def compute_graph_bounds(
     deadline: Deadline | None = None,
     slopes: bool = True,
     certify: bool = True,
+    hidden_rows: bool = True,
 ) -> NetworkBounds:
     """Lower and upper bounds of every output element, and of every pre-activation when ``intermediate``.
 
@@ -70,28 +71,32 @@ def compute_graph_bounds(
         hidden, final: how alpha-CROWN optimises the hidden nodes (layerwise) and the output rows.
         slopes: keep the optimised slopes of the output rows.
         certify: run the method a second time in float64 with rounding charged; without it nothing is certified.
+        hidden_rows: bound hidden nodes by CROWN rows; otherwise by interval arithmetic alone.
     """
-    deadline = deadline or Deadline()
-    shape = (1, *graph.input_shape)
-    box = Interval(lower.reshape(shape).to(backend.device), upper.reshape(shape).to(backend.device))
-    hidden, final = hidden or Schedule(10), final or Schedule(10)
-    plain, kept = _run(graph, backend, _plain_state(graph, backend, box), method, hidden, final, deadline, slopes)
+    deadline = backend.together(deadline or Deadline())
+    shape = (1, *graph.whole.input_shape)
+    whole = Interval(lower.reshape(shape).to(backend.device), upper.reshape(shape).to(backend.device))
+    box = Interval(backend.part(0, whole.lower), backend.part(0, whole.upper))
+    steps = ((hidden or Schedule(10)) if hidden_rows else None), final or Schedule(10)
+    plain, kept = _run(graph, backend, _plain_state(graph, backend, box), method, *steps, deadline, slopes)
     names = _names(graph, intermediate)
-    found = {graph.nodes[i].name: _one(plain.bounds[i]) for i in names}
+    found = {graph.nodes[i].name: _one(backend, i, plain.bounds[i]) for i in names}
     del plain  # the certified run needs the room
     certified: dict[str, Interval] = {}
     if certify:
-        sure, _ = _run(graph, backend, initial_state(graph, backend, box), method, hidden, final, deadline, False)
-        certified = {graph.nodes[i].name: _one(sure.bounds[i]) for i in names}
+        sure, _ = _run(graph, backend, initial_state(graph, backend, box), method, *steps, deadline, False)
+        certified = {graph.nodes[i].name: _one(backend, i, sure.bounds[i]) for i in names}
     return NetworkBounds(
         found,
         certified,
-        {f"{graph.nodes[i].name}.{k}": v[0] for i, group in kept.items() for k, v in group.items()},
+        {f"{graph.nodes[i].name}.{k}": backend.whole(i, v[0]) for i, group in kept.items() for k, v in group.items()},
     )
 
 
-def _one(bounds: Interval) -> Interval:
-    return Interval(bounds.lower[0].cpu(), bounds.upper[0].cpu())
+def _one(backend: ParallelBackend, index: int, bounds: Interval) -> Interval:
+    """The whole node's bounds on the one box, on the CPU."""
+    low, up = backend.whole(index, torch.stack((bounds.lower[0], bounds.upper[0])))
+    return Interval(low.cpu(), up.cpu())
 
 
 def _names(graph: Graph, intermediate: bool) -> Sequence[int]:
@@ -109,16 +114,16 @@ def _run(
     backend: ParallelBackend,
     state: BoundState,
     method: Method,
-    hidden: Schedule,
+    hidden: Schedule | None,
     final: Schedule,
     deadline: Deadline,
     slopes: bool,
 ) -> tuple[BoundState, Parameters]:
-    """One method on one state; the output node's bounds are put into the state."""
+    """One method on one state; the output node's bounds are put into the state. Without ``hidden`` no hidden rows."""
     if method == "ibp":
         return state, {}
-    state = crown_hidden(graph, backend, state, deadline)
-    if method == "alpha-crown":
+    state = crown_hidden(graph, backend, state, deadline, nodes=None if hidden is not None else ())
+    if method == "alpha-crown" and hidden is not None:
         state = alpha_hidden(graph, backend, replace(state, bounds=dict(state.bounds)), hidden, deadline)
     if exact_by_ibp(graph, graph.nodes[graph.output]):
         return state, {}
@@ -135,7 +140,8 @@ def _output(
     keep_slopes: bool,
 ) -> tuple[BoundState, Parameters]:
     """Rows +e and -e of every output element."""
-    n = graph.nodes[graph.output].size
+    output = graph.whole.nodes[graph.output]
+    n = output.size
     device = backend.device
     dtype = torch.float64 if state.certified else torch.float32
     parts, groups = [], []
@@ -144,7 +150,7 @@ def _output(
         rows = torch.zeros((chunk.size, n), dtype=torch.float64, device=device)
         for i, row in enumerate(range(chunk.start, chunk.stop)):
             rows[i, row % n] = 1.0 if row < n else -1.0
-        spec = Specification(rows.reshape(1, chunk.size, *graph.output_shape))
+        spec = Specification(rows.reshape(1, chunk.size, *output.shape))
         parameters: Parameters | None = None
         if method == "alpha-crown":
             found = alpha_rows(graph, backend, state, spec, final, deadline)
@@ -157,8 +163,8 @@ def _output(
         parts.append((chunk, value))
     backend.usage.note_rows(total)
     lower = backend.gather_rows(2 * n, parts)
-    shape = (1, *graph.output_shape)
-    found = outward(Interval(lower[:, :n].reshape(shape), -lower[:, n:].reshape(shape)))
+    both = torch.stack((lower[:, :n], -lower[:, n:])).reshape(2, 1, *output.shape)
+    found = outward(Interval(*backend.part(graph.output, both)))
     out = replace(state, bounds={**state.bounds, graph.output: state.bounds[graph.output].intersect(found)})
     slopes: Parameters = {}
     for i in groups[0][1] if groups else {}:

@@ -31,7 +31,7 @@ SlopeParameters = Mapping[int, Mapping[str, Tensor]]
 
 @dataclass(frozen=True)
 class BoundState:
-    """Bounds of a batch of boxes.
+    """Bounds of a batch of boxes, of this rank's part of every value.
 
     Attributes:
         box: float32 (B, *input_shape).
@@ -51,17 +51,17 @@ class Specification:
     """Rows over the outputs (and perhaps the inputs) to be bounded from below.
 
     Attributes:
-        y: float64 (B or 1, S, *output_shape).
+        y: float64 (B or 1, S, *output_shape), whole on every rank.
         x: float64 (B or 1, S, *input_shape) or None.
     """
 
     y: Tensor
     x: Tensor | None = None
 
-    def forms(self, output: int, dtype: torch.dtype) -> dict[int, Form]:
-        out: dict[int, Form] = {output: Dense(self.y.to(dtype))}
+    def forms(self, backend: ParallelBackend, output: int, dtype: torch.dtype) -> dict[int, Form]:
+        out: dict[int, Form] = {output: Dense(backend.coefficients(output, self.y).to(dtype))}
         if self.x is not None:
-            out[0] = Dense(self.x.to(dtype))
+            out[0] = Dense(backend.coefficients(0, self.x).to(dtype))
         return out
 
     def select(self, index: Tensor) -> Specification:
@@ -108,6 +108,11 @@ def undecided(graph: Graph, index: int, bounds: Interval) -> Tensor:
     return unstable if all(isinstance(op, Relu) for op in readers) else wide
 
 
+def open_elements(graph: Graph, backend: ParallelBackend, index: int, bounds: Interval) -> Tensor:
+    """(n,) flat positions in the whole value of a node that are undecided on some box; the same on every rank."""
+    return backend.elements(index, undecided(graph, index, bounds).any(0))
+
+
 def preactivations(graph: Graph) -> tuple[int, ...]:
     """Nodes that nonlinear ops read, in topological order; the input itself is known."""
     seen = {i for node in graph.nodes if isinstance(node.op, NonlinearOp) for i in node.inputs}
@@ -143,30 +148,48 @@ def lower_bounds(
 ) -> tuple[Tensor, Walk]:
     """One walk and its concretisation: (B, S) lower bounds in ``dtype``, NaN turned into -inf."""
     walk = backward(graph, backend, start, planes, dtype, charges, splits)
-    value = concretise(walk, state.box.to(dtype), charges is not None)
+    value = concretise(backend, walk, state.box.to(dtype), charges is not None)
     return finite_lower(value), walk
 
 
-def hidden_rows(index: Tensor, shape: Sequence[int], start: int, stop: int, size: int, dtype: torch.dtype) -> OneHot:
-    """Rows ``start`` to ``stop`` of the 2n rows (+e for lower, -e for upper bounds), zero-padded to ``size``."""
+def hidden_rows(
+    index: Tensor,
+    shape: Sequence[int],
+    start: int,
+    stop: int,
+    size: int,
+    dtype: torch.dtype,
+    here: Tensor | None = None,
+) -> OneHot:
+    """Rows ``start`` to ``stop`` of the 2n rows (+e for lower, -e for upper bounds), zero-padded to ``size``.
+
+    Args:
+        index: (n,) flat positions.
+        here: (n,) bool, which of them are in this rank's part; None: all.
+    """
     both = torch.cat([index, index])[start:stop]
     sign = torch.ones(2 * index.shape[0], dtype=dtype, device=index.device)
     sign[index.shape[0] :] = -1
+    if here is not None:
+        sign = sign * torch.cat([here, here])
     pad = size - (stop - start)
     values = torch.nn.functional.pad(sign[start:stop], (0, pad))
     return OneHot(torch.nn.functional.pad(both, (0, pad)), values, tuple(shape))
 
 
-def tighten(state: BoundState, index: int, elements: Tensor, lower: Tensor) -> None:
+def tighten(state: BoundState, index: int, elements: Tensor, lower: Tensor, here: Tensor | None = None) -> None:
     """Intersect a node's bounds with found rows, in place in the state's dict.
 
     Args:
         elements: (n,) flat positions.
         lower: (B, 2n) lower bounds of +e, then of -e, any float dtype.
+        here: (n,) bool, which of the elements are in this rank's part; None: all.
     """
     old = state.bounds[index]
     n = elements.shape[0]
     found = outward(Interval(lower[:, :n], -lower[:, n:]))
+    if here is not None:
+        elements, found = elements[here], Interval(found.lower[:, here], found.upper[:, here])
     low, up = old.lower.flatten(1).clone(), old.upper.flatten(1).clone()
     low[:, elements] = torch.fmax(low[:, elements], found.lower)
     up[:, elements] = torch.fmin(up[:, elements], found.upper)
@@ -199,16 +222,18 @@ def crown_hidden(
     for index in nodes if nodes is not None else preactivations(graph):
         _propagate(graph, backend, out, done, index)
         node = graph.nodes[index]
-        mask = undecided(graph, index, out.bounds[index]).flatten(1).any(0)
-        if exact_by_ibp(graph, node) or not bool(mask.any()):
+        if exact_by_ibp(graph, node):
+            continue
+        elements = open_elements(graph, backend, index, out.bounds[index])
+        if elements.shape[0] == 0:
             continue
         planes.update(_between(graph, out.bounds, dtype, done, index))
         if quick:
             # Most neurons are decided with room to spare: charged float32 is enough for them, and much cheaper.
             narrow = _between(graph, out.bounds, torch.float32, 0, index)
-            _visit(graph, backend, out, index, mask, narrow, torch.float32, deadline)
-            mask = undecided(graph, index, out.bounds[index]).flatten(1).any(0)
-        _visit(graph, backend, out, index, mask, planes, dtype, deadline)
+            _visit(graph, backend, out, index, elements, narrow, torch.float32, deadline)
+            elements = open_elements(graph, backend, index, out.bounds[index])
+        _visit(graph, backend, out, index, elements, planes, dtype, deadline)
         done = index
     _propagate(graph, backend, out, done, len(graph.nodes) - 1)
     return out
@@ -229,23 +254,23 @@ def _visit(
     backend: ParallelBackend,
     out: BoundState,
     index: int,
-    mask: Tensor,
+    elements: Tensor,
     planes: Mapping[int, Relaxation],
     dtype: torch.dtype,
     deadline: Deadline,
 ) -> None:
     """CROWN rows of some elements of one node, intersected into the state."""
-    elements = mask.nonzero()[:, 0]
     batch, rows = out.box.lower.shape[0], 2 * elements.shape[0]
+    positions, here = backend.here(index, elements)
     charges = out.charges.to(dtype) if out.certified else None
     parts = []
     for chunk in backend.row_chunks(rows, row_bytes(graph, batch, dtype, index)):
         deadline.check("CROWN")
-        form = hidden_rows(elements, graph.nodes[index].shape, chunk.start, chunk.stop, chunk.size, dtype)
+        form = hidden_rows(positions, graph.nodes[index].shape, chunk.start, chunk.stop, chunk.size, dtype, here)
         value, _ = lower_bounds(graph, backend, out, {index: form}, planes, dtype, charges)
         parts.append((chunk, value.expand(batch, -1)))
     if parts:
-        tighten(out, index, elements, backend.gather_rows(rows, parts))
+        tighten(out, index, positions, backend.gather_rows(rows, parts), here)
 
 
 def _propagate(graph: Graph, backend: ParallelBackend, out: BoundState, first: int, last: int) -> None:
@@ -288,5 +313,5 @@ def crown_rows(
     planes = relaxations(graph, state.bounds, dtype, parameters)
     charges = state.charges if state.certified and dtype == torch.float64 else None
     cast = {i: s.to(dtype) for i, s in splits.items()} if splits else None
-    start = spec.forms(graph.output, dtype)
+    start = spec.forms(backend, graph.output, dtype)
     return lower_bounds(graph, backend, state, start, planes, dtype, charges, cast)

@@ -11,7 +11,7 @@ ch. 3). After that the computed row is exact by definition, so nothing compounds
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -66,7 +66,7 @@ class Walk:
     """What a backward walk ends with: rows ``a . x + constant - charge`` that bound the start rows from below.
 
     Attributes:
-        a: (B or 1, S, *input_shape).
+        a: (B or 1, S, *input_shape), the coefficients of this rank's inputs; the other fields are of the whole row.
         constant: (B or 1, S).
         charge: (B or 1, S), rounding to subtract; zero without ``Charges``.
         kept: coefficients on the outputs of nonlinear nodes, by node index, when asked for.
@@ -118,8 +118,17 @@ def backward(
     constant = sum(state.constants, zero)
     if charges is not None:
         total = sum((c.abs() for c in state.constants), zero)
-        state.charged.append(gamma(len(state.constants) + 2, dtype) * total + tiny(dtype))
-    return Walk(a, constant, sum(state.charged, zero), state.kept)
+        state.charged.append(gamma(len(state.constants) + 1 + backend.summands, dtype) * total + tiny(dtype))
+    constant, charge = _totals(backend, constant, sum(state.charged, zero))
+    return Walk(a, constant, charge, state.kept)
+
+
+def _totals(backend: ParallelBackend, *partial: Tensor) -> Sequence[Tensor]:
+    """Sums over all features from this rank's shares, exchanged together."""
+    if backend.summands == 1:
+        return partial
+    dtype = torch.float64 if any(p.dtype == torch.float64 for p in partial) else partial[0].dtype
+    return backend.total(torch.stack(torch.broadcast_tensors(*(p.to(dtype) for p in partial)))).unbind(0)
 
 
 # Longer sums of a charged float32 walk are accumulated in float64, where their rounding costs nothing.
@@ -269,23 +278,24 @@ def _weighted(a: Tensor, m: Tensor) -> Tensor:
     return torch.matmul(a.flatten(2).abs(), m.flatten(1)[:, :, None]).squeeze(-1)
 
 
-def concretise(walk: Walk, box: Interval, charges: bool) -> Tensor:
+def concretise(backend: ParallelBackend, walk: Walk, box: Interval, charges: bool) -> Tensor:
     """Minimum of the walk's rows over the input box: (B, S).
 
     Args:
-        box: lower and upper (B, *input_shape) in the dtype of the walk.
+        box: lower and upper (B, *input_shape) in the dtype of the walk, of this rank's inputs.
         charges: subtract the rounding of the walk and of this sum.
     """
     a = walk.a.flatten(2)
     if charges and a.dtype == torch.float32 and a.shape[-1] > _LONG_SUM:
         a, box = a.double(), box.to(torch.float64)
     low, up = box.lower.flatten(1)[:, None], box.upper.flatten(1)[:, None]
-    value = (a.clamp(min=0) * low + a.clamp(max=0) * up).sum(-1) + walk.constant
+    value = (a.clamp(min=0) * low + a.clamp(max=0) * up).sum(-1)
     if not charges:
-        return value
-    m = box.magnitude().flatten(1)
-    total = _weighted(a, m) + walk.constant.abs()
-    slack = gamma(a.shape[-1] + 4, a.dtype) * total + walk.charge
+        return backend.total(value) + walk.constant
+    value, size = _totals(backend, value, _weighted(a, box.magnitude().flatten(1)))
+    value = value + walk.constant
+    total = size + walk.constant.abs()
+    slack = gamma(a.shape[-1] + 3 + backend.summands, a.dtype) * total + walk.charge
     return value - slack * (1 + 8 * unit_roundoff(a.dtype)) - value.abs() * 4 * unit_roundoff(a.dtype)
 
 

@@ -6,9 +6,9 @@ all ranks agree on. One device is the case in which every answer is trivial.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,8 @@ from torch import Tensor
 from verifier.core.deadline import Deadline
 from verifier.core.handles import WeightStore
 from verifier.core.inventory import Usage
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -164,6 +166,14 @@ class ParallelBackend(Protocol):
 
     def part(self, index: int, value: Tensor) -> Tensor:
         """(..., *whole shape) to (..., *shape of the part)."""
+        ...
+
+    def coefficients(self, index: int, value: Tensor) -> Tensor:
+        """Like :meth:`part`, for coefficients of linear functions: what pads a part must not count."""
+        ...
+
+    def once(self, work: Callable[[], T]) -> T:
+        """What one rank gets from work that is done on the CPU, on all ranks; picklable."""
         ...
 
     def agree(self, value: float, op: str = "max") -> float:

@@ -73,6 +73,11 @@ class Graph:
     def output_shape(self) -> Shape:
         return self.nodes[self.output].shape
 
+    @property
+    def whole(self) -> Graph:
+        """The network itself, which a rank's part of it knows (``parallel/tp.py``)."""
+        return self
+
     @cached_property
     def consumers(self) -> tuple[tuple[int, ...], ...]:
         """For every node the indices of the nodes that read it."""

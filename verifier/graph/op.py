@@ -33,6 +33,22 @@ def folded_terms(folded: int, magnitude: Handle | None) -> int:
     return folded or (FOLDED_TERMS if magnitude is not None else 0)
 
 
+class Split(NamedTuple):
+    """How an op works on parts of its values, when every value is cut along one dim into a block per rank.
+
+    Attributes:
+        dim: dim of the output along which its blocks lie.
+        op: the op that gives a block; its handles stand for the same parameters in the same order.
+        cut: by handle the dim along which that parameter is cut like the output; None: every rank has all of it.
+        whole: the op reads whole inputs; otherwise the blocks of the same rank.
+    """
+
+    dim: int
+    op: Op
+    cut: tuple[int | None, ...]
+    whole: bool
+
+
 class Op(ABC):
     """Base of all ops. Subclasses are frozen dataclasses; fields of type Handle are their parameters."""
 
@@ -52,6 +68,17 @@ class Op(ABC):
         """Parameters that the op also takes as :class:`verifier.core.handles.Blocks`."""
         return ()
 
+    def split(self, dims: Sequence[int], in_shapes: Sequence[Shape], out_shape: Shape, ranks: int) -> Split | None:
+        """How tensor parallelism can split this op; None, the default, when it cannot.
+
+        An affine op is then evaluated whole on every rank with all of its parameters; a nonlinear one is refused.
+
+        Args:
+            dims: by input the dim along which it is cut into ``ranks`` equal blocks. The last blocks may reach beyond
+                the value; what lies there repeats its last entry and never matters.
+        """
+        return None
+
     @abstractmethod
     def forward(self, xs: Sequence[Tensor], p: Params) -> Tensor:
         """Evaluate: inputs (N, *shape_i) to output (N, *shape)."""
@@ -60,6 +87,17 @@ class Op(ABC):
     def interval(self, xs: Sequence[Interval], p: Params) -> Interval:
         """Sound interval image in exact arithmetic on the given bounds; rounding is charged by the caller for affine
         ops (see ``AffineOp``), and must be outward for nonlinear ops."""
+
+
+def split_elementwise(op: Op, dims: Sequence[int], in_shapes: Sequence[Shape], out_shape: Shape) -> Split | None:
+    """Blocks of an op that computes every output from the inputs at the same place, broadcasting aside: they must
+    coincide."""
+    if not op.handles and dims and len({dim - len(shape) for dim, shape in zip(dims, in_shapes, strict=True)}) == 1:
+        dim = dims[0] - len(in_shapes[0]) + len(out_shape)
+        ends = {shape[d] if shape else 1 for d, shape in zip(dims, in_shapes, strict=True)}
+        if ends == {out_shape[dim] if out_shape else 1}:
+            return Split(dim if out_shape else 0, op, (), False)
+    return None
 
 
 class AffineOp(Op):

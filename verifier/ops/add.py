@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from verifier.core.interval import Interval
-from verifier.graph.op import AffineOp, Params, Shape
+from verifier.graph.op import AffineOp, Params, Shape, Split, split_elementwise
 from verifier.ops.layout import align, reduce_count, unbroadcast
 
 
@@ -17,6 +17,9 @@ class Add(AffineOp):
     """y = sum_i signs[i] x_i with broadcasting; subtraction is signs (1, -1)."""
 
     signs: tuple[float, ...] = (1.0, 1.0)
+
+    def split(self, dims: Sequence[int], in_shapes: Sequence[Shape], out_shape: Shape, ranks: int) -> Split | None:
+        return split_elementwise(self, dims, in_shapes, out_shape)
 
     def forward(self, xs: Sequence[Tensor], p: Params) -> Tensor:
         return _total(self.signs, xs)

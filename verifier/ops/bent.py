@@ -17,7 +17,7 @@ from torch import Tensor
 
 from verifier.core.interval import Interval
 from verifier.core.numerics import tiny
-from verifier.graph.op import NonlinearOp, Params, ParamSpec, UnaryPlanes
+from verifier.graph.op import NonlinearOp, Params, ParamSpec, Shape, Split, UnaryPlanes, split_elementwise
 from verifier.ops.layout import sane
 
 _INF = float("inf")
@@ -52,6 +52,9 @@ class BentOp(NonlinearOp):
     def error(self, z: Tensor) -> Tensor:
         """Absolute error of a computed value or slope at z."""
         return (1 + z.abs()) * (_ULPS * torch.finfo(z.dtype).eps)
+
+    def split(self, dims: Sequence[int], in_shapes: Sequence[Shape], out_shape: Shape, ranks: int) -> Split | None:
+        return split_elementwise(self, dims, in_shapes, out_shape)
 
     def forward(self, xs: Sequence[Tensor], p: Params) -> Tensor:
         return self.value(xs[0])

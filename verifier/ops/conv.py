@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from verifier.core.handles import Handle
-from verifier.graph.op import AffineOp, Params, Shape, folded_terms
+from verifier.graph.op import AffineOp, Params, Shape, Split, folded_terms
 from verifier.ops.layout import merge_lead, tuple_of
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -52,6 +52,13 @@ class Conv(AffineOp):
     @property
     def kind(self) -> str:
         return "ConvTranspose" if self.transposed else "Conv"
+
+    def split(self, dims: Sequence[int], in_shapes: Sequence[Shape], out_shape: Shape, ranks: int) -> Split | None:
+        """By output channel."""
+        if self.groups != 1:
+            return None
+        cut = (1 if self.transposed else 0, *[0] * (len(self.handles) - 1))
+        return Split(len(out_shape) - self.dims - 1, self, cut, whole=True)
 
     def forward(self, xs: Sequence[Tensor], p: Params) -> Tensor:
         return self._conv(xs[0], p[0], p[1] if self.bias is not None else None)

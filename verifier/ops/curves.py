@@ -18,7 +18,7 @@ from torch import Tensor
 
 from verifier.core.interval import Interval
 from verifier.core.numerics import tiny
-from verifier.graph.op import NonlinearOp, Params, ParamSpec, UnaryPlanes
+from verifier.graph.op import NonlinearOp, Params, ParamSpec, Shape, Split, UnaryPlanes, split_elementwise
 from verifier.ops.layout import sane
 
 _INF = float("inf")
@@ -170,6 +170,9 @@ class CurveOp(NonlinearOp):
     def mirrored(self) -> bool:
         """Whether ``curve`` is f(-z): for functions that are concave first and convex later."""
         return False
+
+    def split(self, dims: Sequence[int], in_shapes: Sequence[Shape], out_shape: Shape, ranks: int) -> Split | None:
+        return split_elementwise(self, dims, in_shapes, out_shape)
 
     def forward(self, xs: Sequence[Tensor], p: Params) -> Tensor:
         return self.curve.value(-xs[0] if self.mirrored else xs[0])

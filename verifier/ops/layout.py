@@ -38,6 +38,14 @@ def reduce_count(shape: Shape, wide: Shape) -> int:
     return math.prod(wide) // max(math.prod(shape), 1)
 
 
+def kept_dim(dim: int, reduced: Sequence[int], shape: Shape, keepdim: bool) -> int | None:
+    """Where a dim of a value is after a reduction over other dims; None when it is reduced itself."""
+    gone = {d % len(shape) for d in reduced} if shape else {dim}
+    if dim in gone:
+        return None
+    return dim if keepdim else dim - sum(d < dim for d in gone)
+
+
 def merge_lead(x: Tensor, rank: int) -> Tensor:
     """(N, ..., *last ``rank`` dims) to one batch axis and those dims."""
     return x.reshape(-1, *x.shape[x.ndim - rank :])

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from verifier.core.handles import Blocks, Handle
-from verifier.graph.op import AffineOp, Params, Shape, folded_terms
+from verifier.graph.op import AffineOp, Params, Shape, Split, folded_terms
 from verifier.ops.layout import reduce_count, unbroadcast
 
 # Most bytes of |W| that are made at once; a multiple of any reasonable row, and small beside a layer worth sharding.
@@ -61,6 +61,9 @@ class Linear(AffineOp):
     @property
     def streamable(self) -> tuple[Handle, ...]:
         return (self.weight,)
+
+    def split(self, dims: Sequence[int], in_shapes: Sequence[Shape], out_shape: Shape, ranks: int) -> Split | None:
+        return Split(len(out_shape) - 1, self, (0,) * len(self.handles), whole=True)
 
     def forward(self, xs: Sequence[Tensor], p: Params) -> Tensor:
         if isinstance(p[0], Blocks):
@@ -132,6 +135,10 @@ class MatMulConstant(AffineOp):
 
     weight: Handle
     left: bool = False
+
+    def split(self, dims: Sequence[int], in_shapes: Sequence[Shape], out_shape: Shape, ranks: int) -> Split | None:
+        plain = not self.left and len(self.weight.shape) == 2
+        return Split(len(out_shape) - 1, self, (1,), whole=True) if plain else None
 
     def forward(self, xs: Sequence[Tensor], p: Params) -> Tensor:
         return self._product(xs[0], p[0])

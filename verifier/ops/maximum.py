@@ -10,8 +10,8 @@ from torch import Tensor
 
 from verifier.core.interval import Interval
 from verifier.core.numerics import gamma, tiny
-from verifier.graph.op import NonlinearOp, Params, Relaxation, times_intercept
-from verifier.ops.layout import sane
+from verifier.graph.op import NonlinearOp, Params, Relaxation, Shape, Split, times_intercept
+from verifier.ops.layout import kept_dim, sane
 
 _INF = float("inf")
 
@@ -53,6 +53,10 @@ class MaxReduce(NonlinearOp):
 
     dim: int = -1
     keepdim: bool = False
+
+    def split(self, dims: Sequence[int], in_shapes: Sequence[Shape], out_shape: Shape, ranks: int) -> Split | None:
+        dim = kept_dim(dims[0], (self.dim,), in_shapes[0], self.keepdim)
+        return None if dim is None else Split(dim, self, (), False)
 
     def forward(self, xs: Sequence[Tensor], p: Params) -> Tensor:
         return xs[0].amax(self._after_lead(1), keepdim=self.keepdim)

@@ -14,7 +14,16 @@ from torch import Tensor
 
 from verifier.core.interval import Interval
 from verifier.core.numerics import gamma, tiny
-from verifier.graph.op import NonlinearOp, Params, ParamSpec, Relaxation, Shape, times_intercept
+from verifier.graph.op import (
+    NonlinearOp,
+    Params,
+    ParamSpec,
+    Relaxation,
+    Shape,
+    Split,
+    split_elementwise,
+    times_intercept,
+)
 from verifier.ops.layout import align, sane, unbroadcast
 
 _INF = float("inf")
@@ -77,6 +86,9 @@ class ProductPlanes(Relaxation):
 @dataclass(frozen=True)
 class Mul(NonlinearOp):
     """y = x_1 x_2 with broadcasting. Parameters: ``lower_mix`` and ``upper_mix`` in [0, 1] per output."""
+
+    def split(self, dims: Sequence[int], in_shapes: Sequence[Shape], out_shape: Shape, ranks: int) -> Split | None:
+        return split_elementwise(self, dims, in_shapes, out_shape)
 
     def forward(self, xs: Sequence[Tensor], p: Params) -> Tensor:
         x, y = _aligned(xs)

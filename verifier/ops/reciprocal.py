@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from verifier.core.interval import Interval
-from verifier.graph.op import NonlinearOp, Params, ParamSpec, UnaryPlanes
+from verifier.graph.op import NonlinearOp, Params, ParamSpec, Shape, Split, UnaryPlanes, split_elementwise
 from verifier.ops.curves import Curve, lower_plane, tangent_limits
 from verifier.ops.layout import sane
 
@@ -32,6 +32,9 @@ class Reciprocal(NonlinearOp):
 
     Parameter ``point``: where the tangent touches (lower plane for z > 0, upper plane for z < 0).
     """
+
+    def split(self, dims: Sequence[int], in_shapes: Sequence[Shape], out_shape: Shape, ranks: int) -> Split | None:
+        return split_elementwise(self, dims, in_shapes, out_shape)
 
     def forward(self, xs: Sequence[Tensor], p: Params) -> Tensor:
         return torch.reciprocal(xs[0])

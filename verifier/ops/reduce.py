@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from verifier.graph.op import AffineOp, Params, Shape
-from verifier.ops.layout import merge_lead, reduce_count, tuple_of
+from verifier.graph.op import AffineOp, Params, Shape, Split
+from verifier.ops.layout import kept_dim, merge_lead, reduce_count, tuple_of
 
 
 class _Reduction(AffineOp):
@@ -29,6 +29,10 @@ class Sum(_Reduction):
 
     dims: tuple[int, ...]
     keepdim: bool = False
+
+    def split(self, dims: Sequence[int], in_shapes: Sequence[Shape], out_shape: Shape, ranks: int) -> Split | None:
+        dim = kept_dim(dims[0], self.dims, in_shapes[0], self.keepdim)
+        return None if dim is None else Split(dim, self, (), False)
 
     def forward(self, xs: Sequence[Tensor], p: Params) -> Tensor:
         return xs[0].sum(_after_batch(self.dims), keepdim=self.keepdim)
@@ -52,6 +56,10 @@ class Mean(_Reduction):
 
     dims: tuple[int, ...]
     keepdim: bool = False
+
+    def split(self, dims: Sequence[int], in_shapes: Sequence[Shape], out_shape: Shape, ranks: int) -> Split | None:
+        dim = kept_dim(dims[0], self.dims, in_shapes[0], self.keepdim)
+        return None if dim is None else Split(dim, self, (), False)
 
     def forward(self, xs: Sequence[Tensor], p: Params) -> Tensor:
         return xs[0].mean(_after_batch(self.dims), keepdim=self.keepdim)
@@ -85,6 +93,9 @@ class AvgPool(_Reduction):
         n = len(self.kernel)
         object.__setattr__(self, "stride", tuple_of(self.stride or self.kernel, n))
         object.__setattr__(self, "padding", tuple_of(self.padding, n))
+
+    def split(self, dims: Sequence[int], in_shapes: Sequence[Shape], out_shape: Shape, ranks: int) -> Split | None:
+        return Split(dims[0], self, (), False) if dims[0] < len(out_shape) - len(self.kernel) else None
 
     def forward(self, xs: Sequence[Tensor], p: Params) -> Tensor:
         x, n = xs[0], len(self.kernel)

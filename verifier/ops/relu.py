@@ -12,7 +12,7 @@ from torch import Tensor
 
 from verifier.core.interval import Interval
 from verifier.core.numerics import tiny
-from verifier.graph.op import NonlinearOp, Params, ParamSpec, UnaryPlanes
+from verifier.graph.op import NonlinearOp, Params, ParamSpec, Shape, Split, UnaryPlanes, split_elementwise
 from verifier.ops.layout import sane
 
 
@@ -34,6 +34,9 @@ class Relu(NonlinearOp):
     @property
     def kind(self) -> str:
         return "LeakyRelu" if self.negative_slope else "Relu"
+
+    def split(self, dims: Sequence[int], in_shapes: Sequence[Shape], out_shape: Shape, ranks: int) -> Split | None:
+        return split_elementwise(self, dims, in_shapes, out_shape)
 
     def forward(self, xs: Sequence[Tensor], p: Params) -> Tensor:
         x, k = xs[0], self.negative_slope

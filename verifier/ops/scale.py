@@ -10,7 +10,7 @@ from torch import Tensor
 
 from verifier.core.handles import Handle
 from verifier.core.interval import Interval
-from verifier.graph.op import AffineOp, Params, Shape, folded_terms
+from verifier.graph.op import AffineOp, Params, Shape, Split, folded_terms
 from verifier.ops.layout import align, broadcast_shape, reduce_count, unbroadcast
 
 
@@ -29,6 +29,14 @@ class ScaleShift(AffineOp):
     shift: Handle | None = None
     shift_magnitude: Handle | None = None
     folded: int = 0
+
+    def split(self, dims: Sequence[int], in_shapes: Sequence[Shape], out_shape: Shape, ranks: int) -> Split | None:
+        """Constants that vary along the dim are cut with it."""
+        if in_shapes[0] != out_shape or not out_shape:
+            return None
+        at = [dims[0] - len(out_shape) + len(h.shape) for h in self.handles]
+        cut = tuple(d if d >= 0 and h.shape[d] > 1 else None for d, h in zip(at, self.handles, strict=True))
+        return Split(dims[0], self, cut, whole=False)
 
     def forward(self, xs: Sequence[Tensor], p: Params) -> Tensor:
         y = self.linear(xs, p)

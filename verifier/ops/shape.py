@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from verifier.core.handles import Handle
 from verifier.core.interval import Interval
-from verifier.graph.op import AffineOp, Params, Shape
+from verifier.graph.op import AffineOp, Params, Shape, Split
 
 
 class StructuralOp(AffineOp):
@@ -43,6 +43,18 @@ class Reshape(StructuralOp):
 
     shape: Shape
 
+    def split(self, dims: Sequence[int], in_shapes: Sequence[Shape], out_shape: Shape, ranks: int) -> Split | None:
+        """Where blocks of the input are blocks of the output: contiguous after the same leading dims."""
+        shape = in_shapes[0]
+        if not shape or not out_shape:
+            return None
+        n, lead = shape[dims[0]], math.prod(shape[: dims[0]])
+        for dim, m in enumerate(out_shape):
+            if math.prod(out_shape[:dim]) == lead and (m == n or (n % ranks == 0 and m % ranks == 0 and m > 1)):
+                block = (*out_shape[:dim], -(-m // ranks), *out_shape[dim + 1 :])
+                return Split(dim, replace(self, shape=block), (), False)
+        return None
+
     def forward(self, xs: Sequence[Tensor], p: Params) -> Tensor:
         return xs[0].reshape(xs[0].shape[0], *self.shape)
 
@@ -55,6 +67,10 @@ class Permute(StructuralOp):
     """Output dim i is input dim ``dims[i]``."""
 
     dims: tuple[int, ...]
+
+    def split(self, dims: Sequence[int], in_shapes: Sequence[Shape], out_shape: Shape, ranks: int) -> Split | None:
+        n = len(self.dims)
+        return Split([d % n for d in self.dims].index(dims[0]), self, (), False) if n else None
 
     def forward(self, xs: Sequence[Tensor], p: Params) -> Tensor:
         return xs[0].permute(0, *(d % len(self.dims) + 1 for d in self.dims))
@@ -70,6 +86,10 @@ class Concat(StructuralOp):
     """Values joined along ``dim``."""
 
     dim: int
+
+    def split(self, dims: Sequence[int], in_shapes: Sequence[Shape], out_shape: Shape, ranks: int) -> Split | None:
+        apart = set(dims) - {self.dim % len(out_shape)}
+        return Split(dims[0], self, (), False) if apart == set(dims) and len(apart) == 1 else None
 
     def forward(self, xs: Sequence[Tensor], p: Params) -> Tensor:
         return torch.cat(tuple(xs), self.dim + 1 if self.dim >= 0 else self.dim)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from verifier.core.interval import Interval
-from verifier.graph.op import NonlinearOp, Params, UnaryPlanes
+from verifier.graph.op import NonlinearOp, Params, Shape, Split, UnaryPlanes, split_elementwise
 from verifier.ops.layout import sane
 
 
@@ -20,6 +20,9 @@ class StepOp(NonlinearOp):
     @abstractmethod
     def step(self, z: Tensor) -> Tensor:
         """The function."""
+
+    def split(self, dims: Sequence[int], in_shapes: Sequence[Shape], out_shape: Shape, ranks: int) -> Split | None:
+        return split_elementwise(self, dims, in_shapes, out_shape)
 
     def forward(self, xs: Sequence[Tensor], p: Params) -> Tensor:
         return self.step(xs[0])

@@ -7,6 +7,7 @@ there are.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -16,7 +17,8 @@ from verifier.core.deadline import Deadline
 from verifier.core.handles import WeightStore
 from verifier.core.inventory import Usage
 
-_AGREEMENTS: dict[str, Callable[[list[float]], float]] = {"max": max, "min": min, "sum": sum}
+T = TypeVar("T")
+AGREEMENTS: dict[str, Callable[[list[float]], float]] = {"max": max, "min": min, "sum": sum}
 
 
 class AgreedDeadline(Deadline):
@@ -46,8 +48,6 @@ class DistributedBackend:
         sharded: deal rows; otherwise every rank computes all of them.
     """
 
-    summands = 1
-
     def __init__(
         self, everyone: Group, device: torch.device, weights: WeightStore, chunk_bytes: int, sharded: bool = True
     ) -> None:
@@ -64,17 +64,18 @@ class DistributedBackend:
         return self._everyone.size
 
     def _dealt(self, n_rows: int) -> bool:
-        return self._sharded and n_rows >= SHARD_ROWS and self.size > 1
+        return self._sharded and n_rows >= SHARD_ROWS and self._everyone.size > 1
 
     def row_chunks(self, n_rows: int, row_bytes: int) -> Sequence[Chunk]:
         chunks = canonical_chunks(n_rows, row_bytes, self.chunk_bytes)
         if not self._dealt(n_rows):
             return chunks
-        each = -(-len(chunks) // self.size)
+        each = -(-len(chunks) // self._everyone.size)
         # Ranks keep in step: where their number does not divide that of the chunks, the last ones get empty chunks.
         padding = Chunk(n_rows, n_rows, chunks[0].size)
-        dealt = [*chunks, *[padding] * (each * self.size - len(chunks))]
-        return dealt[self.rank * each : (self.rank + 1) * each]
+        dealt = [*chunks, *[padding] * (each * self._everyone.size - len(chunks))]
+        first = self._everyone.rank * each
+        return dealt[first : first + each]
 
     def gather_rows(self, n_rows: int, parts: Sequence[tuple[Chunk, Tensor]]) -> Tensor:
         if not self._dealt(n_rows):
@@ -83,11 +84,18 @@ class DistributedBackend:
         # Chunks have equal sizes and padding comes last: all ranks' rows in order are the rows in order.
         return self._everyone.all_gather(mine).transpose(0, 1).flatten(1, 2)[:, :n_rows].contiguous()
 
+    def once(self, work: Callable[[], T]) -> T:
+        return self._everyone.share(work() if self._everyone.rank == 0 else None)
+
     def agree(self, value: float, op: str = "max") -> float:
-        return _AGREEMENTS[op]([v for (v,) in self._everyone.numbers([value])])
+        return AGREEMENTS[op]([v for (v,) in self._everyone.numbers([value])])
 
     def together(self, deadline: Deadline) -> Deadline:
         return AgreedDeadline(deadline, self.agree) if self.size > 1 else deadline
+
+    @property
+    def summands(self) -> int:
+        return 1
 
     def total(self, partial: Tensor) -> Tensor:
         return partial
@@ -102,6 +110,9 @@ class DistributedBackend:
         return value
 
     def part(self, index: int, value: Tensor) -> Tensor:
+        return value
+
+    def coefficients(self, index: int, value: Tensor) -> Tensor:
         return value
 
     def close(self) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +14,8 @@ from verifier.core.handles import WeightStore
 from verifier.core.inventory import Usage
 from verifier.graph.graph import Graph
 from verifier.parallel.stores import Resident
+
+T = TypeVar("T")
 
 
 class SingleBackend:
@@ -46,6 +49,9 @@ class SingleBackend:
     def gather_rows(self, n_rows: int, parts: Sequence[tuple[Chunk, Tensor]]) -> Tensor:
         return torch.cat([value[:, : chunk.stop - chunk.start] for chunk, value in parts], dim=1)
 
+    def once(self, work: Callable[[], T]) -> T:
+        return work()
+
     def agree(self, value: float, op: str = "max") -> float:
         return value
 
@@ -65,6 +71,9 @@ class SingleBackend:
         return value
 
     def part(self, index: int, value: Tensor) -> Tensor:
+        return value
+
+    def coefficients(self, index: int, value: Tensor) -> Tensor:
         return value
 
     def close(self) -> None:

@@ -28,7 +28,7 @@ from verifier.core.tracker import measured_peak
 from verifier.graph.graph import Graph
 from verifier.parallel.world import World
 from verifier.solver.place import Placed, cpu_threads, place, structure
-from verifier.solver.root import Root, bound_root
+from verifier.solver.root import Root, bound_root, hidden_by_rows
 
 Accept = Callable[[np.ndarray], Witness | None]
 
@@ -120,6 +120,7 @@ class Crew:
                 Schedule(alpha.iterations, alpha.learning_rate, decay=alpha.decay),
                 slopes=slopes,
                 certify=self.config.numerics.certify,
+                hidden_rows=hidden_by_rows(self.config),
             )
 
         backend = placed.backend

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -21,6 +21,7 @@ from verifier.parallel.distributed import DistributedBackend
 from verifier.parallel.group import Solo
 from verifier.parallel.single import SingleBackend
 from verifier.parallel.stores import HostOffload, Resident, Sharded, column_blocks
+from verifier.parallel.tp import TensorParallel, cut_graph
 from verifier.parallel.world import World, rank_device, solo
 from verifier.solver.strategy import node_flops
 
@@ -162,15 +163,28 @@ def place(graph: Graph, config: Config, world: World | None = None) -> Placed:
         config.memory.chunk_bytes if limit is None else min(config.memory.chunk_bytes, max(_SMALLEST_CHUNK, limit // 8))
     )
     pool = (free_bytes(world.device) if limit is None else limit) // (3 * _sharing(world))
+    sharded = config.parallel.rows == "sharded"
     if config.parallel.backend == "tp":
-        raise NotImplementedError
+        part = cut_graph(graph, inside)
+        need = node_bytes(part.cuts)
+        if limit is not None and need > limit:
+            raise MemoryExceeded(
+                f"a rank's share of the weights takes {need} bytes and memory.device_limit is {limit}; use more ranks "
+                "or a higher limit"
+            )
+        store = Resident(world.device, _cast_bytes(limit, need), column_blocks(part, config.parallel.stream))
+        for source, tensor in _parameters(graph, world):
+            for handle, block in part.blocks(source, tensor):
+                store.put(handle, block)
+        backend = TensorParallel(part, world.device, store, chunk, team, sharded)
+        search = TensorParallel(part, world.device, store, chunk)
+        return Placed(part, backend, search, team, inside, pool)
     store = _store(graph, config, world, inside)
     for handle, tensor in _parameters(graph, world):
         store.put(handle, tensor)
     single = SingleBackend(graph, world.device, chunk, store)
     if world.size == 1:
         return Placed(graph, single, single, team, inside, pool)
-    sharded = config.parallel.rows == "sharded"
     backend = DistributedBackend(world.everyone, world.device, store, chunk, sharded)
     search = DistributedBackend(inside, world.device, store, chunk, sharded) if each > 1 else single
     return Placed(graph, backend, search, team, inside, pool)
@@ -210,13 +224,17 @@ def _store(graph: Graph, config: Config, world: World, inside: Group) -> WeightS
         return Sharded(inside, world.device, parallel.prefetch, columns)  # type: ignore[arg-type]
     if parallel.offload:
         return HostOffload(world.device, parallel.prefetch, columns)
-    cache = _CAST_BYTES if limit is None else max(0, min(_CAST_BYTES, (limit - parameter_bytes(graph)) // 2))
-    return Resident(world.device, cache, columns)
+    return Resident(world.device, _cast_bytes(limit, parameter_bytes(graph)), columns)
+
+
+def _cast_bytes(limit: int | None, weights: int) -> int:
+    """What converted copies of the weights may take."""
+    return _CAST_BYTES if limit is None else max(0, min(_CAST_BYTES, (limit - weights) // 2))
 
 
 def _check_limit(graph: Graph, config: Config, each: int, limit: int | None) -> None:
     """Whether the weights fit: at rest, and the layers that are whole at once."""
-    if limit is None:
+    if limit is None or config.parallel.backend == "tp":
         return
     parallel = config.parallel
     total = sum(node_bytes(node.op.handles) for node in graph.nodes)
@@ -226,9 +244,6 @@ def _check_limit(graph: Graph, config: Config, each: int, limit: int | None) -> 
     if parallel.backend == "fsdp" and each > 1:
         need, how = total // each + whole, f"a {each}th of the weights and the layers in use take"
         advice = "use more ranks, parallel.prefetch=false, parallel.stream or a higher limit"
-    elif parallel.backend == "tp" and each > 1:
-        need, how = total // each, f"a {each}th of the weights takes"
-        advice = "use more ranks or a higher limit"
     elif parallel.offload:
         need, how = whole, "the layers in use take"
         advice = "use parallel.prefetch=false, parallel.stream or a higher limit"
@@ -239,7 +254,7 @@ def _check_limit(graph: Graph, config: Config, each: int, limit: int | None) -> 
         raise MemoryExceeded(f"{how} {need} bytes and memory.device_limit is {limit}; {advice}")
 
 
-def node_bytes(handles: Iterator[Handle] | tuple[Handle, ...]) -> int:
+def node_bytes(handles: Iterable[Handle]) -> int:
     """Bytes of some parameters as stored."""
     out = 0
     for handle in handles:

@@ -17,9 +17,10 @@ from verifier.bounds.crown import (
     crown_hidden,
     crown_rows,
     initial_state,
+    open_elements,
     preactivations,
-    undecided,
 )
+from verifier.bounds.walk import minimiser
 from verifier.config import Config
 from verifier.core.backend import ParallelBackend
 from verifier.core.deadline import Deadline
@@ -68,7 +69,8 @@ def bound_root(
         limit: the query's time limit in seconds, for the strategy.
     """
     device = backend.device
-    box = _box(graph, problem, int(problem.case_box[cases[0]]), device)
+    deadline = backend.together(deadline)
+    box = _box(graph, backend, problem, int(problem.case_box[cases[0]]))
     table = _RowTable(graph, problem, cases, device)
     method = config.bounds.method
     certify = config.numerics.certify
@@ -76,12 +78,13 @@ def bound_root(
     report("IBP")
     state = initial_state(graph, backend, box, certify)
     if method == "ibp":
-        lower = _output_ibp(graph, state, table)
+        lower = _output_ibp(graph, backend, state, table)
         return table.root(state, lower, None, None, "ibp")
     report("CROWN")
-    state = crown_hidden(graph, backend, state, deadline)
+    rows = hidden_by_rows(config)
+    state = crown_hidden(graph, backend, state, deadline, nodes=None if rows else ())
     lower, walk = crown_rows(graph, backend, state, table.spec)
-    candidates = torch.where(walk.a > 0, box.lower[:, None].double(), box.upper[:, None].double())
+    candidates = backend.whole(0, minimiser(walk, box.to(torch.float64)))
     if method == "crown" or table.refuted(lower).all():
         return table.root(state, lower, None, candidates.float(), "crown")
 
@@ -89,15 +92,20 @@ def bound_root(
     schedule = Schedule(alpha.iterations, alpha.learning_rate, decay=alpha.decay)
     report("alpha-CROWN")
     lower, found = _alpha(graph, backend, state, table, lower, schedule, deadline)
-    if not table.refuted(lower).all():
-        rows = {i: 2 * int(undecided(graph, i, state.bounds[i]).sum()) for i in preactivations(graph)}
-        steps = hidden_iterations(graph, rows, limit, device.type, config)
+    if rows and not table.refuted(lower).all():
+        count = {i: 2 * open_elements(graph, backend, i, state.bounds[i]).shape[0] for i in preactivations(graph)}
+        steps = hidden_iterations(graph.whole, count, limit, device.type, config)
         if steps:
             report("alpha-CROWN of hidden nodes")
             hidden = Schedule(steps, alpha.learning_rate, decay=alpha.decay)
             state = alpha_hidden(graph, backend, replace(state, bounds=dict(state.bounds)), hidden, deadline)
             lower, found = _alpha(graph, backend, state, table, lower, schedule, deadline)
-    return table.root(state, lower, found.parameters, found.candidate, "alpha-crown")
+    return table.root(state, lower, found.parameters, backend.whole(0, found.candidate), "alpha-crown")
+
+
+def hidden_by_rows(config: Config) -> bool:
+    """Whether hidden nodes are bounded by CROWN rows and not by interval arithmetic alone."""
+    return config.parallel.backend != "tp" or config.parallel.tp_intermediate == "crown"
 
 
 def _alpha(
@@ -120,25 +128,24 @@ def _alpha(
     return torch.fmax(lower.double(), sure), found
 
 
-def _box(graph: Graph, problem: Problem, index: int, device: torch.device) -> Interval:
-    shape = (1, *graph.input_shape)
-    low = torch.from_numpy(problem.lower[index]).reshape(shape)
-    up = torch.from_numpy(problem.upper[index]).reshape(shape)
-    return Interval(low.to(device), up.to(device))
+def _box(graph: Graph, backend: ParallelBackend, problem: Problem, index: int) -> Interval:
+    """This rank's part of a box, (1, *input_shape)."""
+    shape = (1, *graph.whole.input_shape)
+    low, up = (torch.from_numpy(b[index]).reshape(shape).to(backend.device) for b in (problem.lower, problem.upper))
+    return Interval(backend.part(0, low), backend.part(0, up))
 
 
-def _output_ibp(graph: Graph, state: BoundState, table: _RowTable) -> Tensor:
+def _output_ibp(graph: Graph, backend: ParallelBackend, state: BoundState, table: _RowTable) -> Tensor:
     """Interval bounds of the rows from interval bounds of the output; rounding charged by a relative margin."""
-    out = state.bounds[graph.output].to(torch.float64)
+    out, box = (Interval(*backend.whole(i, torch.stack(state.bounds[i]))).to(torch.float64) for i in (graph.output, 0))
     y = table.spec.y.flatten(2)
     low, up = out.lower.flatten(1)[:, None], out.upper.flatten(1)[:, None]
     value = (y.clamp(min=0) * low + y.clamp(max=0) * up).sum(-1)
     size = (y.abs() * out.magnitude().flatten(1)[:, None]).sum(-1)
     box_terms = 0
     if table.spec.x is not None:
-        box_terms = state.box.lower[0].numel()
+        box_terms = box.lower[0].numel()
         x = table.spec.x.flatten(2)
-        box = state.box.to(torch.float64)
         value = value + (x.clamp(min=0) * box.lower.flatten(1) + x.clamp(max=0) * box.upper.flatten(1)).sum(-1)
         size = size + (x.abs() * box.magnitude().flatten(1)).sum(-1)
     terms = y.shape[-1] + box_terms + 4
@@ -151,6 +158,8 @@ class _RowTable:
     def __init__(self, graph: Graph, problem: Problem, cases: np.ndarray, device: torch.device) -> None:
         self.cases = cases
         self.device = device
+        self.n_in = problem.n_in
+        whole = graph.whole
         rows = problem.case_rows[cases]
         used, inverse = np.unique(rows, return_inverse=True)
         self.case_rows = inverse.reshape(rows.shape)
@@ -163,8 +172,8 @@ class _RowTable:
             x = problem.row_x[used].copy()
             x[used < 0] = 0.0
         self.spec = Specification(
-            torch.from_numpy(y).reshape(1, len(used), *graph.output_shape).to(device),
-            None if x is None else torch.from_numpy(x).reshape(1, len(used), *graph.input_shape).to(device),
+            torch.from_numpy(y).reshape(1, len(used), *whole.output_shape).to(device),
+            None if x is None else torch.from_numpy(x).reshape(1, len(used), *whole.input_shape).to(device),
         )
         self.thresholds = torch.from_numpy(d).to(device)
 
@@ -184,7 +193,7 @@ class _RowTable:
         gap = (lower[0].double() - self.thresholds).cpu().numpy()
         keep = ~self.refuted(lower)
         index = self.case_rows[keep]
-        points = np.zeros((0, int(np.prod(state.box.lower.shape[1:]))), np.float32)
+        points = np.zeros((0, self.n_in), np.float32)
         if candidates is not None and keep.any():
             points = candidates[0].reshape(candidates.shape[1], -1).cpu().numpy()[np.unique(index)]
         rows = None
