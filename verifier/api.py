@@ -16,6 +16,9 @@ from verifier.core.deadline import Deadline
 from verifier.core.errors import ConfigError, InputError
 from verifier.core.progress import Progress, SilentProgress
 
+# What Python runs as a rank that is started here.
+RANK_COMMAND = ("-m", "verifier", "rank")
+
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor, nn
@@ -128,10 +131,12 @@ class Job:
 
     Attributes:
         rank: of this process; rank 0 reads the files and has the answer, the others take part.
+        joined: called once several ranks have met.
     """
 
     def __init__(self, rank: int, join: Callable[[], World], stop: Callable[[], None] | None = None) -> None:
         self.rank = rank
+        self.joined: Callable[[], None] = lambda: None
         self._join, self._stop = join, stop
         self._world: World | None = None
 
@@ -139,6 +144,8 @@ class Job:
         """Wait for all ranks."""
         if self._world is None:
             self._world = self._join()
+            if self._world.size > 1:
+                self.joined()
         return self._world
 
     @property
@@ -193,7 +200,7 @@ def _start(config: Config, fatal: Callable[[str], None] | None) -> Job:
     check_parallel(config, wanted)
     if wanted == 1:
         return Job(0, lambda: _alone(config))
-    command = ["-m", "verifier", "rank", "--device", config.device]
+    command = [*RANK_COMMAND, "--device", config.device]
     ranks = LocalRanks(wanted, command, config.parallel.logs, rank_threads(config, wanted))
     return Job(0, lambda: ranks.lead(rank_device(config.device, 0), fatal), ranks.close)
 

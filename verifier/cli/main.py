@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
@@ -95,6 +96,11 @@ def check_timeout(context: click.Context, parameter: click.Parameter, value: str
         raise click.BadParameter(str(error).partition(": ")[2], context, parameter) from None
 
 
+def _follows() -> bool:
+    """Whether torchrun has started this process as a rank other than the first."""
+    return os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK", "0") != "0"
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(verifier.__version__, prog_name="verifier")
 def cli() -> None:
@@ -145,6 +151,9 @@ def verify(
         if results_file is not None:
             write_atomic(results_file, result_text("error"))
         raise
+    if _follows():
+        # Rank 0 speaks for all.
+        context.exit(run_query(replace(job, quiet=not verbose), Outputs(), False, silent=True).exit_code)
     outcome = run_query(job, Outputs(results_file, json_file), verbose)
     if outcome.error is not None:
         click.echo(f"Error: {outcome.error['message']}", err=True)
@@ -305,6 +314,8 @@ def run(
     """Answer every instance of one or more lists (CSV: onnx,vnnlib,timeout); a table at the end."""
     from verifier.cli.run import run_lists
 
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise InputError("run starts the ranks of every instance itself: use --ranks instead of torchrun")
     config = build_config([config_file] if config_file else [], assignments, device, seed, ranks)
     context.exit(run_lists(instances, out, timeout, config, resume, jobs, verdicts))
 

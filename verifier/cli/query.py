@@ -56,16 +56,17 @@ class Background:
         return self._versions or dict.fromkeys(("verifier", "python", "torch", "onnx", "onnxruntime"))
 
 
-def run_query(job: Job, outputs: Outputs, verbose: bool, parent: int | None = None) -> Outcome:
+def run_query(job: Job, outputs: Outputs, verbose: bool, parent: int | None = None, silent: bool = False) -> Outcome:
     """Answer one query and write everything but stdout.
 
     Args:
+        silent: show nothing at all.
         parent: process id of the calling script; the query ends with it.
     """
     if outputs.results is not None:
         write_atomic(outputs.results, result_text("unknown"))
     end = None if job.timeout is None else job.start + job.timeout
-    console = Console(sys.stderr, sys.stderr.isatty(), verbose, job.start, end)
+    console = Console(sys.stderr, sys.stderr.isatty() and not silent, verbose, job.start, end)
     with Signals() as signals:
         worker = Worker.start(job)
         background = Background([job.onnx, job.vnnlib]) if outputs.json is not None else None

@@ -73,6 +73,10 @@ def wait(
         for worker in workers:
             if worker.outcome is None and now >= worker.end:
                 worker.time_out()
+            elif worker.outcome is None and now >= worker.lapse:
+                worker.read()  # it may have said something since
+                if worker.outcome is None and now >= worker.lapse:
+                    worker.hung()
         why = _ended(signals, parent)
         if why is not None:
             for worker in workers:
@@ -82,7 +86,8 @@ def wait(
             return done
         if tick is not None:
             tick()
-        patience = max(0.0, min((worker.end for worker in workers), default=now) - time.monotonic())
+        until = min((min(worker.end, worker.lapse) for worker in workers), default=now)
+        patience = max(0.0, until - time.monotonic())
         if tick is not None or parent is not None:
             patience = min(patience, _TICK_SECONDS)
         ready = select.select([*workers, signals], [], [], None if patience == float("inf") else patience)[0]

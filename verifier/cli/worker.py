@@ -14,11 +14,12 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 Send = Callable[[dict[str, Any]], None]
 
 _UPDATE_SECONDS = 0.1
+# A worker that leads other ranks is given up after this long without a sign of life.
+BEAT_SECONDS, LAPSE_SECONDS = 1.0, 15.0
 _PR_SET_PDEATHSIG = 1
 
 
@@ -145,6 +148,16 @@ class _Salvage:
     send: Send
     witness: Callable[[], Any] = lambda: None
 
+    def beat(self) -> None:
+        """From now on the parent hears from this process every second, or ends it: other ranks wait for it."""
+
+        def run() -> None:
+            while True:
+                self.send({"beat": BEAT_SECONDS})
+                time.sleep(BEAT_SECONDS)
+
+        threading.Thread(target=run, daemon=True).start()
+
     def lost(self, message: str) -> None:
         """Send the outcome and end the process. A witness that was replayed stands, nothing else does."""
         seconds, notes = dict(self.progress.seconds), tuple(self.notes.texts)
@@ -167,6 +180,7 @@ def _answer(job: Job, progress: PipeProgress, salvage: _Salvage) -> Outcome:
     deadline = solver_deadline(job.timeout, job.start)
     with api.job(job.config, salvage.lost) as ranks:
         salvage.witness = lambda: ranks.witness
+        ranks.joined = salvage.beat
         result = api.answer(job.onnx, job.vnnlib, job.config, deadline, progress, ranks=ranks)
     text, numbers = _witness(result)
     return Outcome(
@@ -233,10 +247,13 @@ def _child(job: Job, pipe: int, parent: int) -> None:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
             os.dup2(2, 1)  # stdout belongs to the verdict
 
+        lock = threading.Lock()
+
         def send(message: dict[str, Any]) -> None:
             data = memoryview(json.dumps(message).encode() + b"\n")
-            while data:
-                data = data[os.write(pipe, data) :]
+            with lock:
+                while data:
+                    data = data[os.write(pipe, data) :]
 
         send({"outcome": asdict(solve(job, send))})
         code = 0
@@ -259,6 +276,8 @@ class Worker:
     notes: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     outcome: Outcome | None = None
+    _beats: bool = False
+    _heard: float = 0.0
     _buffer: bytearray = field(default_factory=bytearray)
     _began: float = field(default_factory=time.monotonic)
     _reaped: int | None = None
@@ -295,6 +314,20 @@ class Worker:
         hard = limits(self.job.timeout).hard
         return float("inf") if hard is None else self.job.start + hard
 
+    @property
+    def lapse(self) -> float:
+        """``time.monotonic()`` at which a worker that leads other ranks has been silent for too long."""
+        return self._heard + LAPSE_SECONDS if self._beats else float("inf")
+
+    def hung(self) -> Outcome:
+        """The outcome of a worker that does not respond."""
+        message = f"rank 0 has not responded for {LAPSE_SECONDS:.0f} s during {self.phase}"
+        self.cut("error", message, 1)
+        assert self.outcome is not None
+        if self.outcome.reason == message:
+            self.outcome = replace(self.outcome, error={"kind": "RankFailed", "message": message})
+        return self.outcome
+
     def read(self) -> None:
         """Take what the child has sent; sets ``outcome`` once the child has finished or died."""
         if self._drain() and self.outcome is None:
@@ -309,6 +342,7 @@ class Worker:
                 return False
             if not data:
                 return True
+            self._heard = time.monotonic()
             self._buffer += data
             *lines, rest = self._buffer.split(b"\n")
             self._buffer = bytearray(rest)
@@ -329,6 +363,8 @@ class Worker:
                 self.figures.update(figures)
             case {"note": text}:
                 self.notes.append(text)
+            case {"beat": _}:
+                self._beats = True
 
     def cut(self, verdict: str, why: str, exit_code: int = 0) -> Outcome:
         """End the child and its children now; the outcome keeps the last figures."""
