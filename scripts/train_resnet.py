@@ -17,6 +17,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -28,8 +29,10 @@ sys.path.insert(0, str(ROOT))
 
 from scripts.networks import Block, ResNet, save_resnet, save_robustness  # noqa: E402
 
+if TYPE_CHECKING:
+    from verifier.bounds.crown import BoundState
+
 RADIUS = 1 / 255
-UNSTABLE = 1000
 ACCURACY = 0.9
 
 
@@ -97,27 +100,44 @@ def worst_logits(centre: Tensor, radius: Tensor, label: Tensor) -> Tensor:
     return torch.where(own, centre - radius, centre + radius)
 
 
-def train(network: ResNet, images: Images, steps: int, batch: int, robust: float, seed: int) -> None:
-    """Adam; the radius of the interval term grows over the middle half of the steps to ``robust`` times 1/255."""
+@dataclass(frozen=True)
+class Training:
+    """How long and how robustly to train.
+
+    Attributes:
+        robust: radius of the interval term at the end, in units of 1/255. Much less than 1 is enough: CROWN is that
+            much tighter than intervals.
+        weight: share of the interval term in the loss at the end.
+    """
+
+    steps: int
+    batch: int
+    rate: float
+    robust: float
+    weight: float
+
+
+def train(network: ResNet, images: Images, how: Training, seed: int) -> None:
+    """Adam, first on clean images; from a third of the steps on radius and weight of the interval term grow."""
     generator = torch.Generator().manual_seed(seed)
-    optimiser = torch.optim.Adam(network.parameters(), lr=1e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=steps, pct_start=0.2)
-    for step in range(steps):
-        x, label = images.sample(batch, generator)
-        grown = min(1.0, max(0.0, (step / steps - 0.2) / 0.5))
-        loss = F.cross_entropy(network(x), label)
+    optimiser = torch.optim.Adam(network.parameters(), lr=how.rate)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, how.rate, total_steps=how.steps, pct_start=0.2)
+    for step in range(how.steps):
+        x, label = images.sample(how.batch, generator)
+        grown = min(1.0, max(0.0, (step / how.steps - 0.35) / 0.5))
+        clean = loss = F.cross_entropy(network(x), label)
         if grown > 0:
             # A geometric ramp: the bounds of a deep network shrink by orders of magnitude on the way.
-            radius = robust * RADIUS * 1e-3 ** (1 - grown)
-            worst = worst_logits(*intervals(network, x, radius), label)
-            loss = (loss + F.cross_entropy(worst, label)) / 2
+            radius = how.robust * RADIUS * 1e-3 ** (1 - grown)
+            worst = F.cross_entropy(worst_logits(*intervals(network, x, radius), label), label)
+            loss = torch.lerp(clean, worst, how.weight * grown)
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimiser.step()
         schedule.step()
-        if step % 100 == 0 or step == steps - 1:
-            print(f"step {step}: loss {float(loss):.4f}", flush=True)
+        if step % 100 == 0 or step == how.steps - 1:
+            print(f"step {step}: loss {clean.item():.4f}, with intervals {loss.item():.4f}", flush=True)
 
 
 @torch.no_grad()
@@ -139,7 +159,7 @@ class Found:
 
     Attributes:
         mix: share of the other image.
-        crown, alpha: certified lower bounds of the smallest margin over all other classes.
+        crown, alpha: lower bounds of the smallest margin over all other classes.
         unstable: neurons that CROWN leaves undecided.
     """
 
@@ -148,6 +168,12 @@ class Found:
     crown: float
     alpha: float
     unstable: int
+
+
+def box(x: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """The L-infinity ball of an image inside [0, 1], float32 (n,)."""
+    flat = x.detach().cpu().numpy().astype(np.float32).ravel()
+    return (flat - np.float32(RADIUS)).clip(0, 1), (flat + np.float32(RADIUS)).clip(0, 1)
 
 
 class Searcher:
@@ -162,26 +188,25 @@ class Searcher:
         self.config = load_config(values={"device": device, "memory.chunk_bytes": 1 << 30})
         self.backend = place(self.network.graph, self.config).backend
 
-    def state(self, x: Tensor) -> tuple[object, int]:
-        """Certified bounds of all neurons of a box by CROWN, and how many are unstable."""
+    def state(self, x: Tensor, certified: bool) -> tuple[BoundState, int]:
+        """Bounds of all neurons of a box by CROWN, and how many are unstable."""
         from verifier.bounds.crown import crown_hidden, initial_state, preactivations, undecided
         from verifier.core.deadline import Deadline
         from verifier.core.interval import Interval
 
-        graph, lower, upper = self.network.graph, *box(x)
+        graph, ends = self.network.graph, box(x)
         shape = (1, *graph.input_shape)
-        given = Interval(*(torch.from_numpy(b).reshape(shape).to(self.backend.device) for b in (lower, upper)))
-        state = crown_hidden(graph, self.backend, initial_state(graph, self.backend, given), Deadline())
+        given = Interval(*(torch.from_numpy(end).reshape(shape).to(self.backend.device) for end in ends))
+        state = crown_hidden(graph, self.backend, initial_state(graph, self.backend, given, certified), Deadline())
         count = sum(int(undecided(graph, i, state.bounds[i]).sum()) for i in preactivations(graph))
         return state, count
 
-    def margins(self, state: object, label: int, steps: int) -> float:
-        """The smallest certified margin over all other classes: CROWN, or alpha-CROWN with so many steps."""
+    def margin(self, state: BoundState, label: int, steps: int) -> float:
+        """The smallest bound of a margin over all other classes: CROWN, or alpha-CROWN with so many steps."""
         from verifier.bounds.alpha import Schedule, alpha_rows
-        from verifier.bounds.crown import BoundState, Specification, crown_rows
+        from verifier.bounds.crown import Specification, crown_rows
         from verifier.core.deadline import Deadline
 
-        assert isinstance(state, BoundState)
         graph = self.network.graph
         classes = graph.nodes[graph.output].size
         rows = -torch.eye(classes, dtype=torch.float64)
@@ -194,47 +219,55 @@ class Searcher:
         lower, _ = crown_rows(graph, self.backend, state, spec, slopes)
         return float(lower.min())
 
+    def look(self, x: Tensor, mix: float, label: int, certified: bool) -> Found:
+        """Everything that is asked of one image."""
+        state, unstable = self.state(x, certified)
+        steps = self.config.bounds.alpha.iterations
+        crown, alpha = self.margin(state, label, 0), self.margin(state, label, steps)
+        kind = "certified" if certified else "float32"
+        print(f"mix {mix:.4f}: CROWN {crown:.4f}, alpha-CROWN {alpha:.4f}, {unstable} unstable ({kind})", flush=True)
+        return Found(mix, label, crown, alpha, unstable)
 
-def box(x: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """The L-infinity ball of an image inside [0, 1], float32 (n,)."""
-    flat = x.detach().cpu().numpy().astype(np.float32).ravel()
-    return (flat - np.float32(RADIUS)).clip(0, 1), (flat + np.float32(RADIUS)).clip(0, 1)
 
+def find(
+    searcher: Searcher, network: ResNet, images: Images, unstable: int, seed: int, until: float
+) -> tuple[Tensor, Found] | None:
+    """An image that CROWN does not prove and alpha-CROWN does, with enough unstable neurons; None when time is over.
 
-def find(searcher: Searcher, network: ResNet, images: Images, seed: int, until: float) -> tuple[Tensor, Found] | None:
-    """Bisect the mixture of two images until CROWN just fails; alpha-CROWN must prove it and enough be unstable."""
+    An image of one class is mixed with one of another: its margin falls, and with it both bounds. The share is chosen
+    so that zero comes to lie between them, supposing that margin and bound fall alike, and corrected a few times.
+    """
     generator = torch.Generator().manual_seed(seed)
-    steps = searcher.config.bounds.alpha.iterations
     while time.monotonic() < until:
-        x, label = images.sample(2, generator)
-        first, other = x[0], x[1]
-        own = int(label[0])
-        low, high = 0.0, 1.0  # CROWN proves at low, the network says something else at high
-        for _ in range(12):
-            mix = (low + high) / 2 if high < 1.0 or low > 0.0 else 0.0
-            image = (1 - mix) * first + mix * other
-            with torch.no_grad():
-                right = int(network(image[None]).argmax()) == own
-            if not right:
-                if mix == 0.0:
-                    break
-                high = mix
-                continue
-            state, unstable = searcher.state(image)
-            crown = searcher.margins(state, own, 0)
-            alpha = searcher.margins(state, own, steps)
-            print(f"mix {mix:.4f}: CROWN {crown:.4f}, alpha-CROWN {alpha:.4f}, {unstable} unstable", flush=True)
-            if crown <= 0 < alpha and unstable >= UNSTABLE:
-                return image, Found(mix, own, crown, alpha, unstable)
-            if crown > 0:
-                low, high = mix, (high if high < 1.0 else 0.999)
-            elif mix == 0.0:
-                break  # not even the clean image can be proved
-            else:
-                high = mix
-            if time.monotonic() > until:
+        x, labels = images.sample(2, generator)
+        own, mix = int(labels[0]), 0.0
+        for _ in range(5):
+            image = (1 - mix) * x[0] + mix * x[1]
+            clean = _margin(network, image, own)
+            if clean <= 0 or time.monotonic() > until:
                 break
+            seen = searcher.look(image, mix, own, certified=False)
+            if seen.unstable < unstable or (mix == 0.0 and seen.alpha <= 0):
+                break
+            if seen.crown <= 0 < seen.alpha:
+                sure = searcher.look(image, mix, own, certified=True)
+                if sure.crown <= 0 < sure.alpha and sure.unstable >= unstable:
+                    return image, sure
+            # The clean margin at which the middle of the two bounds should be zero.
+            wanted = clean - (seen.crown + seen.alpha) / 2
+            low, high = 0.0, 1.0
+            for _ in range(20):
+                mix = (low + high) / 2
+                low, high = (mix, high) if _margin(network, (1 - mix) * x[0] + mix * x[1], own) > wanted else (low, mix)
     return None
+
+
+@torch.no_grad()
+def _margin(network: ResNet, image: Tensor, label: int) -> float:
+    """How far the label's logit is above all others."""
+    logits = network(image[None])[0]
+    others = torch.cat([logits[:label], logits[label + 1 :]])
+    return float(logits[label] - others.max())
 
 
 def main() -> int:
@@ -245,16 +278,21 @@ def main() -> int:
     parser.add_argument("--classes", type=int, default=100)
     parser.add_argument("--steps", type=int, default=900)
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--robust", type=float, default=1.0, help="radius of the interval term in units of 1/255")
+    parser.add_argument("--rate", type=float, default=2e-3, help="highest learning rate")
+    parser.add_argument("--robust", type=float, default=0.1, help="radius of the interval term in units of 1/255")
+    parser.add_argument("--weight", type=float, default=0.1, help="share of the interval term in the loss")
+    parser.add_argument("--unstable", type=int, default=1000, help="unstable neurons that the property must have")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--search-seconds", type=float, default=100)
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True  # the search turns it off
     start = time.monotonic()
     images = Images.make(arguments.classes, arguments.size, arguments.seed, device)
     network = ResNet(arguments.width, arguments.size, arguments.classes).reset(arguments.seed).to(device)
-    train(network, images, arguments.steps, arguments.batch, arguments.robust, arguments.seed)
+    how = Training(arguments.steps, arguments.batch, arguments.rate, arguments.robust, arguments.weight)
+    train(network, images, how, arguments.seed)
     trained = time.monotonic()
     right = accuracy(network, images, arguments.seed + 1)
     parameters = sum(p.numel() for p in network.parameters())
@@ -263,7 +301,7 @@ def main() -> int:
     save_resnet(network, arguments.out / "resnet.onnx")
     searcher = Searcher(arguments.out / "resnet.onnx", device.type)
     until = time.monotonic() + arguments.search_seconds
-    found = find(searcher, network.eval(), images, arguments.seed + 2, until)
+    found = find(searcher, network, images, arguments.unstable, arguments.seed + 2, until)
     record = {
         "accuracy": right,
         "parameters": parameters,
