@@ -211,6 +211,14 @@ class Pool:
         self._count = first
         return out
 
+    def sample(self, positions: Tensor) -> Domains:
+        """Take the domains at distinct positions (int64, oldest first); the others stay in order."""
+        chosen = torch.zeros(self._count, dtype=torch.bool, device=self._store.case.device)
+        chosen[positions.to(chosen.device)] = True
+        out, self._store = self.domains[chosen], self.domains[~chosen]
+        self._count = len(self._store)
+        return out
+
     def push(self, domains: Domains) -> None:
         need = self._count + len(domains)
         if need > len(self._store):

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,11 +34,13 @@ from verifier.bab.boxes import (
     midpoints,
 )
 from verifier.bab.clip import Halfspaces, combine, cut, halfspaces, least
+from verifier.bab.pool import Fields
+from verifier.bab.team import Accept, Ending, Figures, Stop, Team, every
 from verifier.bounds.crown import Specification, preactivations, row_bytes
 from verifier.config import BabConfig
-from verifier.core.backend import ParallelBackend
+from verifier.core.backend import Group, ParallelBackend
 from verifier.core.deadline import Deadline
-from verifier.core.errors import DeadlineExceeded
+from verifier.core.errors import DeadlineExceeded, MemoryExceeded
 from verifier.core.interval import Interval
 from verifier.core.memory import out_of_memory
 from verifier.core.numerics import proved
@@ -45,8 +48,8 @@ from verifier.core.problem import Problem
 from verifier.core.progress import Progress
 from verifier.core.result import Witness
 from verifier.graph.graph import Graph, Node
+from verifier.parallel.group import Solo
 
-Accept = Callable[[np.ndarray], Witness | None]
 Improve = Callable[[Tensor, Tensor], Tensor]
 
 # Bytes of coefficients that one batch keeps alive.
@@ -78,13 +81,13 @@ class InputSplitResult:
         open: int64, cases that are not refuted; empty and without a witness means proved.
         reason: why cases are open, one sentence without a full stop; empty when there are none.
         statistics: ``domains`` bounded, ``closed``, ``open_domains``, ``depth`` reached, ``bound`` (worst of the open
-            domains), ``rounds``.
+            domains), ``rounds``; with several groups ``groups``, what each of them bounded and received.
     """
 
     witness: Witness | None
     open: np.ndarray
     reason: str
-    statistics: Mapping[str, float | int] = field(default_factory=dict)
+    statistics: Mapping[str, Any] = field(default_factory=dict)
 
 
 def varying_inputs(problem: Problem, cases: np.ndarray) -> np.ndarray:
@@ -104,21 +107,26 @@ def search(
     progress: Progress,
     accept: Accept,
     improve: Improve | None = None,
+    team: Group | None = None,
 ) -> InputSplitResult:
     """Refute cases by splitting their boxes, or find a counterexample.
 
     Args:
         cases: int64 indices of the cases that are still open.
         certify: charge every rounding; otherwise plain float32.
-        accept: replays a candidate (n_in,) float32 and returns the witness if it holds.
+        accept: replays a candidate (n_in,) float32 and returns the witness if it holds; with several ranks it is called
+            on the first rank of the first group alone.
         improve: moves candidates (P, n_in) of cases (P,) towards the unsafe set.
+        team: this rank's peers in the other groups that take part in the search with the same arguments; default: none.
     """
     cases = np.asarray(cases, dtype=np.int64)
     cases = cases[(problem.lower[problem.case_box[cases]] <= problem.upper[problem.case_box[cases]]).all(1)]
     if cases.size == 0:
         return InputSplitResult(None, cases, "", {"domains": 0, "closed": 0})
+    group = Solo() if team is None else team
     with torch.no_grad():
-        return _Search(graph, backend, problem, cases, config, certify, deadline, progress, accept, improve).run()
+        found = _Search(graph, backend, problem, cases, config, certify, deadline, progress, accept, improve, group)
+        return found.run()
 
 
 @dataclass(frozen=True)
@@ -199,10 +207,12 @@ class _Table:
 
 @dataclass
 class _Figures:
-    """Running totals."""
+    """Running totals; ``children`` were made by splits, ``split`` domains were replaced by them."""
 
     domains: int = 0
     closed: int = 0
+    children: int = 0
+    split: int = 0
     rounds: int = 0
     depth: int = 0
     refused: int = 0
@@ -277,10 +287,13 @@ class _Search:
         progress: Progress,
         accept: Accept,
         improve: Improve | None,
+        group: Group,
     ) -> None:
         self.graph, self.backend, self.config = graph, backend, config
-        self.progress, self.accept, self.improve = progress, accept, improve
+        self.progress, self.improve = progress, improve
         self.deadline = backend.together(deadline)
+        self.team = Team(group, backend, accept, self.deadline, config.max_domains)
+        self.accept = self.team.offer
         self.table = _Table.of(problem, cases, backend.device)
         self.arithmetic = SEARCH if not certify else CHARGED_32 if charges_in_float32(graph) else CHARGED_64
         self.figures = _Figures()
@@ -290,18 +303,23 @@ class _Search:
         self._exact = _Trial(_EXACT_SHARE)
         self.witness: Witness | None = None
         self.stuck: list[Domains] = []
+        self.broken = False
         self.batch = self._batch_size()
-        case = torch.from_numpy(cases).to(backend.device)
+        self.cases = torch.from_numpy(cases).to(backend.device)
+        self.began = 0
+        self.pool = Pool(self._roots()[:0])
+
+    def _roots(self) -> Domains:
+        """The boxes of all cases."""
+        case = self.cases
         index = self.table.box[case]
         varying = self.table.varying
-        self.pool = Pool(
-            Domains(
-                self.table.lower[index][:, varying],
-                self.table.upper[index][:, varying],
-                case,
-                torch.zeros_like(case, dtype=torch.int16),
-                torch.full_like(case, -torch.inf, dtype=torch.float32),
-            )
+        return Domains(
+            self.table.lower[index][:, varying],
+            self.table.upper[index][:, varying],
+            case,
+            torch.zeros_like(case, dtype=torch.int16),
+            torch.full_like(case, -torch.inf, dtype=torch.float32),
         )
 
     def _crown_cost(self) -> float:
@@ -320,37 +338,87 @@ class _Search:
         return max(_FEWEST, min(_MOST_DOMAINS, _BATCH_BYTES[self.backend.device.type] // bytes_each))
 
     def run(self) -> InputSplitResult:
-        reason = ""
-        while len(self.pool) and self.witness is None and not reason:
-            reason = self._stop()
-            if not reason:
-                batch = self.pool.pop(self.batch * self._cheap_factor())
-                try:
-                    self._round(batch)
-                except DeadlineExceeded:
-                    self.pool.push(batch)
-                except (RuntimeError, MemoryError) as error:
-                    if not out_of_memory(error):
-                        raise
-                    self.pool.push(batch)
-                    self.batch //= 2
-                    if self.batch == 0:
-                        reason = "the device's memory does not hold the bounds of a single input box"
-                self._report()
-        left = [*self.stuck, self.pool.domains]
-        return self._result(left, reason)
+        table = self.table
+        linear = [t for t in (table.y, table.x, table.d) if t is not None]
+        self.team.same([self.cases, table.lower, table.upper, table.box, table.rows, table.varying, *linear])
+        return self._result(self.team.run(self))
 
-    def _stop(self) -> str:
-        """Why to stop now, or nothing."""
-        limit = self.config.max_domains
+    # ----------------------------------------------------------------------------------------- what the team asks
+
+    @property
+    def roots(self) -> int:
+        return int(self.cases.shape[0])
+
+    @property
+    def bounded(self) -> int:
+        return self.figures.domains
+
+    def open(self) -> int:
+        return len(self.pool)
+
+    def start(self) -> None:
+        self.pool = Pool(self._roots())
+        self.began = self.roots
+
+    def round(self) -> None:
         self.backend.usage.note_domains(self.pool.bytes)
-        if self.deadline.expired():
-            return f"the time limit was reached with {len(self.pool)} input boxes open"
-        if limit is not None and self.figures.domains >= limit:
-            return f"bab.max_domains = {limit} was reached with {len(self.pool)} input boxes open"
-        if self.pool.bytes > _POOL_BYTES:
-            return f"{len(self.pool)} open input boxes fill the memory set aside for them"
-        return ""
+        batch = self.pool.pop(self.batch * self._cheap_factor())
+        before, stuck = replace(self.figures), len(self.stuck)
+        try:
+            self._round(batch)
+        except DeadlineExceeded:
+            self._undo(batch, before, stuck)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            if self.backend.size > 1:  # the other ranks of a group go on: only the end of the job is safe
+                raise MemoryExceeded(f"a round of {len(batch)} input boxes; make bab.batch_size smaller") from error
+            self._undo(batch, before, stuck)
+            self.batch //= 2
+            self.broken = self.batch == 0
+
+    def _undo(self, batch: Domains, before: _Figures, stuck: int) -> None:
+        """Put a batch back, as if its round had not begun."""
+        self.figures = replace(before, rounds=self.figures.rounds, refused=self.figures.refused)
+        del self.stuck[stuck:]
+        self.pool.push(batch)
+
+    def full(self) -> Stop:
+        if self.broken:
+            return Stop.DEVICE
+        return Stop.MEMORY if self.pool.bytes > _POOL_BYTES else Stop.NONE
+
+    def count(self) -> Figures:
+        figures = self.figures
+        bounds = [d.bound for d in (*self.stuck, self.pool.domains) if len(d)]
+        return Figures(
+            roots=self.began,
+            children=figures.children,
+            split=figures.split,
+            closed=figures.closed,
+            stuck=sum(len(d) for d in self.stuck),
+            open=len(self.pool),
+            bounded=figures.domains,
+            rounds=figures.rounds,
+            depth=figures.depth,
+            worst=min((float(b.min()) for b in bounds), default=math.inf),
+        )
+
+    def show(self, others: Figures) -> None:
+        figures = self.figures
+        self.progress.update(
+            open=len(self.pool) + others.open,
+            done=figures.closed + others.closed,
+            depth=max(figures.depth, others.depth),
+            domains=figures.domains + others.bounded,
+        )
+
+    def give(self, count: int) -> Fields:
+        domains = self.pool.sample(every(len(self.pool), count))
+        return {f.name: getattr(domains, f.name) for f in fields(Domains)}
+
+    def take(self, domains: Fields) -> None:
+        self.pool.push(Domains(**domains))
 
     def _round(self, batch: Domains) -> None:
         figures = self.figures
@@ -360,9 +428,10 @@ class _Search:
         figures.closed += len(batch) - len(left.domains)
         if len(left.domains) == 0 or self._candidates(left):
             return
+        smaller = torch.zeros_like(left.domains.case, dtype=torch.bool)
         if self.config.clip:
-            left = self._clip(left)
-        self.pool.push(self._split(left))
+            left, smaller = self._clip(left)
+        self.pool.push(self._split(left, smaller))
 
     # ------------------------------------------------------------------------------------------------------- bounds
 
@@ -472,36 +541,49 @@ class _Search:
 
     # -------------------------------------------------------------------------------------------------------- split
 
-    def _clip(self, left: _Swept) -> _Swept:
-        """Cut the boxes by the rows, which may close them on what remains."""
+    def _clip(self, left: _Swept) -> tuple[_Swept, Tensor]:
+        """Cut the boxes by the rows, which may close them on what remains; what is left, and (D,) which are smaller."""
         domains = left.domains
         box = cut(left.rows, domains.box)
         value = least(left.rows, box).amax(1)
         keep = (~proved(value, torch.zeros_like(value))).nonzero()[:, 0]
         self.figures.closed += len(domains) - int(keep.numel())
+        smaller = ((box.lower > domains.lower) | (box.upper < domains.upper)).any(1)
         domains = Domains(box.lower, box.upper, domains.case, domains.depth, domains.bound)
-        return _Swept(domains[keep], _select(left.rows, keep), left.value[keep])
+        return _Swept(domains[keep], _select(left.rows, keep), left.value[keep]), smaller[keep]
 
-    def _split(self, left: _Swept) -> Domains:
-        """Halve every domain, several times while the next batch has room; worst bounds last."""
+    def _split(self, left: _Swept, smaller: Tensor) -> Domains:
+        """Halve every domain, several times while the next batch has room; worst bounds last.
+
+        Args:
+            smaller: (D,) domains that are smaller than the boxes that were bounded. A single cell is stuck only when
+                its own bounds leave it open.
+        """
         domains, rows = left.domains, left.rows
         domains = Domains(domains.lower, domains.upper, domains.case, domains.depth, left.value.float())
         order = torch.argsort(domains.bound, descending=True, stable=True)
-        domains, rows = domains[order], _select(rows, order)
+        domains, rows, smaller = domains[order], _select(rows, order), smaller[order]
         room = max(1, self.batch // max(1, 2 * len(domains)))
         times = max(1, min(_SPLITS_PER_ROUND, int(math.log2(room))))
         index = torch.arange(len(domains), device=order.device)
+        cells: list[Domains] = []
         for _ in range(times):
             can = cuttable(domains.box)
             some = can.any(1)
             if not bool(some.all()):
-                self.stuck.append(domains[~some])
+                self.stuck.append(domains[~some & ~smaller])
+                cells.append(domains[~some & smaller])
                 domains, index, can = domains[some], index[some], can[some]
                 if len(domains) == 0:
                     break
             score = self._scores(_select(rows, index), domains.box)
             dim = score.masked_fill(~can, -1.0).argmax(1)
+            self.figures.split += len(domains)
             domains, index = halve(domains, dim), torch.cat([index, index])
+            self.figures.children += len(domains)
+            smaller = torch.ones_like(index, dtype=torch.bool)
+        if cells:
+            domains = Domains.cat([*cells, domains])
         if len(domains):
             self.figures.depth = max(self.figures.depth, int(domains.depth.max()))
         return domains
@@ -519,30 +601,40 @@ class _Search:
         moves = (rows.a.abs().sum(1) * width).nan_to_num(nan=0.0)
         return _shares(moves) + _shares(width)
 
-    # ------------------------------------------------------------------------------------------------------- report
+    # ------------------------------------------------------------------------------------------------------- result
 
-    def _report(self) -> None:
-        figures = self.figures
-        self.progress.update(open=len(self.pool), done=figures.closed, depth=figures.depth, domains=figures.domains)
-
-    def _result(self, left: list[Domains], reason: str) -> InputSplitResult:
-        rest = Domains.cat(left) if left else self.pool.domains[:0]
-        stuck = sum(len(d) for d in self.stuck)
-        if len(rest) and not reason and self.witness is None:
-            reason = f"{stuck} input boxes are single floating-point cells that the bounds cannot decide"
-        figures = self.figures
-        statistics: dict[str, float | int] = {
-            "domains": figures.domains,
-            "closed": figures.closed,
-            "open_domains": len(rest),
-            "depth": figures.depth,
-            "rounds": figures.rounds,
+    def _result(self, ending: Ending) -> InputSplitResult:
+        total = ending.total
+        left = total.open + total.stuck
+        statistics: dict[str, Any] = {
+            "domains": total.bounded,
+            "closed": total.closed,
+            "open_domains": left,
+            "depth": total.depth,
+            "rounds": total.rounds,
         }
-        worst = float(rest.bound.min()) if len(rest) else math.nan
-        if math.isfinite(worst):
-            statistics["bound"] = worst
-        cases = np.unique(rest.case.cpu().numpy())
-        return InputSplitResult(self.witness, cases, reason, statistics)
+        if math.isfinite(total.worst):
+            statistics["bound"] = total.worst
+        if ending.groups:
+            statistics["groups"] = ending.groups
+        mine = np.unique(Domains.cat([*self.stuck, self.pool.domains]).case.cpu().numpy())
+        cases = np.unique(np.concatenate(self.team.group.objects(mine)))
+        reason = self._reason(ending.stop, total) if left and ending.witness is None else ""
+        return InputSplitResult(ending.witness, cases, reason, statistics)
+
+    def _reason(self, stop: Stop, total: Figures) -> str:
+        """Why boxes are open."""
+        match stop:
+            case Stop.TIME:
+                return f"the time limit was reached with {total.open} input boxes open"
+            case Stop.DOMAINS:
+                return f"bab.max_domains = {self.config.max_domains} was reached with {total.open} input boxes open"
+            case Stop.MEMORY:
+                return f"{total.open} open input boxes fill the memory set aside for them"
+            case Stop.DEVICE:
+                return "the device's memory does not hold the bounds of a single input box"
+            case Stop.NONE:
+                return f"{total.stuck} input boxes are single floating-point cells that the bounds cannot decide"
 
 
 def _shares(value: Tensor) -> Tensor:

@@ -40,12 +40,23 @@ class Pool:
     def pop(self, n: int, worst_first: bool = True) -> Fields:
         """Take the ``n`` domains with the lowest (or highest) gap."""
         n = min(n, self.count)
-        gap = self._fields["gap"][: self.count]
-        index = torch.topk(gap, n, largest=not worst_first).indices
+        return self._remove(torch.topk(self._fields["gap"][: self.count], n, largest=not worst_first).indices)
+
+    def sample(self, positions: Tensor) -> Fields:
+        """Take the domains at some positions of the order by gap, worst first.
+
+        Args:
+            positions: distinct, int64, below :attr:`count`.
+        """
+        order = torch.argsort(self._fields["gap"][: self.count], stable=True)
+        return self._remove(order[positions.to(order.device)])
+
+    def _remove(self, index: Tensor) -> Fields:
+        """Take the domains at distinct places of the store."""
         out = {k: v[index] for k, v in self._fields.items()}
-        keep = self.count - n
+        keep = self.count - index.shape[0]
         # Fill the holes below the new end with the survivors above it.
-        taken = torch.zeros(self.count, dtype=torch.bool, device=gap.device)
+        taken = torch.zeros(self.count, dtype=torch.bool, device=index.device)
         taken[index] = True
         holes = taken[:keep].nonzero()[:, 0]
         movers = (~taken[keep:]).nonzero()[:, 0] + keep

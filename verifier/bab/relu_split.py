@@ -10,10 +10,9 @@ above the threshold, it is replaced by two children that cover it, or an LP cert
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,12 +20,13 @@ from verifier.bab.branching import babsr, kfsb
 from verifier.bab.leaf_lp import solve_leaf
 from verifier.bab.pool import Fields, Pool
 from verifier.bab.splits import SplitSpace, split_space
+from verifier.bab.team import Accept, Ending, Figures, Stop, Team, every
 from verifier.bounds.alpha import Optimised, Parameters, Schedule, optimise, sweep
 from verifier.bounds.crown import BoundState, Specification, crown_rows, relaxations
 from verifier.bounds.forms import Form
 from verifier.bounds.walk import Walk, backward, concretise
 from verifier.config import BabConfig
-from verifier.core.backend import ParallelBackend
+from verifier.core.backend import Group, ParallelBackend
 from verifier.core.deadline import Deadline
 from verifier.core.errors import MemoryExceeded
 from verifier.core.memory import out_of_memory
@@ -34,11 +34,21 @@ from verifier.core.numerics import finite_lower, proved
 from verifier.core.progress import Progress
 from verifier.core.result import Witness
 from verifier.graph.graph import Graph
+from verifier.parallel.group import Solo
 
 # Steps after which a batch is looked at: most children of a good split are closed by then.
 _FIRST_STAGE = 3
 
-Accept = Callable[[np.ndarray], Witness | None]
+# What makes a domain's children start well but is not needed to know the domain; other groups get it while it is small.
+_WARM = ("alpha", "beta")
+_WARM_BYTES = 64 << 10
+
+_REASONS = {
+    Stop.NONE: "undecided leaves",
+    Stop.TIME: "time limit reached",
+    Stop.DOMAINS: "domain limit reached",
+    Stop.MEMORY: "memory for open domains used up",
+}
 
 
 @dataclass(frozen=True)
@@ -63,7 +73,7 @@ class SearchResult:
     witness: Witness | None
     open: int
     reason: str
-    statistics: dict[str, float] = field(default_factory=dict)
+    statistics: dict[str, Any] = field(default_factory=dict)
 
 
 def search(
@@ -76,15 +86,19 @@ def search(
     progress: Progress,
     accept: Accept,
     memory_limit: int,
+    team: Group | None = None,
 ) -> SearchResult:
     """Refute all cases on one box, or find a counterexample.
 
     Args:
         state: root bounds (1, *shape).
-        accept: replays a candidate (n_in,) and returns a witness when it is one.
-        memory_limit: bytes that the open domains may take.
+        accept: replays a candidate (n_in,) and returns a witness when it is one; with several ranks it is called on the
+            first rank of the first group alone.
+        memory_limit: bytes that the open domains of this rank may take.
+        team: this rank's peers in the other groups that take part in the search with the same arguments; default: none.
     """
-    return _Search(graph, backend, state, cases, config, deadline, progress, accept, memory_limit).run()
+    group = Solo() if team is None else team
+    return _Search(graph, backend, state, cases, config, deadline, progress, accept, memory_limit, group).run()
 
 
 def _rows(fields: Fields, index: Tensor | slice) -> Fields:
@@ -106,17 +120,20 @@ class _Search:
         progress: Progress,
         accept: Accept,
         memory_limit: int,
+        group: Group,
     ) -> None:
         self.graph, self.backend, self.state, self.cases = graph, backend, state, cases
-        self.config, self.progress, self.accept = config, progress, accept
+        self.config, self.progress = config, progress
         self.deadline = backend.together(deadline)
+        self.team = Team(group, backend, accept, self.deadline, config.max_domains)
+        self.accept = self.team.offer
         self.memory_limit = int(backend.agree(float(memory_limit), "min"))
         self.space: SplitSpace = split_space(graph, backend, state.bounds)
         self.rows = cases.thresholds.shape[1]
         self.batch = self._batch_size()
         self.pool = Pool()
         self.bounded = self.closed = self.leaves = self.uncertified = self.rounds = 0
-        self.stuck = 0
+        self.stuck = self.split = self.began = 0
         self.witness: Witness | None = None
 
     def _batch_size(self) -> int:
@@ -128,58 +145,105 @@ class _Search:
         return int(max(8, min(elements // widest, 1 << 14)))
 
     def run(self) -> SearchResult:
+        meaning = [torch.tensor([g.value for g in self.space.groups]), *(g.elements for g in self.space.groups)]
+        self.team.same([*meaning, self.cases.spec.y, self.cases.thresholds])
+        return self._result(self.team.run(self))
+
+    # -- what the team asks -----------------------------------------------------------------------------------------
+
+    @property
+    def roots(self) -> int:
+        return int(self.cases.thresholds.shape[0])
+
+    def open(self) -> int:
+        return self.pool.count
+
+    def start(self) -> None:
         self._push_roots()
-        while self.pool.count and self.witness is None:
-            if self.deadline.expired():
-                return self._result("time limit reached")
-            if self.config.max_domains is not None and self.bounded >= self.config.max_domains:
-                return self._result("domain limit reached")
-            self.backend.usage.note_domains(self.pool.bytes())
-            crowded = self.pool.bytes() > self.memory_limit // 2
-            if self.pool.bytes() > self.memory_limit:
-                return self._result("memory for open domains used up")
-            domains = self.pool.pop(self._take(), worst_first=not crowded)
-            self._bound(self._children(domains))
-            self.rounds += 1
-            self.progress.update(
-                open=self.pool.count + self.stuck, done=self.closed, domains=self.bounded, worst=self.pool.worst()
-            )
-        return self._result("" if self.stuck == 0 else "undecided leaves")
+        self.began = self.roots
+
+    def round(self) -> None:
+        self.backend.usage.note_domains(self.pool.bytes())
+        crowded = self.pool.bytes() > self.memory_limit // 2
+        domains = self.pool.pop(self._take(), worst_first=not crowded)
+        n = domains["case"].shape[0]
+        try:
+            children = self._children(domains)
+        except (RuntimeError, MemoryError) as error:
+            self._smaller(error, n)
+            self.pool.push(domains)
+            return
+        self.split += n
+        self._bound(children)
+        self.rounds += 1
+
+    def full(self) -> Stop:
+        return Stop.MEMORY if self.pool.bytes() > self.memory_limit else Stop.NONE
+
+    def count(self) -> Figures:
+        return Figures(
+            roots=self.began,
+            children=self.bounded - self.began,
+            split=self.split,
+            closed=self.closed,
+            stuck=self.stuck,
+            open=self.pool.count,
+            bounded=self.bounded,
+            rounds=self.rounds,
+            leaves=self.leaves,
+            uncertified=self.uncertified,
+            worst=self.pool.worst(),
+        )
+
+    def show(self, others: Figures) -> None:
+        self.progress.update(
+            open=self.pool.count + self.stuck + others.open + others.stuck,
+            done=self.closed + others.closed,
+            domains=self.bounded + others.bounded,
+            worst=min(self.pool.worst(), others.worst),
+        )
+
+    def give(self, count: int) -> Fields:
+        out = self.pool.sample(every(self.pool.count, count))
+        small = 2 * self.rows * self.space.size * 4 <= _WARM_BYTES
+        return out if small else {k: v for k, v in out.items() if k not in _WARM}
+
+    def take(self, domains: Fields) -> None:
+        self.pool.push({**self._warm(domains["case"]), **domains})
 
     def _take(self) -> int:
         return max(1, self.batch // 2)
 
-    def _result(self, reason: str) -> SearchResult:
-        open_domains = self.pool.count + self.stuck
-        return SearchResult(
-            self.witness,
-            open_domains,
-            reason,
-            {
-                "domains": self.bounded,
-                "closed": self.closed,
-                "open": open_domains,
-                "leaves": self.leaves,
-                "rounds": self.rounds,
-                "uncertified": self.uncertified,
-                "worst": self.pool.worst() if self.pool.count else 0.0,
-            },
-        )
+    def _result(self, ending: Ending) -> SearchResult:
+        total = ending.total
+        open_domains = total.open + total.stuck
+        done = open_domains == 0 or ending.witness is not None
+        statistics = {
+            "domains": total.bounded,
+            "closed": total.closed,
+            "open": open_domains,
+            "leaves": total.leaves,
+            "rounds": total.rounds,
+            "uncertified": total.uncertified,
+            "worst": total.worst if total.open else 0.0,
+        }
+        if ending.groups:
+            statistics["groups"] = ending.groups
+        return SearchResult(ending.witness, open_domains, "" if done else _REASONS[ending.stop], statistics)
 
     def _push_roots(self) -> None:
         """One domain per case, without splits."""
-        n = self.cases.thresholds.shape[0]
         device = self.backend.device
-        alpha = self.space.collect(
-            {i: p["alpha"] for i, p in self.cases.parameters.items() if "alpha" in p}, (n, self.rows)
-        )
-        roots: Fields = {
-            "case": torch.arange(n, device=device),
-            "signs": torch.zeros((n, self.space.size), dtype=torch.int8, device=device),
-            "alpha": alpha,
-            "beta": torch.zeros_like(alpha),
-        }
-        self._bound(roots)
+        case = torch.arange(self.roots, device=device)
+        signs = torch.zeros((self.roots, self.space.size), dtype=torch.int8, device=device)
+        self._bound({"case": case, "signs": signs, **self._warm(case)})
+
+    def _warm(self, case: Tensor) -> Fields:
+        """Slopes and multipliers to start from without a parent: the root's slopes and zero."""
+        lead = (int(case.shape[0]), self.rows)
+        parameters = {i: p["alpha"][case] for i, p in self.cases.parameters.items() if "alpha" in p}
+        alpha = self.space.collect(parameters, lead)
+        return {"alpha": alpha, "beta": torch.zeros_like(alpha)}
 
     # -- bounding -----------------------------------------------------------------------------------------------
 
@@ -196,19 +260,27 @@ class _Search:
         work = [(0, _rows(domains, slice(i, i + self.batch))) for i in range(0, size, self.batch)]
         while work and self.witness is None:
             stage, part = work.pop()
+            before = self.closed, self.stuck, self.leaves, self.uncertified
             try:
                 rest = self._stage(part, stages[stage], stage == len(stages) - 1)
             except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error):
-                    raise
                 n = part["case"].shape[0]
-                if n == 1:
-                    raise MemoryExceeded("not even one domain fits") from error
-                self.batch = max(1, n // 2)
+                self._smaller(error, n)
+                self.closed, self.stuck, self.leaves, self.uncertified = before
                 work += [(stage, _rows(part, slice(0, n // 2))), (stage, _rows(part, slice(n // 2, n)))]
                 continue
             if rest is not None:
                 work.append((stage + 1, rest))
+
+    def _smaller(self, error: Exception, n: int) -> None:
+        """Halve the batch after an allocation failed; raise what else it was, and where that would not help."""
+        if not out_of_memory(error):
+            raise error
+        if self.backend.size > 1:  # the other ranks of a group go on: only the end of the job is safe
+            raise MemoryExceeded(f"a batch of {n} domains does not fit; make bab.batch_size smaller") from error
+        if n == 1:
+            raise MemoryExceeded("not even one domain fits") from error
+        self.batch = max(1, n // 2)
 
     def _stage(self, part: Fields, iterations: int, last: bool) -> Fields | None:
         """One stage of a batch; what is left for the next one, or None when all is done or stored."""

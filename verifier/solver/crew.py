@@ -147,6 +147,7 @@ class Crew:
             self.deadline.sub(seconds),
             self.progress,
             self._accept,
+            team=placed.team,
         )
 
     def split_neurons(self, root: int) -> relu_split.SearchResult:
@@ -163,6 +164,7 @@ class Crew:
             self.progress,
             self._accept,
             placed.pool_bytes,
+            team=placed.team,
         )
 
     def memory(self) -> list[dict[str, Any]]:
@@ -177,11 +179,9 @@ class Crew:
         return self.world.everyone.objects(mine.entry())
 
     def _accept(self, x: np.ndarray) -> Witness | None:
-        """Only rank 0 has the reference network; the ranks of its group hear what it found."""
-        if self.world.rank == 0:
-            assert self._replay is not None
-            return self.placed.inside.share(self._replay(x))
-        return self.placed.inside.share(None)
+        """Only rank 0 has the reference network; a search calls this nowhere else."""
+        assert self._replay is not None
+        return self._replay(x)
 
     # -- leading and following ----------------------------------------------------------------------------------------
 
