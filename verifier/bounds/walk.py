@@ -162,15 +162,21 @@ class _State:
         with self.backend.weights.fetch(op.handles, self.dtype) as p:
             if op.handles:
                 self.backend.weights.prefetch(self.graph.earlier_handles[node.index])
+            local, whole = op.local, op.whole_shapes(shapes)
             if (
                 isinstance(form, OneHot)
-                and isinstance(op, Linear | Conv)
-                and (isinstance(op, Linear) or patchable(op, shapes[0]))
+                and isinstance(local, Linear | Conv)
+                and (isinstance(local, Linear) or patchable(local, whole[0]))
             ):
-                self._bias(op, form, p)
-                # Picking rows of the weight costs no rounding unless the form scales them or they were folded.
-                self._charge(node.index, form, 2 + op.backward_terms(shapes, node.shape))
-                self._add(node.inputs[0], start_through(form, op, p[0], shapes[0]))
+                self._bias(local, form, p)
+                # Picking rows of the weight costs no rounding unless the form scales them or they were folded; other
+                # ranks add zeros.
+                self._charge(node.index, form, 2 + local.backward_terms(whole, node.shape))
+                start = start_through(form, local, p[0], whole[0])
+                if local is not op:
+                    (a,) = op.assemble([dense(start)[0]])
+                    start = Dense(a[None])
+                self._add(node.inputs[0], start)
                 return
             if isinstance(form, Patches) and isinstance(op, Conv) and patchable(op, shapes[0]):
                 self._bias(op, form, p)

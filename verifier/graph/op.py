@@ -121,6 +121,23 @@ class AffineOp(Op):
         zeros = tuple(a.new_zeros((a.shape[0], *s)) for s in in_shapes)
         return torch.func.vjp(lambda *xs: self.linear(xs, p), *zeros)[1](a)
 
+    @property
+    def local(self) -> AffineOp:
+        """What gives this rank's outputs from whole inputs; the op itself, unless outputs are split over ranks."""
+        return self
+
+    def whole_shapes(self, in_shapes: Sequence[Shape]) -> Sequence[Shape]:
+        """Shapes of the inputs of :attr:`local`."""
+        return in_shapes
+
+    def assemble(self, parts: list[Tensor]) -> tuple[Tensor, ...]:
+        """What :meth:`transpose` returns, from what the transpose of :attr:`local` gives on every rank.
+
+        Args:
+            parts: one (N, *whole shape_i) per input; the list is emptied.
+        """
+        return tuple(parts)
+
     def bias_dot(self, a: Tensor, p: Params) -> Tensor | None:
         """a . b summed over the output, (N,); None when the op has no bias."""
         return None

@@ -79,29 +79,29 @@ class Layout:
         if missing:
             edge = flat.narrow(-2, self.size - 1, 1) if repeat else torch.zeros_like(flat.narrow(-2, 0, 1))
             block = torch.cat([block, edge.expand(*edge.shape[:-2], missing, edge.shape[-1])], -2)
-        return block.reshape(*self._lead(value), *self.part)
+        return block.reshape((*self._lead(value), *self.part))
 
     def embed(self, block: Tensor, rank: int) -> Tensor:
         """A value that is zero outside a rank's block."""
         lead = block.shape[: block.dim() - len(self.part)]
         start, count = self.span(rank)
-        flat = block.reshape(*lead, self._before, self.block, self._after).narrow(-2, 0, count)
-        return F.pad(flat, (0, 0, start, self.size - start - count)).reshape(*lead, *self.shape)
+        flat = block.reshape((*lead, self._before, self.block, self._after)).narrow(-2, 0, count)
+        return F.pad(flat, (0, 0, start, self.size - start - count)).reshape((*lead, *self.shape))
 
     def join(self, blocks: Tensor) -> Tensor:
         """All blocks, (ranks, *lead, *part), to the value."""
         lead = blocks.shape[1 : blocks.dim() - len(self.part)]
-        flat = blocks.reshape(self.ranks, *lead, self._before, self.block, self._after).movedim(0, -3)
-        flat = flat.reshape(*lead, self._before, self.ranks * self.block, self._after)
-        return flat.narrow(-2, 0, self.size).reshape(*lead, *self.shape)
+        flat = blocks.reshape((self.ranks, *lead, self._before, self.block, self._after)).movedim(0, -3)
+        flat = flat.reshape((*lead, self._before, self.ranks * self.block, self._after))
+        return flat.narrow(-2, 0, self.size).reshape((*lead, *self.shape))
 
     def blocks(self, value: Tensor) -> Tensor:
         """The inverse of :meth:`join`: (ranks, *lead, *part), contiguous, zero beyond the value."""
         flat, missing = self._flat(value), self.ranks * self.block - self.size
         if missing:
             flat = F.pad(flat, (0, 0, 0, missing))
-        flat = flat.reshape(*flat.shape[:-2], self.ranks, self.block, self._after).movedim(-3, 0)
-        return flat.reshape(self.ranks, *self._lead(value), *self.part).contiguous()
+        flat = flat.reshape((*flat.shape[:-2], self.ranks, self.block, self._after)).movedim(-3, 0)
+        return flat.reshape((self.ranks, *self._lead(value), *self.part)).contiguous()
 
     def place(self, elements: Tensor, rank: int) -> tuple[Tensor, Tensor]:
         """Flat positions in the value to those in a rank's block, and whether they are in it (if not: position 0)."""
@@ -123,7 +123,7 @@ class Layout:
         return value.shape[: value.dim() - len(self.shape)]
 
     def _flat(self, value: Tensor) -> Tensor:
-        return value.reshape(*self._lead(value), self._before, self.size, self._after)
+        return value.reshape((*self._lead(value), self._before, self.size, self._after))
 
 
 def _natural(shape: Shape, ranks: int) -> Layout:
@@ -201,7 +201,16 @@ class Exchanged(AffineOp):
                 layout.take(part, self.group.rank, repeat=False)
                 for layout, part in zip(self.inputs, parts, strict=True)
             )
-        parts = list(self.op.transpose(a, p, shapes))
+        return self.assemble(list(self.op.transpose(a, p, shapes)))
+
+    @property
+    def local(self) -> AffineOp:
+        return self.op if self.own else self
+
+    def whole_shapes(self, in_shapes: Sequence[Shape]) -> Sequence[Shape]:
+        return [layout.shape for layout in self.inputs]
+
+    def assemble(self, parts: list[Tensor]) -> tuple[Tensor, ...]:
         out = []
         for layout in self.inputs:
             # Popped, so that no more than two tensors of full width are alive.
