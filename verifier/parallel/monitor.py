@@ -79,6 +79,8 @@ class Monitor:
     def phase(self, name: str) -> None:
         """What this rank does now, for messages about it."""
         self._phase = name
+        with contextlib.suppress(Exception):  # a lost store is noticed by the thread
+            self._beat()
 
     @contextmanager
     def announced(self, seconds: float) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from verifier.parallel.world import World, rank_device, solo
 from verifier.solver.strategy import node_flops
 
 T = TypeVar("T")
+_LOG = logging.getLogger(__name__)
 _SMALLEST_CHUNK = 1 << 20
 _CAST_BYTES = 256 << 20
 
@@ -157,6 +159,8 @@ def place(graph: Graph, config: Config, world: World | None = None) -> Placed:
     inside = world.subgroup([range(g * each, (g + 1) * each) for g in range(groups)])
     team = world.subgroup([range(i, world.size, each) for i in range(each)])
     limit = config.memory.device_limit
+    if config.parallel.backend == "fsdp" and each == 1:
+        _LOG.info("parallel.backend is fsdp, but a group has one rank: its weights are whole")
     _check_limit(graph, config, each, limit)
     # Chunks follow the configured budgets alone, never free memory: equal settings give equal kernel calls.
     chunk = (

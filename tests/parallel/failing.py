@@ -1,0 +1,51 @@
+"""The command line with a rank that fails: ``python -m tests.parallel.failing HOW verify ...``.
+
+HOW says what rank 1 does when the query reaches a certain phase: ``raise`` or ``exit`` in the search on neurons,
+``memory`` there, ``sleep`` in the root bounds, ``late`` after the verdict (when all say what memory they took),
+``start`` before it has joined.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import Any
+
+import verifier.api
+from verifier.cli.main import main
+from verifier.core.errors import MemoryExceeded
+
+
+def fail(how: str) -> None:
+    if how == "raise":
+        raise ZeroDivisionError("planted")
+    if how == "memory":
+        raise MemoryExceeded("planted")
+    if how == "sleep":
+        time.sleep(600)
+    os._exit(7)
+
+
+def plant(how: str) -> None:
+    from verifier.solver.crew import Crew
+
+    phase = {"sleep": "bound", "late": "memory"}.get(how, "split_neurons")
+    original = getattr(Crew, phase)
+
+    def planted(self: Crew, *arguments: Any, **named: Any) -> Any:
+        if self.world.rank == 1:
+            fail(how)
+        return original(self, *arguments, **named)
+
+    setattr(Crew, phase, planted)
+
+
+if __name__ == "__main__":
+    how, *arguments = sys.argv[1:]
+    verifier.api.RANK_COMMAND = ("-m", "tests.parallel.failing", how, "rank")  # type: ignore[assignment]
+    if arguments[0] == "rank":
+        if how == "start":
+            os._exit(7)
+        plant(how)
+    main(arguments)

@@ -1,0 +1,207 @@
+"""A job of real processes for tests: ``python -m tests.parallel.job lead TASK P`` runs a task below on P ranks.
+
+Rank 0 prints one line of JSON, what the task returned there. A task that raises on any rank ends the job with status 1.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scripts.networks import ResNet, save_conv3, save_mlp, save_resnet
+from verifier.bounds.alpha import Schedule
+from verifier.bounds.api import Method, NetworkBounds, compute_graph_bounds
+from verifier.config import Config, load_config
+from verifier.core.backend import SHARD_ROWS
+from verifier.frontend.network import load_network
+from verifier.graph.graph import Graph
+from verifier.parallel.world import LocalRanks, World, follow_leader
+from verifier.solver.place import place
+
+Task = Callable[[World], Any]
+
+# Every network with its box radius and the methods that bits are compared for.
+NETWORKS: dict[str, tuple[float, tuple[Method, ...]]] = {
+    "784-256x4-10": (0.06, ("ibp", "crown", "alpha-crown")),
+    "784-1024x4-10": (0.01, ("crown",)),
+    "conv3": (0.02, ("ibp", "crown", "alpha-crown")),
+    "resnet": (0.003, ("ibp", "crown", "alpha-crown")),
+}
+MODES: dict[str, dict[str, Any]] = {
+    "rows": {"parallel.backend": "single"},
+    "fsdp": {"parallel.backend": "fsdp"},
+    "fsdp replicated": {"parallel.backend": "fsdp", "parallel.rows": "replicated"},
+    "fsdp without prefetch": {"parallel.backend": "fsdp", "parallel.prefetch": False},
+}
+
+
+def load(name: str) -> Graph:
+    """One of the networks, weights seeded."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "net.onnx"
+        if name == "conv3":
+            save_conv3(path, channels=8, size=12)
+        elif name == "resnet":
+            torch.manual_seed(0)
+            save_resnet(ResNet(width=8, size=16), path)
+        else:
+            width, depth = (int(n) for n in name.split("-")[1].split("x"))
+            save_mlp(path, (784, *[width] * (depth - 1), 10))
+        return load_network(path).graph
+
+
+def bounds(
+    graph: Graph, world: World | None, config: Config, method: Method, radius: float
+) -> tuple[NetworkBounds, int]:
+    """Bounds of one box around a seeded point, every pre-activation included, and how many nodes' rows can be dealt."""
+    placed = place(graph, config, world)
+    n = graph.nodes[0].size
+    centre = torch.rand(n, generator=torch.Generator().manual_seed(1))
+    schedule = Schedule(10)
+    dealt = 0
+    deal = placed.backend.row_chunks
+
+    def counting(n_rows: int, row_bytes: int) -> Any:
+        nonlocal dealt
+        dealt += n_rows >= SHARD_ROWS
+        return deal(n_rows, row_bytes)
+
+    placed.backend.row_chunks = counting  # type: ignore[method-assign]
+    # Certified values take the same way in float64; one network shows that and saves the time of the others.
+    found = compute_graph_bounds(
+        placed.graph,
+        placed.backend,
+        centre - radius,
+        centre + radius,
+        method,
+        True,
+        schedule,
+        schedule,
+        certify=n == 784 and method != "crown",
+    )
+    return found, dealt
+
+
+def fingerprint(found: NetworkBounds) -> str:
+    """A hash of all bits: plain and certified bounds, and slopes."""
+    digest = hashlib.sha256()
+    for values in (found.plain, found.certified):
+        for name, interval in values.items():
+            digest.update(name.encode())
+            digest.update(interval.lower.numpy().tobytes() + interval.upper.numpy().tobytes())
+    for name, slopes in found.slopes.items():
+        digest.update(name.encode() + slopes.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def cases() -> Iterator[tuple[str, Method, str]]:
+    for name, (_, methods) in NETWORKS.items():
+        for method in methods:
+            # The slow cases run in the mode that has everything, the others in all modes.
+            small = name == "784-256x4-10" or method == "ibp"
+            for mode in MODES if small else ("fsdp",):
+                yield name, method, mode
+    yield "784-256x4-10", "crown", "streamed"
+
+
+def bits(world: World) -> dict[str, Any]:
+    """Every case on all ranks; rank 0 also runs it alone."""
+    torch.set_num_threads(1)
+    out: dict[str, Any] = {}
+    graphs: dict[str, Graph] = {}
+    alone: dict[tuple[str, str, bool], str] = {}
+    for name, method, mode in cases():
+        if name not in graphs:
+            graphs = {name: load(name)}
+        graph = graphs[name]
+        settings = MODES.get(mode, {"parallel.backend": "fsdp", "parallel.stream": 300_000})
+        radius = NETWORKS[name][0]
+        found, dealt = bounds(graph, world, load_config(values=settings), method, radius)
+        every = world.everyone.objects(fingerprint(found))
+        if world.rank == 0:
+            stream = settings.get("parallel.stream")
+            key = (name, method, stream is not None)
+            if key not in alone:
+                single = load_config(values={} if stream is None else {"parallel.stream": stream})
+                alone[key] = fingerprint(bounds(graph, None, single, method, radius)[0])
+            widths = [(i.upper - i.lower).double() for i in found.plain.values()]
+            unstable = sum(int(((i.lower < 0) & (i.upper > 0)).sum()) for i in found.plain.values())
+            out[f"{name} {method} {mode}"] = {
+                "equal": all(e == alone[key] for e in every),
+                "finite": all(bool(torch.isfinite(w).all()) for w in widths),
+                "unstable": unstable,
+                "dealt": dealt,
+                "slopes": len(found.slopes),
+            }
+    return out
+
+
+def talk(world: World) -> dict[str, Any]:
+    """Every kind of message, with sizes that differ and tensors that are empty."""
+    group, rank, size = world.everyone, world.rank, world.size
+    for round_ in range(50):
+        assert group.numbers([rank, round_]) == [[r, round_] for r in range(size)]
+        assert group.objects({"rank": rank, "data": "x" * rank * 1000}) == [
+            {"rank": r, "data": "x" * r * 1000} for r in range(size)
+        ]
+        for source in range(size):
+            assert group.share(("from", source) if rank == source else None, source) == ("from", source)
+        for dtype in (torch.float32, torch.float64, torch.int64, torch.int8, torch.uint8):
+            mine = torch.full((3, 2), rank, dtype=dtype)
+            assert torch.equal(group.all_gather(mine)[:, 0, 0], torch.arange(size).to(dtype))
+        assert group.all_gather(torch.zeros(0, 4)).shape == (size, 0, 4)
+        swapped = group.all_to_all(torch.arange(size, dtype=torch.float32)[:, None] + 10 * rank)
+        assert swapped[:, 0].tolist() == [10 * r + rank for r in range(size)]
+        assert not group.called()
+        group.numbers([0.0])
+        if rank == round_ % size:
+            group.call()
+        group.numbers([0.0])
+
+        time.sleep(0.006)
+        assert group.called()
+        group.numbers([0.0])
+        group.answered()
+    return {"size": size}
+
+
+TASKS: dict[str, Task] = {"bits": bits, "talk": talk}
+
+
+def main(arguments: list[str]) -> int:
+    if arguments[0] == "lead":
+        _, task, size = arguments
+        ranks = LocalRanks(int(size), ["-m", "tests.parallel.job", "follow", task], None, 1)
+        world = ranks.lead(torch.device("cpu"))
+        try:
+            print(json.dumps(TASKS[task](world)))
+        except Exception:
+            traceback.print_exc()
+            error = world.failed()
+            print(error, file=sys.stderr)
+            return 1
+        finally:
+            world.close()
+        return 0
+    _, task, address, rank, size, _ = arguments
+    world = follow_leader(address, int(rank), int(size), "cpu")
+    try:
+        TASKS[task](world)
+    except Exception as error:
+        world.heart.report(type(error).__name__, str(error))
+        raise
+    time.sleep(60)  # rank 0 ends this process
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
