@@ -124,6 +124,7 @@ MODES: Mapping[str, Mapping[str, Any]] = {
     "tp-ibp": _mode("tp", tp_intermediate="ibp"),
 }
 _ONE_RANK = ("single", "single-stream", "offload", "offload-prefetch")
+_SEVERAL_RANKS = ("rows", "tp", "tp-ibp")
 _SEARCH = ("single", "rows", "fsdp")  # modes that branch and bound is measured in
 # Modes whose bounds promise to be those of another mode bit for bit.
 SAME_BITS = {
@@ -171,7 +172,7 @@ def cells(
                     continue
                 if mode == "tp-ibp" and method == "ibp":
                     continue  # the same as tp
-                counts = [1] if mode in _ONE_RANK else [p for p in ranks if mode != "rows" or p > 1]
+                counts = [1] if mode in _ONE_RANK else [p for p in ranks if p > 1 or mode not in _SEVERAL_RANKS]
                 out += [Cell(case.name, method, mode, p) for p in counts]
     return out
 
