@@ -207,9 +207,9 @@ def _arrays(layer: nn.Conv2d | nn.Linear) -> tuple[np.ndarray, np.ndarray]:
 # ----------------------------------------------------------------------------------------------------- properties
 
 
-def save_box(path: Path, lower: np.ndarray, upper: np.ndarray, n_out: int) -> None:
-    """A VNN-LIB file whose box is what matters: the unsafe set is a large value of the first output."""
-    text = _declarations(lower.size, n_out) + _box(lower, upper) + ["(assert (>= Y_0 1e6))"]
+def save_box(path: Path, lower: np.ndarray, upper: np.ndarray, n_out: int, threshold: float = 1e6) -> None:
+    """A VNN-LIB file with an unsafe set of one row: the first output reaches a threshold."""
+    text = _declarations(lower.size, n_out) + _box(lower, upper) + [f"(assert (>= Y_0 {threshold!r}))"]
     path.write_text("\n".join(text) + "\n", encoding="utf-8")
 
 

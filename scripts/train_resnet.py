@@ -235,7 +235,8 @@ def find(
     """An image that CROWN does not prove and alpha-CROWN does, with enough unstable neurons; None when time is over.
 
     An image of one class is mixed with one of another: its margin falls, and with it both bounds. The share is chosen
-    so that zero comes to lie between them, supposing that margin and bound fall alike, and corrected a few times.
+    so that zero comes to lie between them, supposing that margin and bound fall alike, and corrected a few times. The
+    class of the larger share is the right one.
     """
     generator = torch.Generator().manual_seed(seed)
     while time.monotonic() < until:
@@ -244,7 +245,7 @@ def find(
         for _ in range(5):
             image = (1 - mix) * x[0] + mix * x[1]
             clean = _margin(network, image, own)
-            if clean <= 0 or time.monotonic() > until:
+            if clean <= 0 or mix >= 0.5 or time.monotonic() > until:
                 break
             seen = searcher.look(image, mix, own, certified=False)
             if seen.unstable < unstable or (mix == 0.0 and seen.alpha <= 0):
