@@ -3,8 +3,8 @@
     python scripts/startup_bench.py [--rounds 5] [--onnx F --vnnlib F]
 
 The commands take turns, so that a busy machine slows all of them; medians are compared. The imports include a context
-on the GPU when there is one. The resident worker is this run's own; preparing it is not counted, and neither is anything
-after an instance's answer. Exits 1 when a median is above what is allowed, or an instance was not answered as it should.
+on the GPU when there is one. The resident worker is this run's own, and preparing it is not counted. Exits 1 when a
+median is above what is allowed, or when an instance was not answered as it should.
 """
 
 from __future__ import annotations

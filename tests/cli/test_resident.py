@@ -495,9 +495,10 @@ def test_every_field_of_a_job_is_passed_on(tmp_path: Path) -> None:
         assignments=["seed=7", "bab.learning_rate_beta=0.30000000000000004", "memory.chunk_bytes=1MiB"]
     )
     strange = Path(os.fsdecode(b"a\xff\xe4 b.onnx"))
-    for timeout in (None, 0.1 + 0.2):
-        job = Job(strange, tmp_path / "p.vnnlib", config, timeout, 123.456789012345678, quiet=True)
-        assert resident_link.unpack(json.loads(json.dumps(resident_link.pack(job)))) == job
+    for timeout, settings in ((None, config), (0.1 + 0.2, None)):
+        job = Job(strange, tmp_path / "p.vnnlib", settings, timeout, 123.456789012345678, quiet=True)
+        again = resident_link.unpack(json.loads(json.dumps(resident_link.pack(job))))
+        assert again == job and again.config == job.config == (settings or Config())
     packed = {*resident_link.pack(job), "quiet", "verbose"}
     assert packed == {field.name for field in fields(Job)}
 
@@ -537,6 +538,9 @@ def test_the_context_is_begun_in_a_thread(devices: int, calls: list[str], monkey
 
 def test_no_context_without_need_or_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     assert device.begin_context(Config(device="cpu")) is None
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert device.begin_context(Config()) is None
+    monkeypatch.delenv("LOCAL_RANK")
     monkeypatch.setattr(device, "_DRIVER", "libnone.so.0")
     thread = device.begin_context(Config())
     assert thread is not None

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import threading
+from typing import TYPE_CHECKING
 
-from verifier.config import Config, ParallelConfig
+if TYPE_CHECKING:
+    from verifier.config import Config
 
 _DRIVER = "libcuda.so.1"
 
@@ -13,10 +16,10 @@ _DRIVER = "libcuda.so.1"
 def begin_context(config: Config) -> threading.Thread | None:
     """Create the first GPU's primary context, the one that torch uses, in a thread; without a GPU that is nothing.
 
-    The driver does its part without Python's lock, and whoever needs the context first waits for it. Ranks are started
-    from a process without one, so nothing is begun for them.
+    The driver does its part without Python's lock, and whoever needs the context first waits for it. A rank of torchrun
+    may have another GPU, so nothing is begun for it.
     """
-    if config.device == "cpu" or config.parallel != ParallelConfig():
+    if config.device == "cpu" or "LOCAL_RANK" in os.environ:
         return None
     thread = threading.Thread(target=_create, name="context", daemon=True)
     thread.start()

@@ -33,7 +33,6 @@ from verifier.cli.resident_link import (
     socket_path,
 )
 from verifier.cli.worker import Job, Worker
-from verifier.config import ParallelConfig
 
 _PATIENCE_SECONDS = 0.3  # for an answer, before a query goes its own way
 _REPLY_SECONDS = 2.0  # for an answer, when nothing hurries
@@ -101,7 +100,7 @@ def hire(job: Job, folder: Path) -> Worker | None:
     Raises:
         Unavailable: there is one, but it does not fit, is busy, or does not answer in a fraction of a second.
     """
-    if not job.quiet or job.config.parallel != ParallelConfig():  # ranks start from a process without a device context
+    if not job.quiet:  # what libraries print would not reach the caller
         return None
     patience = _PATIENCE_SECONDS if job.timeout is None else min(_PATIENCE_SECONDS, job.timeout / 10)
     until = time.monotonic() + patience

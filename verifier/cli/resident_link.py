@@ -26,7 +26,6 @@ from typing import Any
 
 import verifier
 from verifier.cli.worker import Job
-from verifier.config import Config
 from verifier.core.errors import VerifierError
 
 SOCKET = "socket"
@@ -182,7 +181,7 @@ def pack(job: Job) -> dict[str, Any]:
     return {
         "onnx": str(job.onnx),
         "vnnlib": str(job.vnnlib),
-        "config": job.config.model_dump_json(),
+        "settings": None if job.settings is None else job.settings.model_dump_json(),
         "timeout": job.timeout,
         "start": job.start,
     }
@@ -190,6 +189,8 @@ def pack(job: Job) -> dict[str, Any]:
 
 def unpack(values: Mapping[str, Any]) -> Job:
     """The job that was packed; ``time.monotonic()`` is the same in both processes."""
-    config = Config.model_validate_json(values["config"])
+    from verifier.config import Config
+
+    settings = None if values["settings"] is None else Config.model_validate_json(values["settings"])
     onnx, vnnlib = Path(values["onnx"]), Path(values["vnnlib"])
-    return Job(onnx, vnnlib, config, values["timeout"], values["start"], quiet=True)
+    return Job(onnx, vnnlib, settings, values["timeout"], values["start"], quiet=True)

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -17,9 +18,11 @@ from verifier.cli.instances import existing, parse_timeout
 from verifier.cli.query import Outputs, run_query
 from verifier.cli.resident_link import Unavailable
 from verifier.cli.worker import Job
-from verifier.config import load_config
 from verifier.core.errors import VerifierError
 from verifier.report.files import result_text, write_atomic
+
+if TYPE_CHECKING:
+    from verifier.config import Config
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _YEAR = re.compile(r"_20\d\d$")
@@ -33,6 +36,15 @@ def category_config(folder: Path | None, category: str) -> list[Path]:
         return []
     names = dict.fromkeys([category, _YEAR.sub("", category)])
     return next(([path] for path in (folder / f"{name}.yaml" for name in names) if path.is_file()), [])
+
+
+def _settings(files: list[Path]) -> Config | None:
+    """What the files say; ``None``, at no cost, when there are none."""
+    if not files:
+        return None
+    from verifier.config import load_config
+
+    return load_config(files)
 
 
 def run_instance(
@@ -55,11 +67,10 @@ def run_instance(
     start = process_start(parent)
     try:
         limit = parse_timeout(timeout, "TIMEOUT")
-        config = load_config(category_config(configs, category))
-        job = Job(existing(onnx, "network"), existing(vnnlib, "property"), config, limit, start, quiet=True)
-        outcome = run_query(
-            job, Outputs(results), False, parent, start=partial(resident.start_worker, folder=folder)
-        )
+        settings = _settings(category_config(configs, category))
+        job = Job(existing(onnx, "network"), existing(vnnlib, "property"), settings, limit, start, quiet=True)
+        start_worker = partial(resident.start_worker, folder=folder)
+        outcome = run_query(job, Outputs(results), False, parent, start=start_worker)
     except Exception as error:
         words = str(error) if isinstance(error, VerifierError) else f"internal error: {type(error).__name__}: {error}"
         click.echo(f"Error: {words}", err=True)
@@ -104,7 +115,7 @@ def warm_up() -> None:
 
 def _modules() -> Iterator[str]:
     """Everything of ours that a query may import, also late."""
-    for package in ("attack", "bab", "bounds", "frontend", "ops", "solver", "spec"):
+    for package in ("attack", "bab", "bounds", "frontend", "ops", "parallel", "solver", "spec"):
         found = importlib.import_module(f"verifier.{package}")
         for module in pkgutil.walk_packages(found.__path__, f"{found.__name__}."):
             yield module.name

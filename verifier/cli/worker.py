@@ -21,16 +21,17 @@ import traceback
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from verifier.cli.clock import limits, solver_deadline
 from verifier.cli.device import begin_context
-from verifier.config import Config
 from verifier.core.errors import DeadlineExceeded, MemoryExceeded, VerifierError
 from verifier.report.record import Outcome, plain
 
 if TYPE_CHECKING:
+    from verifier.config import Config
     from verifier.core.result import Result, Witness
 
 Send = Callable[[dict[str, Any]], None]
@@ -47,7 +48,7 @@ class Job:
 
     Attributes:
         onnx, vnnlib: the files; they exist.
-        config: all settings.
+        settings: ``None``: the defaults, which are then only built where they are needed.
         timeout: seconds, or ``None``.
         start: ``time.monotonic()`` from which the limit counts.
         verbose: keep the warnings of libraries.
@@ -57,11 +58,18 @@ class Job:
 
     onnx: Path
     vnnlib: Path
-    config: Config
+    settings: Config | None
     timeout: float | None
     start: float
     verbose: bool = False
     quiet: bool = False
+
+    @cached_property
+    def config(self) -> Config:
+        """All settings."""
+        from verifier.config import Config
+
+        return Config() if self.settings is None else self.settings
 
 
 # -------------------------------------------------------------------------------------------------------- the child
