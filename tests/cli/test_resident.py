@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.helpers import SCRIPTS, environment, no_process_mentions, scripted_python
+from tests.cli.helpers import ROOT, SCRIPTS, environment, no_process_mentions, scripted_python
 from verifier.cli import device, resident, resident_link
 from verifier.cli.resident_link import LOCK, SOCKET, Unavailable, open_folder, peer_is_us
 from verifier.cli.worker import Job
@@ -68,7 +68,7 @@ class Place:
         assert done.returncode == 0
         return done
 
-    def start(self, words: str, name: str = "r", limit: float = 30, **extra: str) -> subprocess.Popen[str]:
+    def start(self, words: str, name: str = "r", limit: float = 300, **extra: str) -> subprocess.Popen[str]:
         """Run_instance.sh with results in ``name.txt``."""
         (self.folder / f"{name}.vnnlib").write_text(words)
         args = [str(SCRIPTS / "run_instance.sh"), "v1", "c", "n.onnx", f"{name}.vnnlib", f"{name}.txt", str(limit)]
@@ -76,7 +76,7 @@ class Place:
         variables = {**self.variables, **extra}
         return subprocess.Popen(args, cwd=self.folder, env=variables, stdout=pipe, stderr=pipe, text=True)
 
-    def run(self, words: str, name: str = "r", limit: float = 30, **extra: str) -> tuple[str, str, str]:
+    def run(self, words: str, name: str = "r", limit: float = 300, **extra: str) -> tuple[str, str, str]:
         """First line of the results, stdout and stderr."""
         process = self.start(words, name, limit, **extra)
         stdout, stderr = process.communicate(timeout=60)
@@ -109,7 +109,11 @@ class Place:
 @pytest.fixture
 def place(tmp_path: Path) -> Iterator[Place]:
     (tmp_path / "n.onnx").write_bytes(b"")
-    settings = {"VERIFIER_RESIDENT_SECONDS": "60", "VERIFIER_RESIDENT_FOLDER": str(tmp_path / "resident")}
+    settings = {
+        "VERIFIER_RESIDENT_SECONDS": "60",
+        "VERIFIER_RESIDENT_PATIENCE": "20",  # the machine may be busy
+        "VERIFIER_RESIDENT_FOLDER": str(tmp_path / "resident"),
+    }
     place = Place(tmp_path, environment(VERIFIER_PYTHON=str(scripted_python(tmp_path)), **settings))
     yield place
     server = place.server()
@@ -256,13 +260,14 @@ def test_busy(place: Place) -> None:
 
 def test_not_ready_yet(place: Place) -> None:
     args = [str(place.folder / "python"), "-P", "-m", "verifier", "vnncomp", "prepare", "c", "n.onnx", "p.vnnlib"]
-    variables = {**place.variables, "SCRIPTED_WARM_UP": "sleep"}
-    preparing = subprocess.Popen(args, cwd=place.folder, env=variables)
-    until(lambda: (place.resident / SOCKET).exists())
-    verdict, _, stderr = place.run("unsat")
+    # Without the script, so that there is one process to kill; the script puts the tool in front of the module path.
+    path = f"{ROOT}:{place.variables['PYTHONPATH']}"
+    variables = {**place.variables, "SCRIPTED_WARM_UP": "sleep", "PYTHONPATH": path}
+    with subprocess.Popen(args, cwd=place.folder, env=variables) as preparing:
+        until(lambda: (place.resident / SOCKET).exists())
+        verdict, _, stderr = place.run("unsat")
+        preparing.kill()
     assert verdict == "unsat" and "it is not ready" in stderr
-    preparing.kill()
-    preparing.wait(timeout=10)
 
 
 def test_a_warm_up_that_fails_is_reported(place: Place) -> None:
@@ -280,8 +285,8 @@ def test_one_that_hangs_costs_a_fraction_of_a_second(who: str, place: Place) -> 
     os.kill(server if who == "server" else prepared, signal.SIGSTOP)
     (place.folder / "p.vnnlib").write_text("unsat")
     job = Job(place.folder / "n.onnx", place.folder / "p.vnnlib", Config(), 30.0, time.monotonic(), quiet=True)
-    verdict, _, stderr = place.run("unsat")
-    assert verdict == "unsat" and "no answer in" in stderr
+    verdict, _, stderr = place.run("unsat", VERIFIER_RESIDENT_PATIENCE="0.3")
+    assert verdict == "unsat" and "no answer in 0.3 s" in stderr
     began = time.monotonic()
     with pytest.raises(Unavailable):
         resident.hire(job, place.resident)

@@ -371,6 +371,14 @@ def vnncomp_prepare(category: str, onnx: Path, vnnlib: Path, resident_folder: Pa
 @click.option("--parent", type=int, help="Process id of the script: its start is the clock's, its end ours.")
 @resident_options
 @idle_option
+@click.option(
+    "--patience",
+    type=click.FloatRange(min=0),
+    envvar="VERIFIER_RESIDENT_PATIENCE",
+    default=0.3,
+    show_default=True,
+    help="Seconds to wait for the resident worker's answer before going on without it.",
+)
 def vnncomp_run(
     category: str,
     onnx: Path,
@@ -381,13 +389,14 @@ def vnncomp_run(
     parent: int | None,
     resident_folder: Path | None,
     idle: float,
+    patience: float,
 ) -> None:
     """Answer one instance into RESULTS. Exits 0 whatever the verdict."""
     from verifier.cli.resident_link import default_folder
     from verifier.cli.vnncomp import run_instance
 
     folder = (resident_folder or default_folder()) if idle > 0 else None
-    run_instance(category, onnx, vnnlib, results, timeout, configs, parent, folder)
+    run_instance(category, onnx, vnnlib, results, timeout, configs, parent, folder, patience)
 
 
 @vnncomp.command("resident")

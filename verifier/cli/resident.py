@@ -34,7 +34,7 @@ from verifier.cli.resident_link import (
 )
 from verifier.cli.worker import Job, Worker
 
-_PATIENCE_SECONDS = 0.3  # for an answer, before a query goes its own way
+PATIENCE_SECONDS = 0.3  # for an answer, before a query goes its own way
 _REPLY_SECONDS = 2.0  # for an answer, when nothing hurries
 _BIND_SECONDS = 10.0  # for a new resident worker to listen
 
@@ -94,15 +94,18 @@ class Hired:
         return self._status
 
 
-def hire(job: Job, folder: Path) -> Worker | None:
+def hire(job: Job, folder: Path, patience: float = PATIENCE_SECONDS) -> Worker | None:
     """Hand the query to the resident worker; ``None`` when there is none.
 
+    Args:
+        patience: seconds to wait for its answer; a tenth of the time limit when that is less.
+
     Raises:
-        Unavailable: there is one, but it does not fit, is busy, or does not answer in a fraction of a second.
+        Unavailable: there is one, but it does not fit, is busy, or does not answer in time.
     """
     if not job.quiet:  # what libraries print would not reach the caller
         return None
-    patience = _PATIENCE_SECONDS if job.timeout is None else min(_PATIENCE_SECONDS, job.timeout / 10)
+    patience = patience if job.timeout is None else min(patience, job.timeout / 10)
     until = time.monotonic() + patience
     with ExitStack() as stack:
         try:
@@ -136,11 +139,11 @@ def _pipe(stack: ExitStack) -> tuple[int, int]:
     return ends
 
 
-def start_worker(job: Job, folder: Path | None) -> Worker:
+def start_worker(job: Job, folder: Path | None, patience: float = PATIENCE_SECONDS) -> Worker:
     """A worker from the resident of this folder, else one of our own; why it was not the resident goes to stderr."""
     if folder is not None:
         try:
-            worker = hire(job, folder)
+            worker = hire(job, folder, patience)
         except Unavailable as why:
             click.echo(f"note: not using the resident worker: {why}", err=True)
         else:

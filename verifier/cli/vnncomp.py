@@ -56,6 +56,7 @@ def run_instance(
     configs: Path | None,
     parent: int | None,
     folder: Path | None = None,
+    patience: float = resident.PATIENCE_SECONDS,
 ) -> None:
     """Answer one instance into ``results``.
 
@@ -63,13 +64,14 @@ def run_instance(
         timeout: the limit in seconds as the script got it; it counts from the start of ``parent``.
         parent: process id of the script.
         folder: of the resident worker that may do the work.
+        patience: seconds to wait for its answer.
     """
     start = process_start(parent)
     try:
         limit = parse_timeout(timeout, "TIMEOUT")
         settings = _settings(category_config(configs, category))
         job = Job(existing(onnx, "network"), existing(vnnlib, "property"), settings, limit, start, quiet=True)
-        start_worker = partial(resident.start_worker, folder=folder)
+        start_worker = partial(resident.start_worker, folder=folder, patience=patience)
         outcome = run_query(job, Outputs(results), False, parent, start=start_worker)
     except Exception as error:
         words = str(error) if isinstance(error, VerifierError) else f"internal error: {type(error).__name__}: {error}"
