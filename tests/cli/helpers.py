@@ -19,7 +19,9 @@ Completed = subprocess.CompletedProcess[str]
 
 
 def environment(**extra: str) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **extra}
+    """Variables for a command; without a resident worker unless asked for, so that tests do not meet in one."""
+    ours = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "VERIFIER_RESIDENT_SECONDS": "0"}
+    return {**os.environ, **ours, **extra}
 
 
 def command(args: Sequence[object], scripted: bool = True) -> list[str]:

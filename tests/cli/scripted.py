@@ -3,13 +3,19 @@
 The text of the property file says what the solver does: words are separated by blanks, ``sleep S``, ``spin S`` (never
 looks at the clock, as in a library), ``phase NAME``, ``open N``, ``note TEXT``, ``print TEXT``, then one of ``sat``,
 ``unsat``, ``unknown``, ``mismatch``, ``wait`` (until the deadline), ``crash``, ``kill``, ``segv``, ``input``,
-``unsupported``, ``memory``.
+``unsupported``, ``memory``. ``state FILE`` writes what the process looks like as JSON (with torch after ``torch``), and
+``disturb`` changes all of it.
+
+The warm-up of a resident worker does what the variable SCRIPTED_WARM_UP says: nothing, ``crash`` or ``sleep``.
 """
 
 from __future__ import annotations
 
+import importlib
+import json
 import logging
 import os
+import random
 import signal
 import sys
 import time
@@ -18,6 +24,7 @@ from pathlib import Path
 import numpy as np
 
 import verifier.api
+import verifier.cli.vnncomp
 from verifier.cli.main import main
 from verifier.config import Config
 from verifier.core.deadline import Deadline
@@ -47,6 +54,14 @@ def answer(
             logging.getLogger("verifier.solver").warning(next(words))
         elif word == "print":
             print(next(words), flush=True)
+        elif word == "state":
+            path = Path(next(words))
+            path.with_suffix(".part").write_text(json.dumps(state()))
+            path.with_suffix(".part").rename(path)
+        elif word == "torch":
+            importlib.import_module("torch")
+        elif word == "disturb":
+            disturb()
         elif word == "wait":
             while True:
                 time.sleep(0.01)
@@ -76,7 +91,54 @@ def answer(
     raise AssertionError("the script has no end")
 
 
+def state() -> dict[str, object]:
+    """What one query could leave to the next, and what a query inherits."""
+    torch = sys.modules.get("torch")
+    return {
+        "pid": os.getpid(),
+        "parent": os.getppid(),
+        "group": os.getpgrp(),
+        "folder": os.getcwd(),
+        "variables": dict(os.environ),
+        "streams": [os.readlink(f"/proc/self/fd/{number}") for number in (1, 2)],
+        "signals": [str(signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)],
+        "torch": torch and [torch.get_num_threads(), str(torch.get_default_dtype()), torch.initial_seed() == 1234],
+        "draws": [random.random() == SEEDED.random(), float(np.random.random()) == 0.5488135039273248],
+        "handlers": len(logging.getLogger("verifier").handlers),
+        "modules": "disturbed" in sys.modules,
+    }
+
+
+SEEDED = random.Random(0)
+
+
+def disturb() -> None:
+    """Change everything that :func:`state` shows."""
+    import torch
+
+    torch.set_num_threads(torch.get_num_threads() + 3)
+    torch.set_default_dtype(torch.float64)
+    torch.manual_seed(1234)
+    random.seed(0)
+    np.random.seed(0)
+    logging.getLogger("verifier").addHandler(logging.NullHandler())
+    sys.modules["disturbed"] = sys
+    os.environ["DISTURBED"] = "1"
+    os.chdir("/")
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def warm_up() -> None:
+    """Quick, or unlucky."""
+    match os.environ.get("SCRIPTED_WARM_UP"):
+        case "crash":
+            raise ZeroDivisionError("cold")
+        case "sleep":
+            time.sleep(60)
+
+
 if __name__ == "__main__":
+    verifier.cli.vnncomp.warm_up = warm_up
     verifier.api.answer = answer  # type: ignore[assignment]
     verifier.api.resolve_device = lambda name: "cpu"
     main(sys.argv[1:])

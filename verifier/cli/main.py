@@ -325,15 +325,40 @@ def vnncomp() -> None:
     """What the scripts of the competition call."""
 
 
+def resident_options(command: F) -> F:
+    """Where the resident worker is."""
+    return click.option(
+        "--resident-folder",
+        type=_FILE,
+        envvar="VERIFIER_RESIDENT_FOLDER",
+        help="Folder of the resident worker, open to this user alone.  [default: verifier-UID in $TMPDIR or /tmp]",
+    )(command)
+
+
+def idle_option(command: F) -> F:
+    """How long the resident worker stays."""
+    return click.option(
+        "--idle",
+        type=click.FloatRange(min=0),
+        envvar="VERIFIER_RESIDENT_SECONDS",
+        default=600.0,
+        show_default=True,
+        help="Seconds without work after which the resident worker ends; 0: none is started or used.",
+    )(command)
+
+
 @vnncomp.command("prepare")
 @click.argument("category")
 @click.argument("onnx", type=_FILE)
 @click.argument("vnnlib", type=_FILE)
-def vnncomp_prepare(category: str, onnx: Path, vnnlib: Path) -> None:
+@resident_options
+@idle_option
+def vnncomp_prepare(category: str, onnx: Path, vnnlib: Path, resident_folder: Path | None, idle: float) -> None:
     """Warm up what the next instance needs; looks at no network. Always succeeds."""
+    from verifier.cli.resident_link import default_folder
     from verifier.cli.vnncomp import prepare
 
-    prepare()
+    prepare(resident_folder or default_folder(), idle)
 
 
 @vnncomp.command("run")
@@ -344,10 +369,49 @@ def vnncomp_prepare(category: str, onnx: Path, vnnlib: Path) -> None:
 @click.argument("timeout")
 @click.option("--configs", type=_FILE, help="Folder of category settings (CATEGORY.yaml).")
 @click.option("--parent", type=int, help="Process id of the script: its start is the clock's, its end ours.")
+@resident_options
+@idle_option
+@click.option(
+    "--patience",
+    type=click.FloatRange(min=0),
+    envvar="VERIFIER_RESIDENT_PATIENCE",
+    default=0.3,
+    show_default=True,
+    help="Seconds to wait for the resident worker's answer before going on without it.",
+)
 def vnncomp_run(
-    category: str, onnx: Path, vnnlib: Path, results: Path, timeout: str, configs: Path | None, parent: int | None
+    category: str,
+    onnx: Path,
+    vnnlib: Path,
+    results: Path,
+    timeout: str,
+    configs: Path | None,
+    parent: int | None,
+    resident_folder: Path | None,
+    idle: float,
+    patience: float,
 ) -> None:
     """Answer one instance into RESULTS. Exits 0 whatever the verdict."""
+    from verifier.cli.resident_link import default_folder
     from verifier.cli.vnncomp import run_instance
 
-    run_instance(category, onnx, vnnlib, results, timeout, configs, parent)
+    folder = (resident_folder or default_folder()) if idle > 0 else None
+    run_instance(category, onnx, vnnlib, results, timeout, configs, parent, folder, patience)
+
+
+@vnncomp.command("resident")
+@resident_options
+@idle_option
+@click.option("--stop", is_flag=True, help="End it; a query that runs is finished.")
+def vnncomp_resident(resident_folder: Path | None, idle: float, stop: bool) -> None:
+    """Be the resident worker that prepare starts, until it is idle for too long; a second one ends at once."""
+    from verifier.cli.resident import stop_resident
+    from verifier.cli.resident_link import default_folder
+    from verifier.cli.resident_server import serve
+    from verifier.cli.vnncomp import warm_up
+
+    folder = resident_folder or default_folder()
+    if stop:
+        stop_resident(folder)
+    else:
+        serve(folder, idle, warm_up)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,19 +56,27 @@ class Background:
         return self._versions or dict.fromkeys(("verifier", "python", "torch", "onnx", "onnxruntime"))
 
 
-def run_query(job: Job, outputs: Outputs, verbose: bool, parent: int | None = None, silent: bool = False) -> Outcome:
+def run_query(
+    job: Job,
+    outputs: Outputs,
+    verbose: bool,
+    parent: int | None = None,
+    silent: bool = False,
+    start: Callable[[Job], Worker] = Worker.start,
+) -> Outcome:
     """Answer one query and write everything but stdout.
 
     Args:
-        silent: show nothing at all.
         parent: process id of the calling script; the query ends with it.
+        silent: show nothing at all.
+        start: where the worker comes from.
     """
     if outputs.results is not None:
         write_atomic(outputs.results, result_text("unknown"))
     end = None if job.timeout is None else job.start + job.timeout
     console = Console(sys.stderr, sys.stderr.isatty() and not silent, verbose, job.start, end)
     with Signals() as signals:
-        worker = Worker.start(job)
+        worker = start(job)
         background = Background([job.onnx, job.vnnlib]) if outputs.json is not None else None
 
         def tick() -> None:

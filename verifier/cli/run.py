@@ -119,7 +119,7 @@ class _Session:
         if outcome is None:
             raise RuntimeError("a worker without an outcome is not finished")
         worker.close()
-        worker.reap(_TEARDOWN_SECONDS)
+        worker.process.reap(_TEARDOWN_SECONDS)
         files = (worker.job.onnx, worker.job.vnnlib)
         return self._record(instance, outcome, seconds, [self._hash(path) for path in files])
 

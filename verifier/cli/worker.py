@@ -2,7 +2,8 @@
 
 The parent forks before anything heavy is imported and stays small: it holds the clock, shows progress and is the only
 one that writes results, so that a verdict and the watchdog cannot overwrite each other. The child imports torch, solves
-and sends lines of JSON through a pipe; the last line is the outcome. The child dies with its parent.
+and sends lines of JSON through a pipe; the last line is the outcome. The child dies with its parent. Instead of a fork,
+the resident worker (:mod:`verifier.cli.resident`) may provide it; nothing else differs then.
 """
 
 from __future__ import annotations
@@ -20,15 +21,17 @@ import traceback
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from verifier.cli.clock import limits, solver_deadline
-from verifier.config import Config
+from verifier.cli.device import begin_context
 from verifier.core.errors import DeadlineExceeded, MemoryExceeded, VerifierError
 from verifier.report.record import Outcome, plain
 
 if TYPE_CHECKING:
+    from verifier.config import Config
     from verifier.core.result import Result, Witness
 
 Send = Callable[[dict[str, Any]], None]
@@ -45,7 +48,7 @@ class Job:
 
     Attributes:
         onnx, vnnlib: the files; they exist.
-        config: all settings.
+        settings: ``None``: the defaults, which are then only built where they are needed.
         timeout: seconds, or ``None``.
         start: ``time.monotonic()`` from which the limit counts.
         verbose: keep the warnings of libraries.
@@ -55,11 +58,18 @@ class Job:
 
     onnx: Path
     vnnlib: Path
-    config: Config
+    settings: Config | None
     timeout: float | None
     start: float
     verbose: bool = False
     quiet: bool = False
+
+    @cached_property
+    def config(self) -> Config:
+        """All settings."""
+        from verifier.config import Config
+
+        return Config() if self.settings is None else self.settings
 
 
 # -------------------------------------------------------------------------------------------------------- the child
@@ -230,32 +240,47 @@ def _failure(error: Exception, message: str, exit_code: int) -> Outcome:
     )
 
 
+def lead_group(parent: int) -> None:
+    """Make this forked process the leader of a group of its own, with the usual signals, that dies with its parent."""
+    os.setpgid(0, 0)
+    die_with_parent(True)
+    if os.getppid() != parent:
+        os._exit(1)
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
+def die_with_parent(wanted: bool) -> None:
+    """Whether the kernel kills this process when its parent ends."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL if wanted else 0, 0, 0, 0)
+
+
+def work(job: Job, pipe: int) -> None:
+    """Answer one query into the pipe."""
+    lock = threading.Lock()
+
+    def send(message: dict[str, Any]) -> None:
+        data = memoryview(json.dumps(message).encode() + b"\n")
+        with lock:
+            while data:
+                data = data[os.write(pipe, data) :]
+
+    send({"outcome": asdict(solve(job, send))})
+
+
 def _child(job: Job, pipe: int, parent: int) -> None:
     """Everything the forked process does; never returns."""
     code = 1
     try:
-        os.setpgid(0, 0)
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != parent:
-            os._exit(1)
-        signal.set_wakeup_fd(-1)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, signal.SIG_DFL)
+        lead_group(parent)
         with contextlib.suppress(OSError):
             if job.quiet:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
             os.dup2(2, 1)  # stdout belongs to the verdict
-
-        lock = threading.Lock()
-
-        def send(message: dict[str, Any]) -> None:
-            data = memoryview(json.dumps(message).encode() + b"\n")
-            with lock:
-                while data:
-                    data = data[os.write(pipe, data) :]
-
-        send({"outcome": asdict(solve(job, send))})
+        begin_context(job.config)
+        work(job, pipe)
         code = 0
     finally:
         os._exit(code)
@@ -264,12 +289,59 @@ def _child(job: Job, pipe: int, parent: int) -> None:
 # ------------------------------------------------------------------------------------------------------- the parent
 
 
+class Process(Protocol):
+    """The process behind a worker."""
+
+    def kill(self) -> None:
+        """SIGKILL to it and its children, now; nothing when it has ended."""
+
+    def reap(self, seconds: float) -> int | None:
+        """Wait a little for its end; its wait status, or ``None`` when it is not over yet or not known."""
+
+
+@dataclass
+class Forked:
+    """A child of ours, leader of its own process group."""
+
+    pid: int
+    _reaped: int | None = None
+
+    def kill(self) -> None:
+        if self._reaped is None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
+
+    def reap(self, seconds: float) -> int | None:
+        until = time.monotonic() + seconds
+        while self._reaped is None:
+            try:
+                pid, status = os.waitpid(self.pid, os.WNOHANG)
+            except ChildProcessError:
+                self._reaped = 0
+                break
+            if pid:
+                self._reaped = status
+            elif time.monotonic() >= until:
+                break
+            else:
+                time.sleep(0.005)
+        return self._reaped
+
+
 @dataclass
 class Worker:
-    """The parent's view of a running query."""
+    """The parent's view of a running query.
+
+    Attributes:
+        job: the query.
+        process: who works on it.
+        pipe: our end of the pipe, not blocking.
+        phase, figures, notes, seconds: what the child has reported.
+        outcome: once it is over.
+    """
 
     job: Job
-    pid: int
+    process: Process
     pipe: int
     phase: str = "start"
     figures: dict[str, Any] = field(default_factory=dict)
@@ -280,7 +352,6 @@ class Worker:
     _heard: float = 0.0
     _buffer: bytearray = field(default_factory=bytearray)
     _began: float = field(default_factory=time.monotonic)
-    _reaped: int | None = None
 
     @classmethod
     def start(cls, job: Job) -> Worker:
@@ -297,7 +368,7 @@ class Worker:
         with contextlib.suppress(OSError):
             os.setpgid(pid, pid)
         os.set_blocking(read, False)
-        return cls(job, pid, read)
+        return cls(job, Forked(pid), read)
 
     def fileno(self) -> int:
         return self.pipe
@@ -368,7 +439,7 @@ class Worker:
 
     def cut(self, verdict: str, why: str, exit_code: int = 0) -> Outcome:
         """End the child and its children now; the outcome keeps the last figures."""
-        self.kill()
+        self.process.kill()
         self._drain()
         if self.outcome is None:  # otherwise the child finished just before
             figures, notes = self.figures, tuple(self.notes)
@@ -382,42 +453,19 @@ class Worker:
         limit = f"{self.job.timeout:g} s"
         return self.cut("timeout", f"time limit of {limit} reached during {self.phase}{describe(self.figures)}")
 
-    def kill(self) -> None:
-        """SIGKILL to the child's process group."""
-        if self._reaped is None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.pid, signal.SIGKILL)
-
-    def reap(self, seconds: float) -> int | None:
-        """Wait a little for the end of the child; its status, or ``None`` when it is not over yet."""
-        until = time.monotonic() + seconds
-        while self._reaped is None:
-            try:
-                pid, status = os.waitpid(self.pid, os.WNOHANG)
-            except ChildProcessError:
-                self._reaped = 0
-                break
-            if pid:
-                self._reaped = status
-            elif time.monotonic() >= until:
-                break
-            else:
-                time.sleep(0.005)
-        return self._reaped
-
     def close(self) -> None:
-        self.kill()
+        self.process.kill()
         os.close(self.pipe)
 
     def _died(self) -> Outcome:
-        status = self.reap(0.2)
+        status = self.process.reap(0.2)
         code = None if status is None else os.waitstatus_to_exitcode(status)
         common: dict[str, Any] = {"seconds": self.seconds, "statistics": self.figures, "notes": tuple(self.notes)}
         if code == -signal.SIGKILL:
             why = f"the worker process was killed during {self.phase}, perhaps for lack of memory"
             return Outcome("unknown", why, **common)
-        how = f"signal {-code}" if code is not None and code < 0 else f"exit status {code}"
-        message = f"internal error: the worker process ended with {how} during {self.phase}"
+        how = "" if code is None else f" with signal {-code}" if code < 0 else f" with exit status {code}"
+        message = f"internal error: the worker process ended{how} during {self.phase}"
         return Outcome("error", message, error={"kind": "WorkerDied", "message": message}, exit_code=1, **common)
 
 

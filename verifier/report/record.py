@@ -11,7 +11,6 @@ import numbers
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import metadata, resources
 from typing import Any
 
 import verifier
@@ -112,6 +111,8 @@ def _domains(statistics: Mapping[str, Any]) -> int | None:
 
 def versions() -> dict[str, str | None]:
     """Versions of everything a verdict rests on, found without importing it; ``None``: not installed."""
+    from importlib import metadata
+
     found: dict[str, str | None] = {"verifier": verifier.__version__, "python": platform.python_version()}
     for name in _PACKAGES:
         try:
@@ -147,5 +148,7 @@ def schema(name: str) -> dict[str, Any]:
     """The JSON Schema of a record: ``verify`` (also the lines of ``run``) or ``bounds``."""
     if name not in _SCHEMAS:
         raise InputError(f"no schema '{name}'; there are {', '.join(_SCHEMAS)}")
+    from importlib import resources
+
     text = resources.files("verifier.report").joinpath("schemas", f"{name}.schema.json").read_text(encoding="utf-8")
     return json.loads(text)
