@@ -145,6 +145,29 @@ def bits(world: World) -> dict[str, Any]:
     return out
 
 
+def features(world: World) -> dict[str, Any]:
+    """Tensor parallelism in one group of all ranks, and in groups of two that share the rows."""
+    torch.set_num_threads(1)
+    out: dict[str, Any] = {}
+    for name, method in (("784-256x4-10", "crown"), ("conv3", "alpha-crown"), ("resnet", "crown")):
+        graph, radius = load(name), NETWORKS[name][0]
+        alone = bounds(graph, None, load_config(), method, radius)[0] if world.rank == 0 else None
+        for groups in {1, max(1, world.size // 2)}:
+            settings = {"parallel.backend": "tp", "parallel.domains": groups}
+            found, _ = bounds(graph, world, load_config(values=settings), method, radius)
+            every = world.everyone.objects(fingerprint(found))
+            if alone is None:
+                continue
+            errors = [0.0]
+            for key, want in alone.plain.items():
+                reference, got = torch.stack(want), torch.stack(found.plain[key])
+                errors.append(float((got - reference).abs().max() / max(1.0, float(reference.abs().max()))))
+            unstable = sum(int(((i.lower < 0) & (i.upper > 0)).sum()) for i in alone.plain.values())
+            case = {"equal": len(set(every)) == 1, "error": max(errors), "unstable": unstable}
+            out[f"{name} {method} in {groups} groups"] = case
+    return out
+
+
 def talk(world: World) -> dict[str, Any]:
     """Every kind of message, with sizes that differ and tensors that are empty."""
     group, rank, size = world.everyone, world.rank, world.size
@@ -174,7 +197,7 @@ def talk(world: World) -> dict[str, Any]:
     return {"size": size}
 
 
-TASKS: dict[str, Task] = {"bits": bits, "talk": talk}
+TASKS: dict[str, Task] = {"bits": bits, "features": features, "talk": talk}
 
 
 def main(arguments: list[str]) -> int:

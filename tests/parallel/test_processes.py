@@ -48,6 +48,15 @@ def test_bits_do_not_depend_on_the_number_of_ranks(ranks: int) -> None:
         assert any(d.startswith(name) for d in dealt), name
 
 
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_features_split_over_processes(ranks: int) -> None:
+    found = run_task("features", ranks)
+    assert len(found) == 3 * len({1, ranks // 2})
+    for name, figures in found.items():
+        assert figures["equal"] and figures["unstable"] > 50, name
+        assert figures["error"] <= 1e-5, name
+
+
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_messages(ranks: int) -> None:
     assert run_task("talk", ranks) == {"size": ranks}

@@ -14,7 +14,7 @@ from tests.bab.test_input_split import evaluate, lattice, network, problem, smoo
 from tests.bounds.nets import Builder
 from tests.parallel.threads import ThreadGroup, on_ranks
 from verifier.bab import input_split, relu_split
-from verifier.config import BabConfig, Config, as_config
+from verifier.config import Config, as_config
 from verifier.core.backend import ParallelBackend
 from verifier.core.deadline import Deadline
 from verifier.core.problem import Problem
@@ -228,4 +228,3 @@ def test_a_time_limit_ends_all_ranks() -> None:
     found = on_ranks(2, work)
     assert found[0] == found[1]
     assert found[0].verdict in ("unknown", "unsat")
-    assert isinstance(config.bab, BabConfig)
