@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
-from scripts import bench_vnncomp, deadline_test
+from scripts import bench_vnncomp, deadline_test, startup_bench
 
 
 def record(name: str, verdict: str) -> dict[str, object]:
@@ -110,3 +111,18 @@ def test_made_instances_are_what_they_say(tmp_path: Path) -> None:
     assert len(text) / 50 * 90_000 > 30e6
     leaf = deadline_test.leaf_network(tmp_path)
     assert leaf.onnx.is_file() and leaf.vnnlib.read_text().count("assert") == 129
+
+
+@pytest.mark.parametrize(("cold", "resident", "allowed"), [(1.2, 0.5, True), (1.4, 0.5, False), (1.2, 0.7, False)])
+def test_start_up_is_judged_by_medians(cold: float, resident: float, allowed: bool) -> None:
+    found = {"imports": [1.0, 0.9, 5.0], "verify": [1.0, 9.0, 1.1], "cold": [cold], "resident": [9.0, resident, 0.1]}
+    lines, verdict = startup_bench.report(found)
+    assert verdict == allowed
+    assert sum("TOO SLOW" in line for line in lines) == (not allowed)
+
+
+def test_a_remark_on_stderr_is_not_measured() -> None:
+    command = [sys.executable, "-c", "import sys; sys.stderr.write('note')"]
+    assert startup_bench.seconds(command, {}, silent=False) > 0
+    with pytest.raises(startup_bench.Failed, match="note"):
+        startup_bench.seconds(command, {})
