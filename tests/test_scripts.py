@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
-from scripts import bench_domains, bench_vnncomp, deadline_test
+from scripts import bench_domains, bench_vnncomp, deadline_test, startup_bench
 from verifier.api import verify
 
 
@@ -130,3 +131,18 @@ def test_generated_networks_are_answered(family: bench_domains.Family, tmp_path:
     (instance,) = bench_domains.instances(tmp_path, family.name)
     result = verify(str(instance.onnx), str(instance.vnnlib), {"bab.enabled": False}, timeout=60.0)
     assert result.verdict in ("unknown", "unsat")  # the threshold lies below all that a search for points finds
+
+
+@pytest.mark.parametrize(("cold", "resident", "allowed"), [(1.2, 0.5, True), (1.4, 0.5, False), (1.2, 0.7, False)])
+def test_start_up_is_judged_by_medians(cold: float, resident: float, allowed: bool) -> None:
+    found = {"imports": [1.0, 0.9, 5.0], "verify": [1.0, 9.0, 1.1], "cold": [cold], "resident": [9.0, resident, 0.1]}
+    lines, verdict = startup_bench.report(found)
+    assert verdict == allowed
+    assert sum("TOO SLOW" in line for line in lines) == (not allowed)
+
+
+def test_a_remark_on_stderr_is_not_measured() -> None:
+    command = [sys.executable, "-c", "import sys; sys.stderr.write('note')"]
+    assert startup_bench.seconds(command, {}, silent=False) > 0
+    with pytest.raises(startup_bench.Failed, match="note"):
+        startup_bench.seconds(command, {})

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# prepare_instance.sh v1 CATEGORY ONNX VNNLIB: read libraries and touch the device, so that the instance itself need not.
-# Looks at no file, ends no process, and always exits 0: anything else would skip the instance.
+# prepare_instance.sh v1 CATEGORY ONNX VNNLIB: have a resident worker ready that has read the libraries and touched the
+# device, so that the instance itself need not. VERIFIER_RESIDENT_SECONDS=0: no resident worker, read the libraries only.
+# Looks at no file, and always exits 0: anything else would skip the instance.
 set -u
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 

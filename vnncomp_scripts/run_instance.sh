@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # run_instance.sh v1 CATEGORY ONNX VNNLIB RESULTS TIMEOUT: answer one instance into RESULTS.
 # Exits 0 whatever the verdict. The time limit counts from the start of this script. RESULTS is replaced as a whole, so
-# that it is valid at every moment, also when this script is killed.
+# that it is valid at every moment, also when this script is killed. A resident worker that prepare_instance.sh has left
+# does the work if it is ready and fits.
 set -u
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
