@@ -10,37 +10,41 @@ above the threshold, it is replaced by two children that cover it, or an LP cert
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from verifier.bab.bounder import Bounded, Bounder, CaseRows, Domains, WalkBounder, domain_parameters
 from verifier.bab.branching import babsr, kfsb
+from verifier.bab.compact import compact
+from verifier.bab.kernel import Kernel
 from verifier.bab.leaf_lp import solve_leaf
 from verifier.bab.pool import Fields, Pool
 from verifier.bab.splits import SplitSpace, split_space
 from verifier.bab.team import Accept, Ending, Figures, Stop, Team, every
-from verifier.bounds.alpha import Optimised, Parameters, Schedule, optimise, sweep
-from verifier.bounds.crown import BoundState, Specification, crown_rows, relaxations
-from verifier.bounds.forms import Form
-from verifier.bounds.walk import Walk, backward, concretise
+from verifier.bounds.alpha import Parameters, Schedule
+from verifier.bounds.crown import BoundState, crown_rows
 from verifier.config import BabConfig
 from verifier.core.backend import Group, ParallelBackend
 from verifier.core.deadline import Deadline
 from verifier.core.errors import MemoryExceeded
 from verifier.core.memory import out_of_memory
-from verifier.core.numerics import finite_lower, proved
+from verifier.core.numerics import proved
 from verifier.core.progress import Progress
 from verifier.core.result import Witness
 from verifier.graph.graph import Graph
 from verifier.parallel.group import Solo
 
-# Steps after which a batch is looked at: most children of a good split are closed by then.
-_FIRST_STAGE = 3
+__all__ = ["CaseRows", "SearchResult", "search"]
+
+# Columns at which a domain is split at once.
+_MOST_DEPTH = 3
 
 # What makes a domain's children start well but is not needed to know the domain; other groups get it while it is small.
-_WARM = ("alpha", "beta")
+_WARM = ("theta",)
 _WARM_BYTES = 64 << 10
 
 _REASONS = {
@@ -49,21 +53,6 @@ _REASONS = {
     Stop.DOMAINS: "domain limit reached",
     Stop.MEMORY: "memory for open domains used up",
 }
-
-
-@dataclass(frozen=True)
-class CaseRows:
-    """The open cases of one box.
-
-    Attributes:
-        spec: rows, (N, S, ...), float64; a case with fewer rows repeats its first.
-        thresholds: float64 (N, S); a row is refuted when its bound exceeds it.
-        parameters: root slopes, node index -> name -> (N, S, *shape).
-    """
-
-    spec: Specification
-    thresholds: Tensor
-    parameters: Parameters
 
 
 @dataclass
@@ -101,6 +90,20 @@ def search(
     return _Search(graph, backend, state, cases, config, deadline, progress, accept, memory_limit, group).run()
 
 
+def _domains(fields: Fields) -> Domains:
+    return Domains(fields["case"], fields["signs"], fields["theta"])
+
+
+def _joined(parts: Sequence[Domains]) -> Domains:
+    return Domains(
+        torch.cat([p.case for p in parts]), torch.cat([p.signs for p in parts]), torch.cat([p.theta for p in parts])
+    )
+
+
+def _fields(domains: Domains) -> Fields:
+    return {"case": domains.case, "signs": domains.signs, "theta": domains.theta}
+
+
 def _rows(fields: Fields, index: Tensor | slice) -> Fields:
     """Some of the domains."""
     return {k: v[index] for k, v in fields.items()}
@@ -130,19 +133,30 @@ class _Search:
         self.memory_limit = int(backend.agree(float(memory_limit), "min"))
         self.space: SplitSpace = split_space(graph, backend, state.bounds)
         self.rows = cases.thresholds.shape[1]
+        self.bounder = self._bounder()
         self.batch = self._batch_size()
         self.pool = Pool()
         self.bounded = self.closed = self.leaves = self.uncertified = self.rounds = 0
-        self.stuck = self.split = self.began = 0
+        self.stuck = self.split = self.between = self.began = 0
         self.witness: Witness | None = None
+
+    def _bounder(self) -> Bounder:
+        """The compact network where there is one, else walks on the graph."""
+        net = compact(self.graph, self.backend, self.state.box, self.space, self.cases.spec, self.cases.thresholds)
+        if net is not None:
+            return Kernel(net, self.rows, self.graph.input_shape)
+        return WalkBounder(self.graph, self.backend, self.state.box, self.space, self.cases)
 
     def _batch_size(self) -> int:
         """Domains per round: enough to fill the device, few enough for the caches of a CPU."""
         if self.config.batch_size != "auto":
             return self.config.batch_size
-        widest = max(n.size for n in self.graph.whole.nodes) * self.rows
+        return self._fitting(self.bounder.widest)
+
+    def _fitting(self, widest: int) -> int:
+        """How many domains to work on at once when the widest tensor of a row has so many numbers."""
         elements = 1 << (18 if self.backend.device.type == "cpu" else 25)
-        return int(max(8, min(elements // widest, 1 << 14)))
+        return int(max(8, min(elements // (widest * self.rows), 1 << 14)))
 
     def run(self) -> SearchResult:
         meaning = [torch.tensor([g.value for g in self.space.groups]), *(g.elements for g in self.space.groups)]
@@ -168,12 +182,13 @@ class _Search:
         domains = self.pool.pop(self._take(), worst_first=not crowded)
         n = domains["case"].shape[0]
         try:
-            children = self._children(domains)
+            children, split, between = self._children(domains)
         except (RuntimeError, MemoryError) as error:
             self._smaller(error, n)
             self.pool.push(domains)
             return
-        self.split += n
+        self.split += split
+        self.between += between
         self._bound(children)
         self.rounds += 1
 
@@ -183,7 +198,7 @@ class _Search:
     def count(self) -> Figures:
         return Figures(
             roots=self.began,
-            children=self.bounded - self.began,
+            children=self.bounded - self.began + self.between,
             split=self.split,
             closed=self.closed,
             stuck=self.stuck,
@@ -205,11 +220,11 @@ class _Search:
 
     def give(self, count: int) -> Fields:
         out = self.pool.sample(every(self.pool.count, count))
-        small = 2 * self.rows * self.space.size * 4 <= _WARM_BYTES
+        small = self.rows * self.space.size * 4 <= _WARM_BYTES
         return out if small else {k: v for k, v in out.items() if k not in _WARM}
 
     def take(self, domains: Fields) -> None:
-        self.pool.push({**self._warm(domains["case"]), **domains})
+        self.pool.push({**self._warm(domains["case"], domains["signs"]), **domains})
 
     def _take(self) -> int:
         return max(1, self.batch // 2)
@@ -236,41 +251,34 @@ class _Search:
         device = self.backend.device
         case = torch.arange(self.roots, device=device)
         signs = torch.zeros((self.roots, self.space.size), dtype=torch.int8, device=device)
-        self._bound({"case": case, "signs": signs, **self._warm(case)})
+        self._bound({"case": case, "signs": signs, **self._warm(case, signs)})
 
-    def _warm(self, case: Tensor) -> Fields:
+    def _warm(self, case: Tensor, signs: Tensor) -> Fields:
         """Slopes and multipliers to start from without a parent: the root's slopes and zero."""
         lead = (int(case.shape[0]), self.rows)
         parameters = {i: p["alpha"][case] for i, p in self.cases.parameters.items() if "alpha" in p}
-        alpha = self.space.collect(parameters, lead)
-        return {"alpha": alpha, "beta": torch.zeros_like(alpha)}
+        return {"theta": self.space.collect(parameters, lead) * (signs[:, None] == 0)}
 
     # -- bounding -----------------------------------------------------------------------------------------------
 
     def _bound(self, domains: Fields) -> None:
         """Optimise, close what is certified, and put the rest into the pool (or to the LP at leaves).
 
-        A short first stage closes the easy domains, the rest gets the remaining steps. A batch that does not fit into
-        memory is halved and tried again.
+        A batch that does not fit into memory is halved and tried again.
         """
-        total = self.config.iterations
-        stages = (_FIRST_STAGE, total - _FIRST_STAGE) if total > 2 * _FIRST_STAGE else (total,)
         size = domains["case"].shape[0]
         self.bounded += size
-        work = [(0, _rows(domains, slice(i, i + self.batch))) for i in range(0, size, self.batch)]
+        work = [_rows(domains, slice(i, i + self.batch)) for i in range(0, size, self.batch)]
         while work and self.witness is None:
-            stage, part = work.pop()
+            part = work.pop()
             before = self.closed, self.stuck, self.leaves, self.uncertified
             try:
-                rest = self._stage(part, stages[stage], stage == len(stages) - 1)
+                self._settle(_domains(part))
             except (RuntimeError, MemoryError) as error:
                 n = part["case"].shape[0]
                 self._smaller(error, n)
                 self.closed, self.stuck, self.leaves, self.uncertified = before
-                work += [(stage, _rows(part, slice(0, n // 2))), (stage, _rows(part, slice(n // 2, n)))]
-                continue
-            if rest is not None:
-                work.append((stage + 1, rest))
+                work += [_rows(part, slice(0, n // 2)), _rows(part, slice(n // 2, n))]
 
     def _smaller(self, error: Exception, n: int) -> None:
         """Halve the batch after an allocation failed; raise what else it was, and where that would not help."""
@@ -282,92 +290,65 @@ class _Search:
             raise MemoryExceeded("not even one domain fits") from error
         self.batch = max(1, n // 2)
 
-    def _stage(self, part: Fields, iterations: int, last: bool) -> Fields | None:
-        """One stage of a batch; what is left for the next one, or None when all is done or stored."""
-        part, found = self._optimise(part, iterations)
-        done = self._certified(part, found)
+    def _settle(self, domains: Domains) -> None:
+        """Optimise a batch; close or store every domain of it."""
+        config = self.config
+        schedule = Schedule(config.iterations, config.learning_rate_alpha, config.learning_rate_beta, 0.98)
+        found = self.bounder.optimise(domains, schedule, self.deadline)
+        done = self._certified(domains, found)
         self.closed += int(done.sum())
-        still = (~done).nonzero()[:, 0]
-        if still.shape[0] == 0:
-            return None
-        if last or self.deadline.expired():
-            self._store(part, found, still)
-            return None
-        return _rows(part, still)
+        self._store(domains, found, (~done).nonzero()[:, 0])
 
-    def _optimise(self, part: Fields, iterations: int) -> tuple[Fields, Optimised]:
-        """Best slopes and multipliers for a batch; returns the batch with them written back."""
-        bounds = self.space.domain_bounds(part["signs"])
-        signs = self.space.multiplier_signs(part["signs"])
-        schedule = Schedule(iterations, self.config.learning_rate_alpha, self.config.learning_rate_beta, 0.98)
-        found = optimise(
-            self.graph,
-            self.backend,
-            self._forms(part["case"]),
-            self.state.box,
-            bounds,
-            self._parameters(part),
-            schedule,
-            self.deadline,
-            signs,
-            self.space.scatter(part["beta"]),
-        )
-        self.backend.usage.note_rows(found.state)
-        lead = (part["case"].shape[0], self.rows)
-        out = dict(part)
-        out["alpha"] = self.space.collect({i: p["alpha"] for i, p in found.parameters.items() if "alpha" in p}, lead)
-        out["beta"] = self.space.collect(found.multipliers, lead)
-        gap = found.lower.double() - self.cases.thresholds[part["case"]]
-        out["gap"], out["row"] = gap.max(1)
-        out["gap"] = out["gap"].float()
-        return out, found
-
-    def _forms(self, case: Tensor) -> dict[int, Form]:
-        return self.cases.spec.select(case).forms(self.backend, self.graph.output, torch.float32)
-
-    def _parameters(self, part: Fields) -> Parameters:
-        """Root parameters of the case, with the domain's own ReLU slopes written over them."""
-        out: Parameters = {
-            i: {name: v[part["case"]] for name, v in group.items()} for i, group in self.cases.parameters.items()
-        }
-        for g in self.space.groups:
-            if g.owner in out and "alpha" in out[g.owner]:
-                g.write(out[g.owner]["alpha"].flatten(2), part["alpha"][..., g.start : g.stop])
-        return out
-
-    def _certified(self, part: Fields, found: Optimised) -> Tensor:
+    def _certified(self, domains: Domains, found: Bounded) -> Tensor:
         """(B,) bool: domains that are refuted, in float64 with rounding charged when the state is certified."""
-        done = part["gap"] > 0
+        done = found.gap.amax(1) > 0
         if self.state.certified and bool(done.any()):
             index = done.nonzero()[:, 0]
-            sure = self._certify(_rows(part, index), found, index)
+            sure = self._certify(domains, found, index)
             done[index] = sure
             self.uncertified += int((~sure).sum())
         return done
 
-    def _certify(self, part: Fields, found: Optimised, index: Tensor) -> Tensor:
-        """Whether some row of each domain is refuted in float64 with every rounding charged."""
-        state = replace(self.state, bounds=self.space.domain_bounds(part["signs"]))
-        signs = self.space.multiplier_signs(part["signs"])
-        parameters = {i: {k: v[index] for k, v in d.items()} for i, d in found.parameters.items()}
-        splits = {i: signs[i].double() * m[index].double() for i, m in found.multipliers.items()}
-        lower, _ = crown_rows(
-            self.graph, self.backend, state, self.cases.spec.select(part["case"]), parameters, splits, torch.float64
-        )
-        return proved(lower, self.cases.thresholds[part["case"]]).any(1)
+    def _certify(self, domains: Domains, found: Bounded, index: Tensor) -> Tensor:
+        """(n,) bool: whether some row of these domains is refuted in float64 with every rounding charged."""
+        others = found.parameters and {i: {k: v[index] for k, v in d.items()} for i, d in found.parameters.items()}
+        part = Domains(domains.case[index], domains.signs[index], found.theta[index])
+        return proved(self._lower(part, others), self.cases.thresholds[part.case]).any(1)
+
+    def _lower(self, domains: Domains, others: Parameters | None = None) -> Tensor:
+        """(B, S) bounds at given slopes and multipliers, in float64, certified when the state is.
+
+        Args:
+            others: relaxation parameters besides the columns'; default the root's.
+        """
+        step = self._fitting(max(n.size for n in self.graph.whole.nodes))
+        parts = []
+        for first in range(0, domains.count, step):
+            some = slice(first, first + step)
+            part = domains[some]
+            state = replace(self.state, bounds=self.space.domain_bounds(part.signs))
+            own = others and {i: {k: v[some] for k, v in d.items()} for i, d in others.items()}
+            parameters = domain_parameters(self.space, self.cases, part, own)
+            signs = self.space.multiplier_signs(part.signs)
+            multipliers = self.space.scatter(torch.where(part.signs[:, None] == 0, 0.0, part.theta))
+            splits = {i: signs[i].double() * m.double() for i, m in multipliers.items()}
+            rows = self.cases.spec.select(part.case)
+            parts.append(crown_rows(self.graph, self.backend, state, rows, parameters, splits, torch.float64)[0])
+        return torch.cat(parts)
 
     # -- open domains ---------------------------------------------------------------------------------------------
 
-    def _store(self, part: Fields, found: Optimised, still: Tensor) -> None:
+    def _store(self, domains: Domains, found: Bounded, still: Tensor) -> None:
         """Try minimisers as counterexamples, rank split candidates, send decided domains to the LP."""
         if still.shape[0] == 0:
             return
-        self._try(found.candidate[still], part["case"][still])
+        self._try(found, still)
         if self.witness is not None:
             return
-        ranked = self._rank(part, found)
-        part = _rows(part, still)
-        part["candidates"] = ranked[still]
+        part = _fields(domains[still])
+        part["theta"] = found.theta[still]
+        part["gap"] = found.gap[still].amax(1)
+        part["candidates"] = self._rank(domains, found, still)
         decided = (part["signs"] != 0).all(1) if self.space.size else torch.ones_like(part["case"], dtype=torch.bool)
         if bool(decided.any()):
             for i in decided.nonzero()[:, 0].tolist():
@@ -375,74 +356,92 @@ class _Search:
             part = _rows(part, ~decided)
         self.pool.push(part)
 
-    def _try(self, x: Tensor, case: Tensor) -> None:
-        """Evaluate minimisers (n, S, *in) and offer those that violate the property to the replay."""
-        flat = self.backend.whole(0, x.expand(case.shape[0], *x.shape[1:]).flatten(0, 1))
-        y = self.graph.whole.forward(flat, self.backend.weights)
-        assert isinstance(y, Tensor)
-        spec, d = self.cases.spec.select(case), self.cases.thresholds[case]
-        value = torch.einsum("bso,bto->bts", spec.y.flatten(2), y.double().reshape(case.shape[0], self.rows, -1))
-        if spec.x is not None:
-            value = value + torch.einsum("bsi,bti->bts", spec.x.flatten(2), flat.double().reshape(*value.shape[:2], -1))
-        slack = (d[:, None] - value).amin(-1).flatten()
+    def _try(self, found: Bounded, still: Tensor) -> None:
+        """Offer the minimisers that violate the property most to the replay."""
+        slack = found.slack[still].flatten()
         best = torch.topk(slack, min(3, slack.shape[0]))
         for s, i in zip(best.values.tolist(), best.indices.tolist(), strict=True):
             if s >= 0 and self.witness is None:
-                self.witness = self.accept(flat[i].reshape(-1).cpu().numpy())
+                at = still[i // self.rows] * self.rows + i % self.rows
+                self.witness = self.accept(found.points(at[None])[0].reshape(-1).cpu().numpy())
 
-    def _rank(self, part: Fields, found: Optimised) -> Tensor:
-        """(B, 2k) candidate columns of every domain, from the walk that bounded it."""
+    def _rank(self, domains: Domains, found: Bounded, still: Tensor) -> Tensor:
+        """(n, 2k) candidate columns of some domains, from the walk that bounded them."""
         k = min(self.config.candidates, max(1, self.space.size))
         if self.space.size == 0:
-            return torch.zeros((part["case"].shape[0], 1), dtype=torch.int64, device=self.backend.device)
-        pick = torch.arange(part["case"].shape[0], device=self.backend.device)
-        kept = {i: a.expand(len(pick), *a.shape[1:])[pick, part["row"]][:, None] for i, a in found.kept.items()}
-        scores = babsr.intercept_scores(self.space, part["signs"], kept)
+            return torch.zeros((still.shape[0], 1), dtype=torch.int64, device=self.backend.device)
+        signs, a = domains.signs[still], found.coefficients[still]
+        scores = babsr.intercept_scores(self.space, signs, a)
         first = torch.topk(scores, k, dim=1).indices
         if self.config.branching == "babsr":
             return first
-        gaps = babsr.gap_scores(self.space, part["signs"], kept, part["alpha"][pick, part["row"]], self._z(part, found))
+        row = found.gap[still].argmax(1)
+        gaps = babsr.gap_scores(self.space, signs, a, found.theta[still, row], found.z[still])
         # A column that is ranked by both counts once: mask the first list before taking the second.
         gaps.scatter_(1, first, float("-inf"))
         return torch.cat([first, torch.topk(gaps, k, dim=1).indices], 1)
 
-    def _z(self, part: Fields, found: Optimised) -> Tensor:
-        """(B, U) pre-activations at the last minimiser of the chosen row."""
-        lead = torch.Size((part["case"].shape[0], self.rows))
-        planes = relaxations(self.graph, self.space.domain_bounds(part["signs"]), torch.float32, found.parameters)
-        walk = Walk(found.candidate, found.lower, found.lower, found.kept)
-        z = sweep(self.graph, self.backend, walk, planes, found.candidate, lead)
-        columns = self.space.collect({i: v[0] for i, v in z.items()}, (lead[0], lead[1]))
-        return columns[torch.arange(lead[0], device=columns.device), part["row"]]
-
     # -- branching --------------------------------------------------------------------------------------------------
 
-    def _children(self, domains: Fields) -> Fields:
-        """Split every domain at one column; both signs."""
-        signs, candidates = domains["signs"], domains["candidates"]
+    def _children(self, domains: Fields) -> tuple[Fields, int, int]:
+        """Split every domain at its best column, or at several; all signs.
+
+        Returns:
+            the children that are to be bounded, how many splits there were, and how many of them split a child.
+        """
+        parents, candidates = _domains(domains), domains["candidates"]
+        signs = parents.signs
         # Ranked lists can run into split columns when few are free: replace these by the domain's first candidate.
         taken = signs.gather(1, candidates) != 0
         first_free = (signs == 0).to(torch.int8).argmax(1, keepdim=True)
         candidates = torch.where(taken, first_free, candidates)
         if self.config.branching != "babsr" and candidates.shape[1] > 1:
-            candidates = kfsb.choose(candidates, lambda c, s: self._quick(domains, c, s))
-        column = candidates[:, :1]
-        plus = {k: v for k, v in domains.items() if k in ("case", "signs", "alpha", "beta")}
-        minus = dict(plus)
-        plus["signs"] = signs.scatter(1, column, 1)
-        minus["signs"] = signs.scatter(1, column, -1)
-        return {k: torch.cat([plus[k], minus[k]]) for k in plus}
+            candidates = kfsb.choose(candidates, self._trial(parents, candidates))
+        children, origin = parents, torch.arange(parents.count, device=signs.device)
+        split = []
+        for d in range(self._depth(parents.count, candidates.shape[1])):
+            before = children.count
+            children, source = self._halves(children, candidates[origin, d : d + 1])
+            origin = origin[source]
+            split.append(children.count - before)  # every split makes one domain more
+        return _fields(children), sum(split), sum(split[1:])
 
-    def _quick(self, domains: Fields, column: Tensor, sign: int) -> Tensor:
-        """(B,) gap of one child with the parent's slopes and multipliers."""
-        signs = domains["signs"].scatter(1, column[:, None], sign)
-        planes = relaxations(self.graph, self.space.domain_bounds(signs), torch.float32, self._parameters(domains))
-        multiplier = self.space.multiplier_signs(signs)
-        beta = self.space.scatter(domains["beta"])
-        splits = {i: multiplier[i] * beta[i] for i in beta}
-        walk = backward(self.graph, self.backend, self._forms(domains["case"]), planes, torch.float32, None, splits)
-        lower = finite_lower(concretise(self.backend, walk, self.state.box, False))
-        return (lower.double() - self.cases.thresholds[domains["case"]]).amax(1).float()
+    def _halves(self, domains: Domains, column: Tensor) -> tuple[Domains, Tensor]:
+        """Both sides of a split at one column (B, 1) of every domain, and which domain each comes from.
+
+        A domain whose column is split already stays as it is: what comes out always covers what came in.
+        """
+        free = domains.signs.gather(1, column)[:, 0] == 0
+        rest, split = (~free).nonzero()[:, 0], free.nonzero()[:, 0]
+        part, column = domains[split], column[split]
+        # The new multiplier starts at zero.
+        theta = part.theta.scatter(2, column[:, None].expand(-1, self.rows, 1), 0.0)
+        sides = [Domains(part.case, part.signs.scatter(1, column, sign), theta) for sign in (1, -1)]
+        return _joined([domains[rest], *sides]), torch.cat([rest, split, split])
+
+    def _depth(self, count: int, candidates: int) -> int:
+        """Columns that every domain is split at: more than one while a GPU's batch is far from full."""
+        depth = 1
+        if self.backend.device.type == "cuda":
+            while depth < min(_MOST_DEPTH, candidates) and count << (depth + 1) < self.batch:
+                depth += 1
+        return depth
+
+    def _trial(self, parents: Domains, candidates: Tensor) -> Tensor:
+        """(2, B, k) gaps of the children of every candidate, for plus and minus, with the parent's values."""
+        b, k = candidates.shape
+        repeat = torch.arange(b, device=candidates.device).repeat_interleave(k)
+        column = candidates.reshape(-1, 1)
+        gaps = []
+        for first in range(0, b * k, self.batch):
+            some = slice(first, first + self.batch)
+            part, split = parents[repeat[some]], column[some]
+            theta = part.theta.scatter(2, split[:, None].expand(-1, self.rows, 1), 0.0)
+            both = [
+                self.bounder.evaluate(Domains(part.case, part.signs.scatter(1, split, sign), theta)) for sign in (1, -1)
+            ]
+            gaps.append(torch.stack(both))
+        return torch.cat(gaps, 1).view(2, b, k)
 
     def _leaf(self, domain: Fields) -> None:
         """Every neuron is decided: an LP whose duals certify, or whose minimiser may be a counterexample."""

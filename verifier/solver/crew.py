@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from verifier.bab import input_split, relu_split
+from verifier.bab import input_split, refine, relu_split
 from verifier.bounds.alpha import Schedule
 from verifier.bounds.api import Method, NetworkBounds, compute_graph_bounds
 from verifier.config import BabConfig, Config
@@ -154,7 +154,9 @@ class Crew:
         """Branch and bound on ReLU splits of one box."""
         placed, found = self.placed, self.roots[root]
         assert found.rows is not None
-        return relu_split.search(
+        # Ranks that exchange domains need bounds that are equal to the last bit.
+        search = refine.search if self.world.size == 1 else relu_split.search
+        return search(
             placed.graph,
             placed.search,
             found.state,

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from verifier.bab import refine
 from verifier.bab.relu_split import CaseRows
 from verifier.bounds.alpha import Optimised, Parameters, Schedule, alpha_hidden, alpha_rows
 from verifier.bounds.crown import (
@@ -95,6 +96,8 @@ def bound_root(
     if rows and not table.refuted(lower).all():
         count = {i: 2 * open_elements(graph, backend, i, state.bounds[i]).shape[0] for i in preactivations(graph)}
         steps = hidden_iterations(graph.whole, count, limit, device.type, config)
+        if _refined_later(graph, backend, state, limit, config):
+            steps = 0
         if steps:
             report("alpha-CROWN of hidden nodes")
             hidden = Schedule(steps, alpha.learning_rate, decay=alpha.decay)
@@ -106,6 +109,13 @@ def bound_root(
 def hidden_by_rows(config: Config) -> bool:
     """Whether hidden nodes are bounded by CROWN rows and not by interval arithmetic alone."""
     return config.parallel.backend != "tp" or config.parallel.tp_intermediate == "crown"
+
+
+def _refined_later(graph: Graph, backend: ParallelBackend, state: BoundState, limit: float, config: Config) -> bool:
+    """Whether the neuron search tightens the hidden nodes anyway, and better."""
+    searched = config.bab.enabled and config.bab.max_domains is None and config.bab.branching != "input"
+    free = config.bounds.alpha.intermediate_iterations == "auto"
+    return searched and free and backend.size == 1 and refine.affordable(graph, backend, state, limit)
 
 
 def _alpha(

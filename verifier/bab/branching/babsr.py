@@ -7,39 +7,33 @@ the point where the relaxed network attains its minimum.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
 from verifier.bab.splits import SplitSpace
 
 
-def intercept_scores(space: SplitSpace, signs: Tensor, coefficients: Mapping[int, Tensor]) -> Tensor:
+def intercept_scores(space: SplitSpace, signs: Tensor, a: Tensor) -> Tensor:
     """Cost of every free neuron's relaxation.
 
     Args:
         signs: (B, U) int8.
-        coefficients: (B, 1, *shape) of the row to improve, on the outputs of the owner nodes.
+        a: (B, U) coefficients of the row to improve, on the outputs of the columns.
 
     Returns:
         (B, U), -inf at columns that are split already.
     """
-    a = space.collect(coefficients, (signs.shape[0], 1))[:, 0]
     intercept = -space.lower * space.upper / (space.upper - space.lower)
     cost = -a.clamp(max=0) * intercept + a.clamp(min=0) * intercept * 1e-2
     return torch.where(signs == 0, cost, float("-inf"))
 
 
-def gap_scores(
-    space: SplitSpace, signs: Tensor, coefficients: Mapping[int, Tensor], alpha: Tensor, z: Tensor
-) -> Tensor:
+def gap_scores(space: SplitSpace, signs: Tensor, a: Tensor, alpha: Tensor, z: Tensor) -> Tensor:
     """|a| times the distance between the chosen plane and the ReLU at z: (B, U), -inf at split columns.
 
     Args:
-        alpha: (B, U) lower slopes; z: (B, U) pre-activations at the relaxed minimiser.
+        a: (B, U) coefficients; alpha: (B, U) lower slopes; z: (B, U) pre-activations at the relaxed minimiser.
     """
-    a = space.collect(coefficients, (signs.shape[0], 1))[:, 0]
     slope = space.upper / (space.upper - space.lower)
     plane = torch.where(a > 0, alpha * z, slope * (z - space.lower))
     return torch.where(signs == 0, (a * (plane - z.clamp(min=0))).abs(), float("-inf"))

@@ -1,0 +1,179 @@
+"""The compact network and its kernel against walks on the graph, and refined hidden bounds against samples."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.bounds.nets import make
+from verifier.bab import compact, refine, relu_split
+from verifier.bab.bounder import CaseRows, Domains, WalkBounder
+from verifier.bab.kernel import Kernel
+from verifier.bab.splits import split_space
+from verifier.bounds.alpha import Schedule, initial_parameters
+from verifier.bounds.crown import Specification, crown_hidden, preactivations
+from verifier.config import BabConfig
+from verifier.core.deadline import Deadline
+from verifier.core.progress import SilentProgress
+from verifier.parallel.group import Solo
+
+NAMES = ["mlp", "conv", "strided", "residual", "preactivation"]
+CASES, ROWS, DOMAINS = 3, 2, 7
+
+
+class Setting:
+    """Cases over one random network, both ways to bound them, and random domains."""
+
+    def __init__(self, name: str, seed: int, folding: str = "auto") -> None:
+        self.made = made = make(name, seed, radius=0.7)
+        graph, backend = made.graph, made.backend
+        self.state = crown_hidden(graph, backend, made.state(), Deadline())
+        self.space = split_space(graph, backend, self.state.bounds)
+        random = torch.Generator().manual_seed(seed)
+        y = torch.randn((CASES, ROWS, *graph.output_shape), generator=random, dtype=torch.float64)
+        slopes, _ = initial_parameters(graph, self.state.bounds, 1, len(graph.nodes))
+        parameters = {
+            i: {k: v[0].expand(CASES, ROWS, *v.shape[2:]).clone() for k, v in group.items()}
+            for i, group in slopes.items()
+        }
+        thresholds = torch.randn((CASES, ROWS), generator=random, dtype=torch.float64) + 3
+        self.cases = CaseRows(Specification(y), thresholds, parameters)
+        net = compact.compact(graph, backend, self.state.box, self.space, self.cases.spec, thresholds)
+        assert net is not None
+        self.net = net
+        self.kernel = Kernel(net, ROWS, graph.input_shape)
+        self.walk = WalkBounder(graph, backend, self.state.box, self.space, self.cases)
+        signs = torch.randint(-1, 2, (DOMAINS, self.space.size), generator=random, dtype=torch.int8)
+        signs[torch.rand(signs.shape, generator=random) < 0.6] = 0
+        theta = torch.rand((DOMAINS, ROWS, self.space.size), generator=random)
+        case = torch.randint(0, CASES, (DOMAINS,), generator=random)
+        self.domains = Domains(case, signs, theta)
+
+    def search(self, config: BabConfig) -> relu_split._Search:
+        made = self.made
+        return relu_split._Search(
+            made.graph,
+            made.backend,
+            self.state,
+            self.cases,
+            config,
+            Deadline(),
+            SilentProgress(),
+            _no_witness,
+            1 << 40,
+            Solo(),
+        )
+
+
+def _no_witness(x: object) -> None:
+    return None
+
+
+def close(first: Tensor, second: Tensor, tolerance: float = 1e-4) -> bool:
+    return bool(((first - second).abs() <= tolerance * (1 + first.abs())).all())
+
+
+@pytest.mark.parametrize("fold", ["chosen", "all", "none"])
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", NAMES)
+def test_kernel_bounds_what_the_walk_bounds(name: str, seed: int, fold: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if fold != "chosen":
+        monkeypatch.setattr(compact, "_folding", lambda graph, counts: frozenset(counts if fold == "all" else ()))
+    s = Setting(name, seed)
+    kept = int(s.net.kept.sum())
+    assert kept == 0 or fold != "all"
+    assert close(s.walk.evaluate(s.domains), s.kernel.evaluate(s.domains))
+    # A step of Adam moves a parameter with a tiny gradient by the sign of its rounding: compare the start exactly,
+    # and what optimisation gains in the mean.
+    schedule = Schedule(0, 0.1, 0.05, 0.98)
+    walk, kernel = (b.optimise(s.domains, schedule, Deadline()) for b in (s.walk, s.kernel))
+    assert close(walk.gap, kernel.gap)
+    assert close(walk.theta, kernel.theta)
+    assert close(walk.slack.float(), kernel.slack)
+    assert close(walk.coefficients, kernel.coefficients)
+    assert close(walk.z, kernel.z)
+    index = torch.arange(DOMAINS * ROWS)
+    assert close(walk.points(index), kernel.points(index))
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", NAMES)
+def test_optimisation_reaches_the_same_bounds(name: str, seed: int) -> None:
+    s = Setting(name, seed)
+    low = replace(s.cases, thresholds=s.cases.thresholds + 100)  # nothing is proved, so that nothing leaves early
+    walk = WalkBounder(s.made.graph, s.made.backend, s.state.box, s.space, low)
+    net = compact.compact(s.made.graph, s.made.backend, s.state.box, s.space, low.spec, low.thresholds)
+    assert net is not None
+    kernel = Kernel(net, ROWS, s.made.graph.input_shape)
+    schedule = Schedule(30, 0.1, 0.05, 0.98)
+    first = walk.optimise(s.domains, schedule, Deadline())
+    second = kernel.optimise(s.domains, schedule, Deadline())
+    start = walk.optimise(s.domains, Schedule(0), Deadline()).gap
+    gained = (first.gap - start).mean()
+    assert gained > 0
+    assert abs(float((first.gap - second.gap).mean())) < 0.02 * float(gained) + 1e-4
+    # The values belong to the bound: evaluating them gives it again.
+    again = Domains(s.domains.case, s.domains.signs, second.theta)
+    assert close(kernel.evaluate(again), second.gap.amax(1))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_proved_domains_leave_and_the_others_stay_in_their_place(name: str) -> None:
+    s = Setting(name, 5)
+    middle = s.kernel.optimise(s.domains, Schedule(0), Deadline()).gap.amax(1).median()
+    cases = replace(s.cases, thresholds=s.cases.thresholds + float(middle))
+    net = compact.compact(s.made.graph, s.made.backend, s.state.box, s.space, cases.spec, cases.thresholds)
+    assert net is not None
+    kernel = Kernel(net, ROWS, s.made.graph.input_shape)
+    found = kernel.optimise(s.domains, Schedule(20, 0.1, 0.05, 0.98), Deadline())
+    proved = found.gap.amax(1) > 0
+    assert proved.any()
+    again = Domains(s.domains.case, s.domains.signs, found.theta)
+    assert close(kernel.evaluate(again), found.gap.amax(1))
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_children_cover_their_parents(depth: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every full assignment of signs that a parent allows is allowed by exactly one child."""
+    s = Setting("mlp", 1)
+    search = s.search(BabConfig(candidates=3))
+    monkeypatch.setattr(search, "_depth", lambda count, candidates: depth)
+    random = torch.Generator().manual_seed(3)
+    parents = s.domains
+    candidates = torch.randint(0, s.space.size, (DOMAINS, 6), generator=random)  # split and repeated ones too
+    children, split, between = search._children(
+        {"case": parents.case, "signs": parents.signs, "theta": parents.theta, "candidates": candidates}
+    )
+    # Every split replaces a domain by two, some of which are split in turn.
+    assert split - between == DOMAINS
+    assert children["case"].shape[0] == 2 * split - between
+    assert (between > 0) == (depth > 1)
+    for _ in range(200):
+        full = torch.randint(0, 2, (s.space.size,), generator=random, dtype=torch.int8) * 2 - 1
+        for case in range(CASES):
+
+            def members(signs: Tensor, cases: Tensor, wanted: int = case, point: Tensor = full) -> int:
+                return int((((signs == 0) | (signs == point)).all(1) & (cases == wanted)).sum())
+
+            assert members(children["signs"], children["case"]) == members(parents.signs, parents.case)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", NAMES)
+def test_refined_bounds_hold_and_are_tighter(name: str, seed: int) -> None:
+    s = Setting(name, seed)
+    made, graph = s.made, s.made.graph
+    fine = refine.refine(graph, made.backend, s.state, BabConfig(), 0.5, Deadline(20.0), SilentProgress())
+    assert fine.certified == s.state.certified
+    values = made.values(made.samples(4000, seed))
+    gained = 0.0
+    for index in preactivations(graph):
+        old, new, z = s.state.bounds[index], fine.bounds[index], values[index].double()
+        assert bool((new.lower >= old.lower).all() and (new.upper <= old.upper).all())
+        assert bool((z.amin((0, 1)) >= new.lower[0].double() - 1e-9).all())
+        assert bool((z.amax((0, 1)) <= new.upper[0].double() + 1e-9).all())
+        gained += float((new.lower - old.lower).sum() + (old.upper - new.upper).sum())
+    assert gained > 0

@@ -1,0 +1,193 @@
+"""What bounds the domains of a neuron search: the protocol, and the way that works for every graph.
+
+A domain carries one number per row and column, ``theta``: the slope of a free neuron's lower plane, or the multiplier
+of a split one. A neuron is either free or split, so the two never meet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from verifier.bab.splits import SplitSpace
+from verifier.bounds.alpha import Parameters, Schedule, optimise, sweep
+from verifier.bounds.crown import Specification, relaxations
+from verifier.bounds.forms import Form
+from verifier.bounds.walk import Walk, backward, concretise
+from verifier.core.backend import ParallelBackend
+from verifier.core.deadline import Deadline
+from verifier.core.interval import Interval
+from verifier.core.numerics import finite_lower
+from verifier.graph.graph import Graph
+
+
+@dataclass(frozen=True)
+class CaseRows:
+    """The open cases of one box.
+
+    Attributes:
+        spec: rows, (N, S, ...), float64; a case with fewer rows repeats its first.
+        thresholds: float64 (N, S); a row is refuted when its bound exceeds it.
+        parameters: root slopes, node index -> name -> (N, S, *shape).
+    """
+
+    spec: Specification
+    thresholds: Tensor
+    parameters: Parameters
+
+
+@dataclass(frozen=True)
+class Domains:
+    """A batch of domains.
+
+    Attributes:
+        case: (B,) int64.
+        signs: (B, U) int8.
+        theta: (B, S, U).
+    """
+
+    case: Tensor
+    signs: Tensor
+    theta: Tensor
+
+    @property
+    def count(self) -> int:
+        return int(self.case.shape[0])
+
+    def __getitem__(self, index: Tensor | slice) -> Domains:
+        return Domains(self.case[index], self.signs[index], self.theta[index])
+
+
+@dataclass(frozen=True)
+class Bounded:
+    """What optimisation found; float32, not certified.
+
+    Attributes:
+        gap: (B, S) best bounds minus thresholds.
+        theta: (B, S, U) where they were reached.
+        parameters: relaxation parameters other than those of the columns, or None for the root's.
+        coefficients: (B, U) of the best row on the outputs of the columns, in the last walk.
+        z: (B, U) pre-activations at that walk's minimiser.
+        slack: (B, S) by how much the last minimisers violate every row of their case; negative where they do not.
+        points: flat positions in (B, S) to those minimisers, (n, *input_shape).
+    """
+
+    gap: Tensor
+    theta: Tensor
+    parameters: Parameters | None
+    coefficients: Tensor
+    z: Tensor
+    slack: Tensor
+    points: Callable[[Tensor], Tensor]
+
+
+class Bounder(Protocol):
+    """Bounds batches of domains of one box.
+
+    Attributes:
+        widest: numbers of the widest tensor that one row of a domain needs.
+    """
+
+    widest: int
+
+    def optimise(self, domains: Domains, schedule: Schedule, deadline: Deadline) -> Bounded:
+        """Maximise every row's bound; a domain with a positive gap need not be improved further."""
+        ...
+
+    def evaluate(self, domains: Domains) -> Tensor:
+        """(B,) best gap at the given values, without optimising."""
+        ...
+
+
+class WalkBounder:
+    """The backward walk on the graph as it is."""
+
+    def __init__(
+        self, graph: Graph, backend: ParallelBackend, box: Interval, space: SplitSpace, cases: CaseRows
+    ) -> None:
+        self.graph, self.backend, self.box, self.space, self.cases = graph, backend, box, space, cases
+        self.rows = cases.thresholds.shape[1]
+        self.widest = max(n.size for n in graph.whole.nodes)
+
+    def optimise(self, domains: Domains, schedule: Schedule, deadline: Deadline) -> Bounded:
+        space, lead = self.space, (domains.count, self.rows)
+        bounds = space.domain_bounds(domains.signs)
+        found = optimise(
+            self.graph,
+            self.backend,
+            self._forms(domains.case),
+            self.box,
+            bounds,
+            self.parameters(domains),
+            schedule,
+            deadline,
+            space.multiplier_signs(domains.signs),
+            space.scatter(self._multipliers(domains)),
+        )
+        self.backend.usage.note_rows(found.state)
+        slopes = space.collect({i: p["alpha"] for i, p in found.parameters.items() if "alpha" in p}, lead)
+        theta = torch.where(domains.signs[:, None] == 0, slopes, space.collect(found.multipliers, lead))
+        gap = found.lower - self.cases.thresholds[domains.case].to(found.lower.dtype)
+        best = gap.argmax(1)
+        pick = torch.arange(domains.count, device=best.device)
+        coefficients = space.collect(found.kept, lead)[pick, best]
+        planes = relaxations(self.graph, bounds, torch.float32, found.parameters)
+        walk = Walk(found.candidate, found.lower, found.lower, found.kept)
+        z = sweep(self.graph, self.backend, walk, planes, found.candidate, torch.Size(lead))
+        columns = space.collect({i: v[0] for i, v in z.items()}, lead)[pick, best]
+        candidate = self.backend.whole(0, found.candidate)
+        flat = candidate.expand(*lead, *candidate.shape[2:]).flatten(0, 1)
+        slack = self._slack(flat, domains.case)
+        return Bounded(gap, theta, found.parameters, coefficients, columns, slack, lambda index: flat[index])
+
+    def _slack(self, x: Tensor, case: Tensor) -> Tensor:
+        """(B, S) by how much points (B * S, *in) violate all rows of their case."""
+        y = self.graph.whole.forward(x, self.backend.weights)
+        assert isinstance(y, Tensor)
+        spec, lead = self.cases.spec.select(case), (case.shape[0], self.rows, -1)
+        value = torch.einsum("bso,bto->bts", spec.y.flatten(2), y.double().reshape(lead))
+        if spec.x is not None:
+            value = value + torch.einsum("bsi,bti->bts", spec.x.flatten(2), x.double().reshape(lead))
+        return (self.cases.thresholds[case][:, None] - value).amin(-1)
+
+    def evaluate(self, domains: Domains) -> Tensor:
+        planes = relaxations(
+            self.graph, self.space.domain_bounds(domains.signs), torch.float32, self.parameters(domains)
+        )
+        signs = self.space.multiplier_signs(domains.signs)
+        multipliers = self.space.scatter(self._multipliers(domains))
+        splits = {i: signs[i] * m for i, m in multipliers.items()}
+        walk = backward(self.graph, self.backend, self._forms(domains.case), planes, torch.float32, None, splits)
+        lower = finite_lower(concretise(self.backend, walk, self.box, False))
+        return (lower - self.cases.thresholds[domains.case].to(lower.dtype)).amax(1)
+
+    def parameters(self, domains: Domains, found: Parameters | None = None) -> Parameters:
+        """Parameters of a batch: the columns' slopes written over the root's, or over those that were ``found``."""
+        return domain_parameters(self.space, self.cases, domains, found)
+
+    def _multipliers(self, domains: Domains) -> Tensor:
+        return torch.where(domains.signs[:, None] == 0, 0.0, domains.theta)
+
+    def _forms(self, case: Tensor) -> dict[int, Form]:
+        return self.cases.spec.select(case).forms(self.backend, self.graph.output, torch.float32)
+
+
+def domain_parameters(
+    space: SplitSpace, cases: CaseRows, domains: Domains, found: Parameters | None = None
+) -> Parameters:
+    """Relaxation parameters of a batch of domains, by node and name, (B, S, *shape).
+
+    Args:
+        found: (B, S, *shape) to write the columns over, in place; default copies of the root's.
+    """
+    out: Mapping[int, dict[str, Tensor]] = found or {
+        i: {name: v[domains.case] for name, v in group.items()} for i, group in cases.parameters.items()
+    }
+    for g in space.groups:
+        if g.owner in out and "alpha" in out[g.owner]:
+            g.write(out[g.owner]["alpha"].flatten(2), domains.theta[..., g.start : g.stop])
+    return dict(out)

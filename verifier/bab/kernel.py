@@ -1,0 +1,333 @@
+"""Slopes and split multipliers of many domains at once, on the compact network.
+
+A step is a pass back, the minimiser of its end, and a pass forward of that point through the relaxed network. The pass
+forward evaluates the very linear function that the pass back found, so its end is the bound, and its values z with the
+coefficients of the pass back are the gradients of every slope and multiplier (see ``bounds.alpha``).
+
+Buffers are (T, R): all columns of all layers below one another, R rows of domains side by side. Elementwise work is one
+call for the whole network and a layer is a contiguous slice. Coefficients are kept negated: the minimiser is then the
+sign of those on the input, and a chord is met where they are positive. Masks are floats of 0 and 1, because selecting
+by booleans costs several times as much as a product on a CPU. Everything is float32 and serves the search alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from verifier.bab.bounder import Bounded, Domains
+from verifier.bab.compact import Compact
+from verifier.bounds.alpha import Schedule
+from verifier.core.deadline import Deadline
+
+# Steps after which domains that are proved leave the batch.
+_LOOKS = (3, 6, 10, 14)
+# A batch shrinks when at least this share of it is proved; less is not worth the copies.
+_SHRINK = 0.2
+
+_where_positive = torch.ops.aten.threshold_backward.grad_input
+
+
+class Kernel:
+    """Bounds domains on a compact network."""
+
+    def __init__(self, net: Compact, rows: int, input_shape: tuple[int, ...]) -> None:
+        """
+        Args:
+            rows: S, rows of every case.
+        """
+        self.net, self.rows, self.input_shape = net, rows, input_shape
+        self.widest = max(net.size, net.free.shape[0])
+        self.plain = net.places.shape[0] == net.size and not bool(net.kept.any())
+        self.pass_back = _Pass(net)
+
+    # -- the protocol -----------------------------------------------------------------------------------------------
+
+    def optimise(self, domains: Domains, schedule: Schedule, deadline: Deadline) -> Bounded:
+        ratio = schedule.rate_beta / schedule.rate_alpha
+        out = self._results(domains)
+        work = self._start(domains, ratio)
+        index: Tensor | None = None
+        best = torch.full((work.count,), float("-inf"), device=work.theta.device)
+        best_theta = work.theta.clone()
+        rate = schedule.rate_alpha
+        for step in range(schedule.iterations + 1):
+            work.back(self.pass_back)
+            value = work.forward(self.pass_back).nan_to_num_(nan=-float("inf"))
+            if step:
+                best_theta.lerp_(work.theta, (value > best).to(value.dtype))
+            torch.maximum(best, value, out=best)
+            if step == schedule.iterations or deadline.expired():
+                break
+            if step in _LOOKS:
+                proved = (best.view(-1, self.rows) > 0).any(1)
+                still = (~proved).nonzero()[:, 0]
+                if still.shape[0] <= (1 - _SHRINK) * proved.shape[0]:
+                    self._write(out, index, work, best, best_theta, ratio)
+                    if still.shape[0] == 0:
+                        return self._bounded(out, domains.case)
+                    index = still if index is None else index[still]
+                    pick = still if self.rows == 1 else self._rows_of(still)
+                    work, best, best_theta = work.select(pick), best[pick], best_theta[:, pick]
+            work.ascend(step + 1, rate)
+            rate *= schedule.decay
+        self._write(out, index, work, best, best_theta, ratio)
+        return self._bounded(out, domains.case)
+
+    def evaluate(self, domains: Domains) -> Tensor:
+        work = self._start(domains, 1.0)
+        work.back(self.pass_back)
+        return work.value(self.pass_back).view(-1, self.rows).amax(1)
+
+    # -- in and out ---------------------------------------------------------------------------------------------------
+
+    def _rows_of(self, domain: Tensor) -> Tensor:
+        """Rows of some domains."""
+        return (domain[:, None] * self.rows + torch.arange(self.rows, device=domain.device)).flatten()
+
+    def _start(self, domains: Domains, ratio: float) -> _Work:
+        net, rows = self.net, self.rows
+        theta, sign = domains.theta.flatten(0, 1).T.contiguous(), domains.signs.to(domains.theta.dtype)
+        if rows > 1:
+            sign = sign.repeat_interleave(rows, 0)
+        sign = sign.T.contiguous()
+        if not self.plain:
+            shape = (net.size, theta.shape[1])
+            theta = theta.new_zeros(shape).index_copy_(0, net.places, theta)
+            sign = theta.new_zeros(shape).index_copy_(0, net.places, sign)
+        free = (1 - sign.abs()) if self.plain else (1 - sign.abs()).mul_((~net.kept[:, None]).to(sign.dtype))
+        if ratio != 1:
+            # A multiplier is scaled so that one learning rate serves all.
+            theta.mul_(free + (1 - free) * (1 / ratio))
+        row = domains.case if rows == 1 else self._rows_of(domains.case)
+        fixed = sign.clamp(min=0)
+        if not self.plain:
+            fixed.add_(net.kept[:, None])
+        return _Work(
+            theta,
+            free,
+            torch.addcmul(fixed, free, net.slope[:, None]),
+            fixed,
+            sign * ratio,
+            free * net.intercept[:, None],
+            row,
+        )
+
+    def _results(self, domains: Domains) -> _Results:
+        b, s, t = domains.count, self.rows, self.net.places.shape[0]
+        make = domains.theta.new_empty
+        return _Results(
+            domains.signs,
+            make((b, s)),
+            make((b, s, t)),
+            make((b, t)),
+            make((b, t)),
+            make((b, s, self.net.free.shape[0])),
+        )
+
+    def _write(
+        self, out: _Results, index: Tensor | None, work: _Work, best: Tensor, best_theta: Tensor, ratio: float
+    ) -> None:
+        """Put the state of the rows that are left into the results of the batch."""
+        s, net = self.rows, self.net
+        gap = best.view(-1, s)
+        if ratio != 1:
+            best_theta = best_theta * (work.free + (1 - work.free) * ratio)
+        theta, a, z = (
+            (t if self.plain else t.index_select(0, net.places)).T.view(-1, s, net.places.shape[0])
+            for t in (best_theta, work.a, work.z)
+        )
+        pick = torch.arange(gap.shape[0], device=gap.device), gap.argmax(1)
+        a, z = (a[:, 0], z[:, 0]) if s == 1 else (a[pick], z[pick])
+        x = work.x.T.view(-1, s, work.x.shape[0])
+        for place, value in zip((out.gap, out.theta, out.a, out.z, out.x), (gap, theta, -a, z, x), strict=True):
+            if index is None:
+                place.copy_(value)
+            else:
+                place[index] = value
+
+    def _bounded(self, out: _Results, case: Tensor) -> Bounded:
+        net, sign = self.net, out.x.flatten(0, 1)
+
+        def points(index: Tensor) -> Tensor:
+            x = net.centre.expand(index.shape[0], -1).clone()
+            x[:, net.free] += net.radius[net.free] * sign[index]
+            return x.view(-1, *self.input_shape)
+
+        return Bounded(out.gap, out.theta, None, out.a, out.z, self._slack(sign, case), points)
+
+    def _slack(self, sign: Tensor, case: Tensor) -> Tensor:
+        """(B, S) by how much the corners (B * S, n) violate all rows of their case: the network itself, forward."""
+        net, rows = self.net, self.rows
+        h = net.bias[:, None].expand(-1, sign.shape[0]).clone()
+        h[net.entry].addmm_(net.input_weight, sign.T)
+        for layer in net.layers:
+            z = h[layer.columns]
+            if layer.sources.stop:
+                z.addmm_(layer.weight, h[layer.sources])
+            z[: z.shape[0] - layer.kept].clamp_(min=0)
+        used = net.rows_span
+        h = h[used].T.reshape(-1, rows, used.stop - used.start)
+        coefficients = net.rows[:, used].view(-1, *h.shape[1:])[case]
+        value = torch.einsum("bst,brt->brs", coefficients, h) + net.row_constant.view(-1, 1, rows)[case]
+        if net.row_input is not None:
+            direct = net.row_input.view(-1, rows, sign.shape[1])[case]
+            value += torch.einsum("bsn,brn->brs", direct, sign.view(-1, rows, sign.shape[1]))
+        return -value.amax(-1)
+
+
+@dataclass(frozen=True)
+class _Results:
+    """Outputs of a batch, domains first; ``x`` is the minimiser on [-1, 1]."""
+
+    signs: Tensor
+    gap: Tensor
+    theta: Tensor
+    a: Tensor
+    z: Tensor
+    x: Tensor
+
+
+class _Pass:
+    """The matrices in the shapes that the passes multiply with."""
+
+    def __init__(self, net: Compact) -> None:
+        self.net = net
+        self.bias = net.bias[:, None]
+        self.back = [layer.back.T.contiguous() for layer in net.layers]
+        self.input_back = net.input_weight.T.contiguous()
+        self.rows = -net.rows.T.contiguous()
+        self.row_input = None if net.row_input is None else -net.row_input.T.contiguous()
+
+
+@dataclass(frozen=True)
+class _Moments:
+    """Adam's moments (T, R), and the largest value of every parameter."""
+
+    first: Tensor
+    second: Tensor
+    cap: Tensor
+
+
+class _Work:
+    """The rows that are being optimised, with every buffer they need.
+
+    Attributes:
+        theta: (T, R) slope of a free column, scaled multiplier of a split one, 0 of a kept one.
+        free: (T, R) 1 at free columns, else 0.
+        up: (T, R) slope of the upper plane; of a split column the slope of both.
+        fixed: (T, R) ``up`` of split columns, 0 at free ones.
+        weight: (T, R) theta times it enters the negated coefficients; 0 at free and kept columns.
+        offset: (T, R) intercept of the upper plane.
+        row: (R,) row of the cases.
+    """
+
+    def __init__(
+        self, theta: Tensor, free: Tensor, up: Tensor, fixed: Tensor, weight: Tensor, offset: Tensor, row: Tensor
+    ) -> None:
+        self.theta, self.free, self.up, self.fixed = theta, free, up, fixed
+        self.weight, self.offset, self.row = weight, offset, row
+        self.a, self.pre, self.m, self.extra, self.z, self.h, self.low = (torch.empty_like(theta) for _ in range(7))
+        self.moments: _Moments | None = None
+        self.x: Tensor = theta
+        self.start: Tensor | None = None
+        self.start_input: Tensor | None = None
+
+    @property
+    def count(self) -> int:
+        return self.row.shape[0]
+
+    def select(self, pick: Tensor) -> _Work:
+        """Some of the rows, with what an ascent needs."""
+        out = _Work(
+            self.theta[:, pick],
+            self.free[:, pick],
+            self.up[:, pick],
+            self.fixed[:, pick],
+            self.weight[:, pick],
+            self.offset[:, pick],
+            self.row[pick],
+        )
+        out.a, out.z = self.a[:, pick], self.z[:, pick]
+        if self.moments is not None:
+            out.moments = _Moments(*(t[:, pick] for t in (self.moments.first, self.moments.second, self.moments.cap)))
+        return out
+
+    def back(self, p: _Pass) -> None:
+        """Negated coefficients on every column's output (``a``) and input (``pre``), and on s (``x``)."""
+        net = p.net
+        if self.start is None:
+            self.start = p.rows[:, self.row]
+            self.start_input = None if p.row_input is None else p.row_input[:, self.row]
+            self.a.copy_(self.start)
+        start = self.start
+        torch.mul(self.weight, self.theta, out=self.extra)
+        torch.addcmul(self.fixed, self.free, self.theta, out=self.low)
+        wide = torch.sub(self.up, self.low, out=self.h)
+        for layer, back in zip(reversed(net.layers), reversed(p.back), strict=True):
+            at = layer.columns
+            a, m = self.a[at], self.m[at]
+            if layer.consumers.stop:
+                if layer.in_rows:
+                    torch.addmm(start[at], back, self.pre[layer.consumers], out=a)
+                else:
+                    torch.mm(back, self.pre[layer.consumers], out=a)
+            _where_positive(wide[at], a, 0, grad_input=m)
+            m.add_(self.low[at])
+            torch.addcmul(self.extra[at], a, m, out=self.pre[at])
+        pre = self.pre[net.entry]
+        if self.start_input is None:
+            self.x = torch.mm(p.input_back, pre)
+        else:
+            self.x = torch.addmm(self.start_input, p.input_back, pre)
+
+    def value(self, p: _Pass) -> Tensor:
+        """(R,) bounds from the coefficients alone."""
+        lost = torch.mul(torch.clamp(self.a, min=0, out=self.m), self.offset, out=self.m)
+        lost.addcmul_(self.pre, p.bias)
+        return p.net.row_constant[self.row] - lost.sum(0) - self.x.abs_().sum(0)
+
+    def forward(self, p: _Pass) -> Tensor:
+        """Values of the relaxed network at the minimiser; (R,) bounds."""
+        net = p.net
+        self.x.sign_()
+        torch.addmm(p.bias[net.entry], net.input_weight, self.x, out=self.z[net.entry])
+        _where_positive(self.offset, self.a, 0, grad_input=self.low)
+        for layer in net.layers:
+            at = layer.columns
+            z = self.z[at]
+            if layer.sources.stop:
+                start = z if layer.reads_input else p.bias[at]
+                torch.addmm(start, layer.weight, self.h[layer.sources], out=z)
+            elif not layer.reads_input:
+                z.copy_(p.bias[at].expand_as(z))
+            torch.addcmul(self.low[at], self.m[at], z, out=self.h[at])
+        assert self.start is not None
+        lost = torch.mul(self.extra, self.z, out=self.extra).sum(0)
+        for layer in net.layers:
+            if layer.in_rows:
+                at = layer.columns
+                lost += torch.mul(self.start[at], self.h[at], out=self.low[at]).sum(0)
+        if self.start_input is not None:
+            lost += (self.x * self.start_input).sum(0)
+        return net.row_constant[self.row] - lost
+
+    def ascend(self, count: int, rate: float) -> None:
+        """One step of Adam in place. The second moment is kept without its decay, which the scalars make up for."""
+        if self.moments is None:
+            # A slope ends at 1, a multiplier nowhere; kept columns have no parameter.
+            cap = self.free + (self.weight.abs() > 0).to(self.free.dtype).mul_(torch.finfo(self.free.dtype).max)
+            self.moments = _Moments(torch.zeros_like(self.theta), torch.full_like(self.theta, 1e-16), cap)
+        first, second, cap = self.moments.first, self.moments.second, self.moments.cap
+        # The negated gradient: minus the positive part of the coefficient, or the weight of the multiplier, times z.
+        gradient = torch.clamp(self.a, max=0, out=self.low)
+        torch.addcmul(self.weight, self.free, gradient, out=gradient).mul_(self.z)
+        first.lerp_(gradient, 0.1)
+        second.addcmul_(gradient, gradient, value=0.001 / 0.999**count)
+        root = torch.rsqrt(second, out=gradient)
+        # The corrected second moment is the kept one times 0.999^count / (1 - 0.999^count).
+        scale = ((1 - 0.999**count) / 0.999**count) ** 0.5 / (1 - 0.9**count)
+        self.theta.addcmul_(first, root, value=-rate * scale)
+        torch.minimum(self.theta.clamp_(min=0), cap, out=self.theta)

@@ -1,0 +1,286 @@
+"""Tighter bounds of hidden neurons at the root, by splitting neurons below them.
+
+The bounds of the hidden neurons stay as the root found them during the whole search, so that a search with loose ones
+is hopeless. Here every undecided neuron of a layer is a small search of its own: its lower and its negated upper bound
+are rows over the network cut off at that layer, and in every round the worst domain of each row is split. What a row
+gains is the least certified bound of the domains that cover the box. Layers go in topological order, so that deeper
+ones profit from what was found before.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from verifier.bab import relu_split
+from verifier.bab.bounder import CaseRows, Domains
+from verifier.bab.compact import compact
+from verifier.bab.compact import size as compact_size
+from verifier.bab.kernel import Kernel
+from verifier.bab.pool import Fields, Pool
+from verifier.bab.relu_split import SearchResult, _Search
+from verifier.bab.splits import split_space
+from verifier.bab.team import Accept
+from verifier.bounds.alpha import initial_parameters
+from verifier.bounds.crown import BoundState, Specification, exact_by_ibp, preactivations, tighten, undecided
+from verifier.config import BabConfig
+from verifier.core.backend import Group, ParallelBackend
+from verifier.core.deadline import Deadline
+from verifier.core.memory import out_of_memory
+from verifier.core.progress import Progress, SilentProgress
+from verifier.graph.graph import Graph
+from verifier.parallel.group import Solo
+
+# Bounding a child takes about a hundred multiplications and additions per number in the matrices, and elementwise work
+# that is worth a fixed number of them, at this many per second.
+_FLOPS = {"cpu": 4e10, "cuda": 3.5e13}
+_FIXED_WORK = {"cpu": 2.5e6, "cuda": 6e7}
+# Splits of one neuron's rows.
+_MOST_SPLITS = 2048
+# Optimiser steps of children; rows start with as many as the configuration says, and more gain little after that.
+_LATER_STEPS = 5
+# Rows are given as dense coefficients on their layer.
+_MOST_COEFFICIENTS = 1 << 25
+# Shares of the time that is left, for refinement and for the search after it; the last search takes what is left.
+_STAGES = ((0.0, 0.005), (0.02, 0.02), (0.08, 0.08), (0.2, 0.2), (0.3, 1.0))
+_FEW_ROUNDS = 4
+# A refinement that gains less of the total width of undecided neurons is the last one.
+_WORTHWHILE = 0.01
+
+
+def search(
+    graph: Graph,
+    backend: ParallelBackend,
+    state: BoundState,
+    cases: CaseRows,
+    config: BabConfig,
+    deadline: Deadline,
+    progress: Progress,
+    accept: Accept,
+    memory_limit: int,
+    team: Group | None = None,
+) -> SearchResult:
+    """:func:`relu_split.search`, with refinements of the hidden bounds between searches of growing size.
+
+    A search that fails goes on with tighter bounds from the start: its domains are worth little in comparison.
+    """
+    limit = min(deadline.remaining(), 600.0)
+    net = compact(graph, backend, state.box, split_space(graph, backend, state.bounds), cases.spec, cases.thresholds)
+    stages = _STAGES if net is not None and config.max_domains is None else ((0.0, 1.0),)
+    spent: dict[str, float] = {}
+    ended: SearchResult | None = None
+    for number, (refinement, share) in enumerate(stages):
+        last = number == len(stages) - 1
+        if refinement:
+            before = _width(graph, state)
+            state = refine(graph, backend, state, config, refinement * limit, deadline, progress)
+            last = last or _width(graph, state) > (1 - _WORTHWHILE) * before
+        most = None
+        if not last and net is not None:
+            most = max(100, int(share * limit * children_per_second(net.multiplications, backend.device)))
+        part = config if most is None else config.model_copy(update={"max_domains": most})
+        ended = relu_split.search(graph, backend, state, cases, part, deadline, progress, accept, memory_limit, team)
+        spent = {
+            k: spent.get(k, 0) + ended.statistics[k] for k in ("domains", "closed", "leaves", "rounds", "uncertified")
+        }
+        if ended.witness is not None or not ended.open or last or ended.reason != "domain limit reached":
+            break
+    assert ended is not None
+    ended.statistics.update(spent)
+    return ended
+
+
+def affordable(graph: Graph, backend: ParallelBackend, state: BoundState, limit: float) -> bool:
+    """Whether the first refinements have the time for a few splits of every undecided neuron.
+
+    Args:
+        limit: time limit of the query in seconds; infinite counts as ten minutes.
+    """
+    found = compact_size(graph, backend, split_space(graph, backend, state.bounds))
+    if found is None:
+        return False
+    columns, numbers = found
+    share = sum(refinement for refinement, _ in _STAGES[:3])
+    children = share * min(limit, 600.0) * children_per_second(numbers, backend.device)
+    return children > 2 * _FEW_ROUNDS * columns
+
+
+def children_per_second(multiplications: int, device: torch.device) -> float:
+    """Roughly how many children of a compact network are bounded, branching and certification included."""
+    return _FLOPS[device.type] / (100.0 * multiplications + _FIXED_WORK[device.type])
+
+
+def _width(graph: Graph, state: BoundState) -> float:
+    """Total width of the undecided pre-activations."""
+    total = 0.0
+    for i in preactivations(graph):
+        mask = undecided(graph, i, state.bounds[i])
+        total += float((state.bounds[i].upper - state.bounds[i].lower)[mask].double().sum())
+    return total
+
+
+def refine(
+    graph: Graph,
+    backend: ParallelBackend,
+    state: BoundState,
+    config: BabConfig,
+    seconds: float,
+    deadline: Deadline,
+    progress: Progress,
+) -> BoundState:
+    """Tighten the pre-activations of one box.
+
+    Args:
+        state: root bounds (1, *shape).
+        seconds: about how long it may take; turned into a number of rounds by counting, so that equal queries get equal
+            bounds unless the deadline comes first.
+
+    Returns:
+        a state with bounds at least as tight, certified when ``state`` is.
+    """
+    state = replace(state, bounds=dict(state.bounds))
+    layers = [i for i in preactivations(graph) if not exact_by_ibp(graph, graph.nodes[i])]
+    # Half of the time that is left is the most that a slow machine may spend.
+    deadline = deadline.sub(0.5 * min(deadline.remaining(), 600.0))
+    for place, index in enumerate(layers):
+        elements = _undecided(graph, state, index)
+        if not elements.numel() or 2 * elements.numel() * graph.nodes[index].size > _MOST_COEFFICIENTS:
+            continue
+        progress.update(step=f"splits for the bounds of {graph.nodes[index].name}")
+        # Layers get equal shares: deeper ones have harder rows and matter more. What one leaves goes to the next ones.
+        share = seconds / (len(layers) - place)
+        try:
+            lower, spent = _bound_layer(graph, backend, state, config, index, elements, share, deadline)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            continue  # nobody relies on this layer's bounds becoming tighter
+        seconds -= spent
+        if lower is not None:
+            tighten(state, index, elements, lower[None])
+        if deadline.expired():
+            break
+    return state
+
+
+def _undecided(graph: Graph, state: BoundState, index: int) -> Tensor:
+    return undecided(graph, index, state.bounds[index]).flatten().nonzero()[:, 0]
+
+
+def _bound_layer(
+    graph: Graph,
+    backend: ParallelBackend,
+    state: BoundState,
+    config: BabConfig,
+    index: int,
+    elements: Tensor,
+    seconds: float,
+    deadline: Deadline,
+) -> tuple[Tensor | None, float]:
+    """Lower bounds (2n,) of +z and of -z of some neurons, or None when they cannot be searched.
+
+    Returns:
+        the bounds, and the seconds that the work is expected to have taken.
+    """
+    n, node, device = elements.numel(), graph.nodes[index], backend.device
+    below = Graph(graph.nodes[: index + 1], index, graph.parameters)
+    y = torch.zeros((2 * n, 1, node.size), dtype=torch.float64, device=device)
+    y[torch.arange(2 * n, device=device), 0, torch.cat([elements, elements])] = 1.0
+    y[n:] *= -1
+    slopes, _ = initial_parameters(below, state.bounds, 1, index)
+    parameters = {i: {k: v[0].expand(2 * n, *v.shape[1:]) for k, v in group.items()} for i, group in slopes.items()}
+    cases = CaseRows(
+        Specification(y.reshape(2 * n, 1, *node.shape)),
+        torch.zeros((2 * n, 1), dtype=torch.float64, device=device),
+        parameters,
+    )
+    search = _Rows(below, backend, state, cases, config, deadline, SilentProgress(), _nothing, 1 << 62, Solo())
+    if not isinstance(search.bounder, Kernel):
+        return None, 0.0
+    rate = children_per_second(search.bounder.net.multiplications, device)
+    # The rows themselves count once; a split is two children with a quarter of the steps, and certificates.
+    splits = int(min(_MOST_SPLITS * n, seconds * rate - 2 * n))
+    if splits < 2 * n:
+        return None, 0.0
+    lower, done = search.bounds(splits)
+    return lower, (2 * n + done) / rate
+
+
+def _nothing(x: np.ndarray) -> None:
+    """Rows of hidden neurons have no counterexamples."""
+
+
+class _Rows(_Search):
+    """Searches over many rows at once; every row keeps its own frontier of domains."""
+
+    def bounds(self, splits: int) -> tuple[Tensor, int]:
+        """(N,) certified lower bounds of the rows, 0 at most, after about so many splits; how many there were."""
+        self.pool = self.frontier = _Frontier()
+        self._push_roots()
+        count = self.cases.thresholds.shape[0]
+        self.config = self.config.model_copy(update={"iterations": min(_LATER_STEPS, self.config.iterations)})
+        # Few domains of every row at a time find better splits; a device wants full batches. A round costs something
+        # however small it is.
+        full, done = self._take(), 0
+        while done < splits and self.pool.count and not self.deadline.expired():
+            domains = self.frontier.worst_of_each(full, count)
+            taken = domains["case"].shape[0]
+            if not taken:
+                break
+            done += max(full // 4, taken)
+            self._bound(self._children(domains)[0])
+        value = torch.zeros(count, dtype=torch.float64, device=self.backend.device)
+        if self.pool.count:
+            fields = self.frontier.everything()
+            lower = self._lower(Domains(fields["case"], fields["signs"], fields["theta"]))
+            value.scatter_reduce_(0, fields["case"], lower[:, 0], "amin")
+        return value, done
+
+    def _leaf(self, domain: Fields) -> None:
+        """A domain that cannot be split further stays on the frontier as it is."""
+        self.frontier.push_final(domain)
+
+    def _try(self, found: object, still: Tensor) -> None:
+        """Nothing to find."""
+
+
+class _Frontier(Pool):
+    """A pool that gives the worst domains of every case; final ones are never given."""
+
+    def push_final(self, domain: Fields) -> None:
+        self.push({**domain, "gap": torch.full_like(domain["gap"], float("inf"))})
+
+    def worst_of_each(self, most: int, cases: int) -> Fields:
+        """Take equally many domains of every case whose neuron is not decided, the worst ones, ``most`` in all.
+
+        Args:
+            cases: how many there are; the second half are the negated rows of the first. At least one domain of each
+                is taken.
+        """
+        fields = self.everything()
+        final = torch.isinf(fields["gap"])
+        covered = fields["case"].bincount(minlength=cases) > 0
+        searched = fields["case"][~final].bincount(minlength=cases) > 0
+        wanted = covered.roll(cases // 2) & searched
+        each = max(1, most // max(1, int(wanted.sum())))
+        order = fields["gap"].argsort(stable=True)
+        order = order[fields["case"][order].argsort(stable=True)]
+        case = fields["case"][order]
+        place = torch.arange(case.shape[0], device=case.device)
+        first = torch.ones_like(case, dtype=torch.bool)
+        first[1:] = case[1:] != case[:-1]
+        start = torch.where(first, place, 0).cummax(0).values
+        taken = torch.zeros_like(first)
+        taken[order] = place - start < each
+        taken &= wanted[fields["case"]] & ~final
+        index, rest = taken.nonzero()[:, 0], (~taken).nonzero()[:, 0]
+        out = {k: v[index] for k, v in fields.items()}
+        self._fields = {k: v[rest] for k, v in fields.items()}
+        self.count = rest.shape[0]
+        return out
+
+    def everything(self) -> Fields:
+        return {k: v[: self.count] for k, v in self._fields.items()}
