@@ -584,7 +584,7 @@ def root(question: Question) -> Root:
     config: Config = load_config(values={"bounds.alpha.iterations": 1, "bounds.alpha.intermediate_iterations": 0})
     cases = np.arange(question.copies)
     backend = SingleBackend(graph, CPU)
-    return bound_root(graph, backend, problem(question), cases, config, 60.0, Deadline(), lambda name: None)
+    return bound_root(graph, backend, backend, problem(question), cases, config, 60.0, Deadline(), lambda name: None)
 
 
 @dataclass

@@ -59,7 +59,7 @@ def neurons(
     """Root bounds, then neuron splits."""
     deadline = Deadline(seconds)
     cases = np.arange(question.n_cases)
-    root = bound_root(graph, backend, question, cases, config, 60.0, deadline, lambda name: None)
+    root = bound_root(graph, backend, backend, question, cases, config, 60.0, deadline, lambda name: None)
     if not root.open.size:
         return Outcome("unsat", b"", 0)
     assert root.rows is not None

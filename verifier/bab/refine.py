@@ -65,9 +65,11 @@ def search(
 ) -> SearchResult:
     """:func:`relu_split.search`, with refinements of the hidden bounds between searches of growing size.
 
-    A search that fails goes on with tighter bounds from the start: its domains are worth little in comparison.
+    A search that fails goes on with tighter bounds from the start: its domains are worth little in comparison. Groups
+    that search apart divide the neurons of a layer among them, and all go on with the bounds that any of them found.
     """
-    limit = min(deadline.remaining(), 600.0)
+    group = Solo() if team is None else team
+    limit: float = group.share(min(deadline.remaining(), 600.0))
     net = compact(graph, backend, state.box, split_space(graph, backend, state.bounds), cases.spec, cases.thresholds)
     stages = _STAGES if net is not None and config.max_domains is None else ((0.0, 1.0),)
     spent: dict[str, float] = {}
@@ -76,8 +78,8 @@ def search(
         last = number == len(stages) - 1
         if refinement:
             before = _width(graph, state)
-            state = refine(graph, backend, state, config, refinement * limit, deadline, progress)
-            last = last or _width(graph, state) > (1 - _WORTHWHILE) * before
+            state = refine(graph, backend, state, config, refinement * limit, deadline, progress, group)
+            last = group.share(last or _width(graph, state) > (1 - _WORTHWHILE) * before)
         most = None
         if not last and net is not None:
             most = max(100, int(share * limit * children_per_second(net.multiplications, backend.device)))
@@ -130,6 +132,7 @@ def refine(
     seconds: float,
     deadline: Deadline,
     progress: Progress,
+    team: Group | None = None,
 ) -> BoundState:
     """Tighten the pre-activations of one box.
 
@@ -137,10 +140,12 @@ def refine(
         state: root bounds (1, *shape).
         seconds: about how long it may take; turned into a number of rounds by counting, so that equal queries get equal
             bounds unless the deadline comes first.
+        team: ranks that take part, each on some of the neurons; equal bits come back on all of them.
 
     Returns:
         a state with bounds at least as tight, certified when ``state`` is.
     """
+    group = Solo() if team is None else team
     state = replace(state, bounds=dict(state.bounds))
     layers = [i for i in preactivations(graph) if not exact_by_ibp(graph, graph.nodes[i])]
     # Half of the time that is left is the most that a slow machine may spend.
@@ -152,16 +157,19 @@ def refine(
         progress.update(step=f"splits for the bounds of {graph.nodes[index].name}")
         # Layers get equal shares: deeper ones have harder rows and matter more. What one leaves goes to the next ones.
         share = seconds / (len(layers) - place)
+        mine = torch.arange(group.rank, elements.numel(), group.size, device=elements.device)
+        lower = torch.full((2 * elements.numel(),), -torch.inf, dtype=torch.float64, device=elements.device)
         try:
-            lower, spent = _bound_layer(graph, backend, state, config, index, elements, share, deadline)
+            found, spent = _bound_layer(graph, backend, state, config, index, elements[mine], share, deadline)
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
-            continue  # nobody relies on this layer's bounds becoming tighter
+            found, spent = None, 0.0  # nobody relies on this layer's bounds becoming tighter
         seconds -= spent
-        if lower is not None:
-            tighten(state, index, elements, lower[None])
-        if deadline.expired():
+        if found is not None:
+            lower[torch.cat([mine, mine + elements.numel()])] = found
+        tighten(state, index, elements, group.all_gather(lower).amax(0)[None])
+        if any(over for (over,) in group.numbers([float(deadline.expired())])):
             break
     return state
 
@@ -186,6 +194,8 @@ def _bound_layer(
         the bounds, and the seconds that the work is expected to have taken.
     """
     n, node, device = elements.numel(), graph.nodes[index], backend.device
+    if not n:
+        return None, 0.0
     below = Graph(graph.nodes[: index + 1], index, graph.parameters)
     y = torch.zeros((2 * n, 1, node.size), dtype=torch.float64, device=device)
     y[torch.arange(2 * n, device=device), 0, torch.cat([elements, elements])] = 1.0

@@ -90,6 +90,7 @@ class Crew:
                 bound_root,
                 placed.graph,
                 placed.backend,
+                placed.search,
                 self.problem,
                 cases,
                 self.config,
@@ -154,9 +155,7 @@ class Crew:
         """Branch and bound on ReLU splits of one box."""
         placed, found = self.placed, self.roots[root]
         assert found.rows is not None
-        # Ranks that exchange domains need bounds that are equal to the last bit.
-        search = refine.search if self.world.size == 1 else relu_split.search
-        return search(
+        return refine.search(
             placed.graph,
             placed.search,
             found.state,

@@ -56,6 +56,7 @@ class Root:
 def bound_root(
     graph: Graph,
     backend: ParallelBackend,
+    search: ParallelBackend,
     problem: Problem,
     cases: np.ndarray,
     config: Config,
@@ -66,6 +67,7 @@ def bound_root(
     """Bound all cases of one box.
 
     Args:
+        search: the backend that will split neurons, which decides how much is worth doing here.
         cases: indices of cases that share one box.
         limit: the query's time limit in seconds, for the strategy.
     """
@@ -96,7 +98,7 @@ def bound_root(
     if rows and not table.refuted(lower).all():
         count = {i: 2 * open_elements(graph, backend, i, state.bounds[i]).shape[0] for i in preactivations(graph)}
         steps = hidden_iterations(graph.whole, count, limit, device.type, config)
-        if _refined_later(graph, backend, state, limit, config):
+        if _refined_later(graph, search, state, limit, config):
             steps = 0
         if steps:
             report("alpha-CROWN of hidden nodes")
@@ -111,11 +113,11 @@ def hidden_by_rows(config: Config) -> bool:
     return config.parallel.backend != "tp" or config.parallel.tp_intermediate == "crown"
 
 
-def _refined_later(graph: Graph, backend: ParallelBackend, state: BoundState, limit: float, config: Config) -> bool:
+def _refined_later(graph: Graph, search: ParallelBackend, state: BoundState, limit: float, config: Config) -> bool:
     """Whether the neuron search tightens the hidden nodes anyway, and better."""
     searched = config.bab.enabled and config.bab.max_domains is None and config.bab.branching != "input"
     free = config.bounds.alpha.intermediate_iterations == "auto"
-    return searched and free and backend.size == 1 and refine.affordable(graph, backend, state, limit)
+    return searched and free and search.size == 1 and refine.affordable(graph, search, state, limit)
 
 
 def _alpha(
