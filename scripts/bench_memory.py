@@ -72,7 +72,7 @@ class Case:
         elif self.name == "conv3":
             save_conv3(onnx)
         else:
-            save_resnet(ResNet().reset(0), onnx)
+            save_resnet(ResNet().calm(0), onnx)
         centre = np.random.default_rng(1).random(self.n_in, dtype=np.float32)
         lower, upper = centre - np.float32(self.radius), centre + np.float32(self.radius)
         threshold = _undecided(onnx, lower, upper) if "bab" in self.methods else 1e6
@@ -113,7 +113,7 @@ CASES = (
     mlp(8192, 4, 1e-4),
     one_wide(131072, 1e-3),
     Case("conv3", 2e-3, 32 * 32 * 32, 3072, 10, methods=_ALL, alpha_steps=(5, 1)),
-    Case("resnet", 1e-5, 64 * 32 * 32, 3072, 100, methods=_ALL, alpha_steps=(2, 0)),
+    Case("resnet", 1e-3, 64 * 32 * 32, 3072, 100, methods=_ALL, alpha_steps=(2, 0)),
 )
 # The small set: every mode on networks that take seconds. The wide layer has a sixteenth of its size.
 QUICK = (mlp(256, 4, 0.02, methods=_ALL), one_wide(8192, 1e-3))
@@ -268,9 +268,11 @@ def run_process(words: Sequence[str], environment: Mapping[str, str], timeout: f
     try:
         _, text = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
         return 124, f"no end after {timeout:g} s"
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
     return process.returncode, text
 
 
@@ -539,6 +541,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--check-only", action="store_true", help="run nothing")
     arguments = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what runs is ended and temporary files go
     known = {case.name: case for case in ((*CASES, *QUICK) if arguments.quick else (*QUICK, *CASES))}
     names = (
         arguments.networks.split(",") if arguments.networks else [c.name for c in (QUICK if arguments.quick else CASES)]

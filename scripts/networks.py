@@ -180,6 +180,18 @@ class ResNet(nn.Module):
             block.second.weight.mul_(residual)
         return self
 
+    @torch.no_grad()
+    def calm(self, seed: int) -> ResNet:
+        """Seeded weights whose magnitudes sum to about 1 per unit, and biases of deviation 0.1: interval bounds keep
+        their width from layer to layer, as they do in trained networks, and stay meaningful without training."""
+        generator = torch.Generator().manual_seed(seed)
+        for module in self.affine():
+            fan_in = module.weight[0].numel()
+            module.weight.copy_(torch.randn(module.weight.shape, generator=generator) * (1.25 / fan_in))
+            assert module.bias is not None
+            module.bias.copy_(0.1 * torch.randn(module.bias.shape, generator=generator))
+        return self
+
 
 def save_resnet(network: ResNet, path: Path) -> None:
     """Write the network as ONNX."""

@@ -155,3 +155,11 @@ def test_the_whole_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     record = json.loads((tmp_path / "resnet.json").read_text())
     assert set(record) == {"accuracy", "parameters", "seconds", "found"}
     assert api.load_any(tmp_path / "resnet.onnx", ()).n_out == 4
+
+
+def test_calm_networks_have_bounds_without_training() -> None:
+    network = ResNet(width=8, size=16, classes=10).calm(0)
+    with torch.no_grad():
+        _, narrow = intervals(network, torch.rand((1, 3, 16, 16)), 1e-3)
+        _, wild = intervals(ResNet(width=8, size=16, classes=10).reset(0), torch.rand((1, 3, 16, 16)), 1e-3)
+    assert float(narrow.max()) < 0.01 < float(wild.max())
