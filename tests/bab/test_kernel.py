@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,7 @@ from verifier.bab import compact, refine, relu_split
 from verifier.bab.bounder import CaseRows, Domains, WalkBounder
 from verifier.bab.kernel import Kernel
 from verifier.bab.splits import split_space
+from verifier.bab.team import LostDomains
 from verifier.bounds.alpha import Schedule, initial_parameters
 from verifier.bounds.crown import Specification, crown_hidden, preactivations
 from verifier.config import BabConfig
@@ -177,3 +179,19 @@ def test_refined_bounds_hold_and_are_tighter(name: str, seed: int) -> None:
         assert bool((z.amax((0, 1)) <= new.upper[0].double() + 1e-9).all())
         gained += float((new.lower - old.lower).sum() + (old.upper - new.upper).sum())
     assert gained > 0
+
+
+def test_refinement_that_loses_a_domain_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is left of a row's domains would not cover the box, so its bound would prove nothing."""
+    s = Setting(NAMES[0], 0)
+    children, calls = relu_split._Search._children, itertools.count()
+
+    def losing(self: relu_split._Search, domains: dict[str, Tensor]) -> object:
+        fields, split, between = children(self, domains)
+        keep = slice(1 if next(calls) == 2 else 0, None)
+        return {k: v[keep] for k, v in fields.items()}, split, between
+
+    monkeypatch.setattr(relu_split._Search, "_children", losing)
+    with pytest.raises(LostDomains):
+        refine.refine(s.made.graph, s.made.backend, s.state, BabConfig(), 0.5, Deadline(20.0), SilentProgress())
+    assert next(calls) > 3

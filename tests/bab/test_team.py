@@ -727,6 +727,24 @@ def test_single_cells_are_never_a_proof(size: int) -> None:
         assert found.witness is None and found.open.tolist() == [0] and "single floating-point cells" in found.reason
 
 
+@pytest.mark.parametrize("level", [1, 2])
+def test_a_child_that_is_lost_is_noticed(level: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At either level of a split at two columns."""
+    halves, calls = relu_split._Search._halves, itertools.count()
+
+    def losing(self: relu_split._Search, *arguments: object) -> object:
+        children, source, count = halves(self, *arguments)  # type: ignore[arg-type]
+        if next(calls) == 3 + level:
+            return children[torch.arange(1, children.count)], source[1:], count
+        return children, source, count
+
+    monkeypatch.setattr(relu_split._Search, "_depth", lambda self, count, candidates: 2)
+    assert answers(neurons, 1, Question("mlp", 6, False))[0].open == 0
+    monkeypatch.setattr(relu_split._Search, "_halves", losing)
+    with pytest.raises(LostDomains):
+        answers(neurons, 1, Question("mlp", 6, False))
+
+
 class Tight(SingleBackend):
     """Memory that does not suffice at some fetches of weights."""
 

@@ -23,7 +23,7 @@ from verifier.bab.kernel import Kernel
 from verifier.bab.pool import Fields, Pool
 from verifier.bab.relu_split import SearchResult, _Search
 from verifier.bab.splits import split_space
-from verifier.bab.team import Accept
+from verifier.bab.team import Accept, balance_alone
 from verifier.bounds.alpha import initial_parameters
 from verifier.bounds.crown import BoundState, Specification, exact_by_ibp, preactivations, tighten, undecided
 from verifier.config import BabConfig
@@ -73,6 +73,7 @@ def search(
     net = compact(graph, backend, state.box, split_space(graph, backend, state.bounds), cases.spec, cases.thresholds)
     stages = _STAGES if net is not None and config.max_domains is None else ((0.0, 1.0),)
     spent: dict[str, float] = {}
+    groups: list[dict[str, int]] = []
     ended: SearchResult | None = None
     for number, (refinement, share) in enumerate(stages):
         last = number == len(stages) - 1
@@ -88,10 +89,15 @@ def search(
         spent = {
             k: spent.get(k, 0) + ended.statistics[k] for k in ("domains", "closed", "leaves", "rounds", "uncertified")
         }
+        parts = ended.statistics.get("groups", [])
+        groups = [
+            {k: part[k] + old.get(k, 0) for k in part}
+            for part, old in zip(parts, groups or [{}] * len(parts), strict=True)
+        ]
         if ended.witness is not None or not ended.open or last or ended.reason != "domain limit reached":
             break
     assert ended is not None
-    ended.statistics.update(spent)
+    ended.statistics.update({**spent, "groups": groups} if groups else spent)
     return ended
 
 
@@ -229,7 +235,7 @@ class _Rows(_Search):
     def bounds(self, splits: int) -> tuple[Tensor, int]:
         """(N,) certified lower bounds of the rows, 0 at most, after about so many splits; how many there were."""
         self.pool = self.frontier = _Frontier()
-        self._push_roots()
+        self.start()
         count = self.cases.thresholds.shape[0]
         self.config = self.config.model_copy(update={"iterations": min(_LATER_STEPS, self.config.iterations)})
         # Few domains of every row at a time find better splits; a device wants full batches. A round costs something
@@ -241,7 +247,11 @@ class _Rows(_Search):
             if not taken:
                 break
             done += max(full // 4, taken)
-            self._bound(self._children(domains)[0])
+            children, split, between = self._children(domains)
+            self.split += split
+            self.between += between
+            self._bound(children)
+        balance_alone(self.count(), self.roots)
         value = torch.zeros(count, dtype=torch.float64, device=self.backend.device)
         if self.pool.count:
             fields = self.frontier.everything()

@@ -400,14 +400,13 @@ class _Search:
         children, origin = parents, torch.arange(parents.count, device=signs.device)
         split = []
         for d in range(self._depth(parents.count, candidates.shape[1])):
-            before = children.count
-            children, source = self._halves(children, candidates[origin, d : d + 1])
+            children, source, count = self._halves(children, candidates[origin, d : d + 1])
             origin = origin[source]
-            split.append(children.count - before)  # every split makes one domain more
+            split.append(count)  # counted before the halves are made, so that the books would miss a lost one
         return _fields(children), sum(split), sum(split[1:])
 
-    def _halves(self, domains: Domains, column: Tensor) -> tuple[Domains, Tensor]:
-        """Both sides of a split at one column (B, 1) of every domain, and which domain each comes from.
+    def _halves(self, domains: Domains, column: Tensor) -> tuple[Domains, Tensor, int]:
+        """Both sides of a split at one column (B, 1) of every domain, which domain each comes from, and how many split.
 
         A domain whose column is split already stays as it is: what comes out always covers what came in.
         """
@@ -417,7 +416,7 @@ class _Search:
         # The new multiplier starts at zero.
         theta = part.theta.scatter(2, column[:, None].expand(-1, self.rows, 1), 0.0)
         sides = [Domains(part.case, part.signs.scatter(1, column, sign), theta) for sign in (1, -1)]
-        return _joined([domains[rest], *sides]), torch.cat([rest, split, split])
+        return _joined([domains[rest], *sides]), torch.cat([rest, split, split]), int(split.shape[0])
 
     def _depth(self, count: int, candidates: int) -> int:
         """Columns that every domain is split at: more than one while a GPU's batch is far from full."""

@@ -454,6 +454,11 @@ def balance(reports: Sequence[_Report], roots: int) -> None:
         raise LostDomains(f"the search began with {began} domains instead of {roots}; no answer can rest on that")
 
 
+def balance_alone(figures: Figures, roots: int) -> None:
+    """:func:`balance` for a search that no other group takes part in."""
+    balance([_Report(figures, 0, 0, False, 0, False, Stop.NONE, 0.0)], roots)
+
+
 @dataclass(frozen=True)
 class Move:
     """``count`` domains go from one group to another."""
