@@ -46,7 +46,7 @@ _LATER_STEPS = 5
 _MOST_COEFFICIENTS = 1 << 25
 # Shares of the time that is left, for refinement and for the search after it; the last search takes what is left.
 _STAGES = ((0.0, 0.005), (0.02, 0.02), (0.08, 0.08), (0.2, 0.2), (0.3, 1.0))
-_FEW_ROUNDS = 4
+_FEW_ROUNDS = 2
 # A refinement that gains less of the total width of undecided neurons is the last one.
 _WORTHWHILE = 0.01
 
