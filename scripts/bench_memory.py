@@ -244,7 +244,8 @@ def run_cell(cell: Cell, case: Case, onnx: Path, vnnlib: Path, out: Path, option
     with tempfile.TemporaryDirectory() as folder:
         json_file = Path(folder) / "record.json"
         words = command(cell, case, onnx, vnnlib, json_file, options)
-        environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads), "PYTHONPATH": str(ROOT)}
+        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads), "PYTHONPATH": path}
         code, text = run_process(words, environment, options.timeout)
         record = json.loads(json_file.read_text(encoding="utf-8")) if json_file.is_file() else None
     line: dict[str, Any] = {"cell": asdict(cell), "settings": list(words[3:-1]), "wall": time.monotonic() - start}

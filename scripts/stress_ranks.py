@@ -67,7 +67,8 @@ def shared(run: Run, rng: random.Random) -> Run:
 
 def answer(run: Run, device: str) -> tuple[str, float]:
     """Verdict (``hang`` when it had to be ended), and seconds."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     began = time.monotonic()
     try:
         done = subprocess.run(
@@ -91,6 +92,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rng = random.Random(options.seed)
     queries = examples()
     known = {q.vnnlib: answer(q, options.device)[0] for q in queries}
+    for vnnlib, verdict in known.items():
+        if verdict not in ("sat", "unsat"):
+            parser.exit(1, f"{vnnlib.name}: one rank alone answers {verdict}\n")
     runs = [shared(rng.choice(queries), rng) for _ in range(options.count)]
     bad, verdicts, slowest = [], collections.Counter[str](), 0.0
     with ThreadPoolExecutor(options.jobs) as pool:

@@ -8,6 +8,7 @@ backward pass.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from verifier.core.handles import Blocks, Handle
 from verifier.graph.graph import Graph
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
     from verifier.parallel.processes import ProcessGroup
 
 Columns = Mapping[Handle, int]
+
+# How long a layer that is not needed any more may keep the next one waiting.
+_SETTLE_SECONDS = 0.02
 
 
 def column_blocks(graph: Graph, stream: int | None) -> dict[Handle, int]:
@@ -207,6 +212,7 @@ class Sharded:
         self._group, self._early, self._columns = group, prefetch, columns or {}
         self._shards: dict[Handle, _Shard] = {}
         self._started: dict[Handle, tuple[Tensor, Any]] = {}
+        self._used: list[StorageWeakRef] = []
 
     def put(self, handle: Handle, tensor: Tensor) -> None:
         size, rank = self._group.size, self._group.rank
@@ -227,7 +233,16 @@ class Sharded:
 
     @contextmanager
     def fetch(self, handles: Sequence[Handle], dtype: torch.dtype) -> Iterator[tuple[Tensor, ...]]:
+        if handles:
+            self._settle()
         yield tuple(cast(Tensor, self._get(h, dtype)) for h in handles)
+
+    def _settle(self) -> None:
+        """Let go of the last layer before the next one arrives: a thread of the backend may hold it a little longer."""
+        until = time.monotonic() + _SETTLE_SECONDS
+        while not self._early and any(not ref.expired() for ref in self._used) and time.monotonic() < until:
+            time.sleep(0.0002)
+        self._used = []
 
     def _get(self, handle: Handle, dtype: torch.dtype) -> Tensor | Blocks:
         shard = self._shards[handle]
@@ -236,6 +251,7 @@ class Sharded:
         started = self._started.pop(handle, None)
         out, work = started if started is not None else self._start(handle)
         work.wait()
+        self._used.append(StorageWeakRef(out.untyped_storage()))
         tensor = out[: math.prod(handle.shape)].reshape(handle.shape)
         return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
