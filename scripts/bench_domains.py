@@ -96,7 +96,7 @@ class Family:
 
 
 # Many inputs are not split, few are: see verifier/solver/strategy.py.
-FAMILIES = (Family("neurons", 24, 30, 3, 0.1, 2.0), Family("inputs", 6, 32, 2, 1.0, 0.5))
+FAMILIES = (Family("neurons", 24, 36, 3, 0.1, 2.0), Family("inputs", 8, 40, 2, 0.65, 0.5))
 
 
 def write(family: Family, folder: Path, count: int, timeout: float) -> None:
