@@ -195,3 +195,18 @@ def test_refinement_that_loses_a_domain_is_an_error(monkeypatch: pytest.MonkeyPa
     with pytest.raises(LostDomains):
         refine.refine(s.made.graph, s.made.backend, s.state, BabConfig(), 0.5, Deadline(20.0), SilentProgress())
     assert next(calls) > 3
+
+
+def test_layers_that_do_not_fit_into_memory_keep_their_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    s = Setting("mlp", 0)
+    asked = []
+
+    def full(*args: object) -> None:
+        asked.append(args)
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(Kernel, "optimise", full)
+    fine = refine.refine(s.made.graph, s.made.backend, s.state, BabConfig(), 0.5, Deadline(20.0), SilentProgress())
+    assert asked
+    for index, old in s.state.bounds.items():
+        assert torch.equal(fine.bounds[index].lower, old.lower) and torch.equal(fine.bounds[index].upper, old.upper)

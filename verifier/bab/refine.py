@@ -29,6 +29,7 @@ from verifier.bounds.crown import BoundState, Specification, exact_by_ibp, preac
 from verifier.config import BabConfig
 from verifier.core.backend import Group, ParallelBackend
 from verifier.core.deadline import Deadline
+from verifier.core.errors import MemoryExceeded
 from verifier.core.memory import out_of_memory
 from verifier.core.progress import Progress, SilentProgress
 from verifier.graph.graph import Graph
@@ -167,8 +168,8 @@ def refine(
         lower = torch.full((2 * elements.numel(),), -torch.inf, dtype=torch.float64, device=elements.device)
         try:
             found, spent = _bound_layer(graph, backend, state, config, index, elements[mine], share, deadline)
-        except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
+        except (MemoryExceeded, RuntimeError, MemoryError) as error:
+            if not (isinstance(error, MemoryExceeded) or out_of_memory(error)):
                 raise
             found, spent = None, 0.0  # nobody relies on this layer's bounds becoming tighter
         seconds -= spent
