@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.bounds.nets import make
+from verifier.api import verify
 from verifier.bab import compact, refine, relu_split
 from verifier.bab.bounder import CaseRows, Domains, WalkBounder
 from verifier.bab.kernel import Kernel
@@ -20,7 +21,9 @@ from verifier.bounds.crown import Specification, crown_hidden, preactivations
 from verifier.config import BabConfig
 from verifier.core.deadline import Deadline
 from verifier.core.progress import SilentProgress
+from verifier.core.result import Verdict
 from verifier.parallel.group import Solo
+from verifier.spec.build import from_box
 
 NAMES = ["mlp", "conv", "strided", "residual", "preactivation"]
 CASES, ROWS, DOMAINS = 3, 2, 7
@@ -210,3 +213,21 @@ def test_layers_that_do_not_fit_into_memory_keep_their_bounds(monkeypatch: pytes
     assert asked
     for index, old in s.state.bounds.items():
         assert torch.equal(fine.bounds[index].lower, old.lower) and torch.equal(fine.bounds[index].upper, old.upper)
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("width", [0.0, 1.0])
+def test_nothing_left_to_multiply(width: float, rows: int) -> None:
+    """No input has a width, or inactive neurons keep undecided ones from the rows: empty matrices, and a tie."""
+    first, second, third = torch.nn.Linear(1, 2), torch.nn.Linear(2, 2), torch.nn.Linear(2, 1)
+    with torch.no_grad():
+        first.weight.copy_(torch.tensor([[1.0], [-1.0]]))
+        first.bias.zero_()  # undecided even on the box of zero alone, whose rounding is charged
+        second.weight.fill_(1.0)
+        second.bias.fill_(0.0 if width == 0 else -9.0)
+        third.weight.fill_(1.0)
+        third.bias.fill_(0.5)
+    net = torch.nn.Sequential(first, torch.nn.ReLU(), second, torch.nn.ReLU(), third)
+    question = from_box([-width], [width], [[([1.0], 0.5), ([2.0], 1.0)][:rows]], 1)
+    found = verify(net, question, {"attack.enabled": False, "bab.branching": "kfsb"}, timeout=60)
+    assert found.verdict is Verdict.SAT and "relu_split" in found.statistics
