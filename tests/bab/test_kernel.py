@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.bounds.nets import make
+from tests.bounds.nets import Builder, make
+from tests.parallel.threads import ThreadGroup, on_ranks
 from verifier.api import verify
 from verifier.bab import compact, refine, relu_split
 from verifier.bab.bounder import CaseRows, Domains, WalkBounder
@@ -17,12 +18,13 @@ from verifier.bab.kernel import Kernel
 from verifier.bab.splits import split_space
 from verifier.bab.team import LostDomains
 from verifier.bounds.alpha import Schedule, initial_parameters
-from verifier.bounds.crown import Specification, crown_hidden, preactivations
+from verifier.bounds.crown import BoundState, Specification, crown_hidden, initial_state, preactivations
 from verifier.config import BabConfig
 from verifier.core.deadline import Deadline
 from verifier.core.progress import SilentProgress
 from verifier.core.result import Verdict
 from verifier.parallel.group import Solo
+from verifier.parallel.single import SingleBackend
 from verifier.spec.build import from_box
 
 NAMES = ["mlp", "conv", "strided", "residual", "preactivation"]
@@ -231,3 +233,24 @@ def test_nothing_left_to_multiply(width: float, rows: int) -> None:
     question = from_box([-width], [width], [[([1.0], 0.5), ([2.0], 1.0)][:rows]], 1)
     found = verify(net, question, {"attack.enabled": False, "bab.branching": "kfsb"}, timeout=60)
     assert found.verdict is Verdict.SAT and "relu_split" in found.statistics
+
+
+def test_fewer_neurons_than_ranks() -> None:
+    """A layer with one undecided neuron leaves most ranks idle; all of them get the same, tighter bounds."""
+    s = Setting("mlp", 0)
+    b = Builder((4,), 3, gain=1.5)
+    x = b.relu(b.linear(0, 9))
+    b.linear(b.relu(b.linear(x, 1)), 1)
+    graph = b.graph()
+    backend = SingleBackend(graph, torch.device("cpu"))
+    state = crown_hidden(graph, backend, initial_state(graph, backend, s.state.box), Deadline())
+
+    def work(group: ThreadGroup) -> BoundState:
+        return refine.refine(graph, backend, state, BabConfig(), 0.5, Deadline(60.0), SilentProgress(), group)
+
+    alone = refine.refine(graph, backend, state, BabConfig(), 0.5, Deadline(60.0), SilentProgress())
+    index = preactivations(graph)[1]
+    assert bool((alone.bounds[index].lower > state.bounds[index].lower).all())
+    for found in on_ranks(4, work):
+        assert torch.equal(found.bounds[index].lower, alone.bounds[index].lower)
+        assert torch.equal(found.bounds[index].upper, alone.bounds[index].upper)

@@ -164,7 +164,7 @@ def refine(
         progress.update(step=f"splits for the bounds of {graph.nodes[index].name}")
         # Layers get equal shares: deeper ones have harder rows and matter more. What one leaves goes to the next ones.
         share = seconds / (len(layers) - place)
-        mine = torch.arange(group.rank, elements.numel(), group.size, device=elements.device)
+        mine = torch.arange(elements.numel(), device=elements.device)[group.rank :: group.size]  # perhaps none
         lower = torch.full((2 * elements.numel(),), -torch.inf, dtype=torch.float64, device=elements.device)
         try:
             found, spent = _bound_layer(graph, backend, state, config, index, elements[mine], share, deadline)
