@@ -142,6 +142,15 @@ def test_proved_domains_leave_and_the_others_stay_in_their_place(name: str) -> N
     assert close(kernel.evaluate(again), found.gap.amax(1))
 
 
+def test_certificates_take_no_negative_multipliers() -> None:
+    s = Setting("mlp", 2)
+    search, split = s.search(BabConfig()), s.domains.signs[:, None] != 0
+    wrong = torch.where(split, -5.0, s.domains.theta)
+    right = torch.where(split, 0.0, s.domains.theta)
+    lower = [search._lower(Domains(s.domains.case, s.domains.signs, theta)) for theta in (wrong, right)]
+    assert torch.equal(*lower)
+
+
 @pytest.mark.parametrize("depth", [1, 3])
 def test_children_cover_their_parents(depth: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every full assignment of signs that a parent allows is allowed by exactly one child."""
