@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -21,6 +22,7 @@ from verifier.core.problem import Problem
 from verifier.core.progress import SilentProgress
 from verifier.core.result import Witness
 from verifier.graph.graph import Graph
+from verifier.ops.shape import Reshape
 from verifier.parallel.single import SingleBackend
 
 CPU = torch.device("cpu")
@@ -199,6 +201,19 @@ def test_a_tie_is_never_proved() -> None:
         graph, backend, question, np.arange(1), BabConfig(), True, Deadline(20), SilentProgress(), lambda x: None
     )
     assert found.witness is None and found.open.tolist() == [0] and found.reason
+
+
+@pytest.mark.parametrize("coefficient", [0.1, 0.3, -0.7, -0.9])
+def test_ties_of_rows_that_float32_does_not_hold(coefficient: float) -> None:
+    """float32 rounds these coefficients away from the tie, and the row meets no op whose own rounding covers that."""
+    b = Builder((1, 1), 0)
+    b.op(Reshape((1,)), 0)
+    graph = Graph(tuple(b.nodes), len(b.nodes) - 1, b.parameters)
+    least = min(coefficient, 2 * coefficient)
+    question = problem([([1.0], [2.0])], [[coefficient]], [least], [(0, [0])])
+    assert run(graph, question).witness is not None
+    found = run(graph, replace(question, row_d=np.array([least - 1e-12])))
+    assert found.witness is None and found.open.size == 0
 
 
 def test_limits_leave_cases_open() -> None:

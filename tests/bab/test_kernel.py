@@ -9,18 +9,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.bounds.nets import make
+from tests.bounds.nets import Builder, make
+from tests.parallel.threads import ThreadGroup, on_ranks
+from verifier.api import verify
 from verifier.bab import compact, refine, relu_split
 from verifier.bab.bounder import CaseRows, Domains, WalkBounder
 from verifier.bab.kernel import Kernel
 from verifier.bab.splits import split_space
 from verifier.bab.team import LostDomains
 from verifier.bounds.alpha import Schedule, initial_parameters
-from verifier.bounds.crown import Specification, crown_hidden, preactivations
+from verifier.bounds.crown import BoundState, Specification, crown_hidden, initial_state, preactivations
 from verifier.config import BabConfig
 from verifier.core.deadline import Deadline
 from verifier.core.progress import SilentProgress
+from verifier.core.result import Verdict
 from verifier.parallel.group import Solo
+from verifier.parallel.single import SingleBackend
+from verifier.spec.build import from_box
 
 NAMES = ["mlp", "conv", "strided", "residual", "preactivation"]
 CASES, ROWS, DOMAINS = 3, 2, 7
@@ -137,6 +142,15 @@ def test_proved_domains_leave_and_the_others_stay_in_their_place(name: str) -> N
     assert close(kernel.evaluate(again), found.gap.amax(1))
 
 
+def test_certificates_take_no_negative_multipliers() -> None:
+    s = Setting("mlp", 2)
+    search, split = s.search(BabConfig()), s.domains.signs[:, None] != 0
+    wrong = torch.where(split, -5.0, s.domains.theta)
+    right = torch.where(split, 0.0, s.domains.theta)
+    lower = [search._lower(Domains(s.domains.case, s.domains.signs, theta)) for theta in (wrong, right)]
+    assert torch.equal(*lower)
+
+
 @pytest.mark.parametrize("depth", [1, 3])
 def test_children_cover_their_parents(depth: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every full assignment of signs that a parent allows is allowed by exactly one child."""
@@ -195,3 +209,57 @@ def test_refinement_that_loses_a_domain_is_an_error(monkeypatch: pytest.MonkeyPa
     with pytest.raises(LostDomains):
         refine.refine(s.made.graph, s.made.backend, s.state, BabConfig(), 0.5, Deadline(20.0), SilentProgress())
     assert next(calls) > 3
+
+
+def test_layers_that_do_not_fit_into_memory_keep_their_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    s = Setting("mlp", 0)
+    asked = []
+
+    def full(*args: object) -> None:
+        asked.append(args)
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(Kernel, "optimise", full)
+    fine = refine.refine(s.made.graph, s.made.backend, s.state, BabConfig(), 0.5, Deadline(20.0), SilentProgress())
+    assert asked
+    for index, old in s.state.bounds.items():
+        assert torch.equal(fine.bounds[index].lower, old.lower) and torch.equal(fine.bounds[index].upper, old.upper)
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("width", [0.0, 1.0])
+def test_nothing_left_to_multiply(width: float, rows: int) -> None:
+    """No input has a width, or inactive neurons keep undecided ones from the rows: empty matrices, and a tie."""
+    first, second, third = torch.nn.Linear(1, 2), torch.nn.Linear(2, 2), torch.nn.Linear(2, 1)
+    with torch.no_grad():
+        first.weight.copy_(torch.tensor([[1.0], [-1.0]]))
+        first.bias.zero_()  # undecided even on the box of zero alone, whose rounding is charged
+        second.weight.fill_(1.0)
+        second.bias.fill_(0.0 if width == 0 else -9.0)
+        third.weight.fill_(1.0)
+        third.bias.fill_(0.5)
+    net = torch.nn.Sequential(first, torch.nn.ReLU(), second, torch.nn.ReLU(), third)
+    question = from_box([-width], [width], [[([1.0], 0.5), ([2.0], 1.0)][:rows]], 1)
+    found = verify(net, question, {"attack.enabled": False, "bab.branching": "kfsb"}, timeout=60)
+    assert found.verdict is Verdict.SAT and "relu_split" in found.statistics
+
+
+def test_fewer_neurons_than_ranks() -> None:
+    """A layer with one undecided neuron leaves most ranks idle; all of them get the same, tighter bounds."""
+    s = Setting("mlp", 0)
+    b = Builder((4,), 3, gain=1.5)
+    x = b.relu(b.linear(0, 9))
+    b.linear(b.relu(b.linear(x, 1)), 1)
+    graph = b.graph()
+    backend = SingleBackend(graph, torch.device("cpu"))
+    state = crown_hidden(graph, backend, initial_state(graph, backend, s.state.box), Deadline())
+
+    def work(group: ThreadGroup) -> BoundState:
+        return refine.refine(graph, backend, state, BabConfig(), 0.5, Deadline(60.0), SilentProgress(), group)
+
+    alone = refine.refine(graph, backend, state, BabConfig(), 0.5, Deadline(60.0), SilentProgress())
+    index = preactivations(graph)[1]
+    assert bool((alone.bounds[index].lower > state.bounds[index].lower).all())
+    for found in on_ranks(4, work):
+        assert torch.equal(found.bounds[index].lower, alone.bounds[index].lower)
+        assert torch.equal(found.bounds[index].upper, alone.bounds[index].upper)

@@ -14,6 +14,7 @@ from verifier.core.progress import SilentProgress
 from verifier.core.result import Result, Verdict
 from verifier.frontend.network import from_module
 from verifier.solver.pipeline import solve
+from verifier.spec.build import from_box
 
 NEURONS = {"bab": {"branching": "kfsb"}}
 BABSR = {"bab": {"branching": "babsr"}}
@@ -92,6 +93,9 @@ def test_a_case_without_rows_is_its_whole_box() -> None:
     base = problem_of(case)
     empty = Problem(**{**vars(base), "case_rows": np.full((1, 1), -1, np.int64)})
     assert answer(case, NEURONS, empty).verdict is not Verdict.UNSAT
+    bare = from_box(base.lower[0], base.upper[0], [[]], base.n_out)
+    for settings in (NEURONS, INPUTS):
+        assert answer(case, settings, bare).verdict is Verdict.SAT
 
 
 def test_no_cases_is_a_proof() -> None:

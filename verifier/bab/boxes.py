@@ -24,11 +24,11 @@ from verifier.bounds.crown import (
     preactivations,
     row_bytes,
 )
-from verifier.bounds.walk import Walk, backward, concretise
+from verifier.bounds.walk import Charges, Walk, backward, concretise
 from verifier.core.backend import ParallelBackend
 from verifier.core.deadline import Deadline
 from verifier.core.interval import Interval
-from verifier.core.numerics import finite_lower
+from verifier.core.numerics import CHARGE_SAFETY, finite_lower, tiny
 from verifier.graph.graph import Graph
 from verifier.graph.op import AffineOp, NonlinearOp, Relaxation
 from verifier.ops.conv import Conv
@@ -133,8 +133,28 @@ def bound_boxes(
     walk = backward(
         graph, backend, spec.forms(backend, graph.output, arithmetic.dtype), planes, arithmetic.dtype, given
     )
+    if arithmetic.charged:
+        walk.charge = walk.charge + _rounded_rows(graph, backend, spec, charges, arithmetic.dtype)
     lower = finite_lower(concretise(backend, walk, box, arithmetic.charged)).expand(batch, -1)
     return Bounded(lower, replace(walk, a=backend.whole(0, walk.a)))
+
+
+def _rounded_rows(
+    graph: Graph, backend: ParallelBackend, spec: Specification, charges: Charges, dtype: torch.dtype
+) -> Tensor:
+    """(B or 1, S): what rows lose when their float64 coefficients are rounded to the arithmetic's dtype.
+
+    The walk starts from the rounded row and charges what comes after that.
+    """
+    cost = torch.zeros((1, spec.y.shape[1]), dtype=torch.float64, device=backend.device)
+    for index, rows in ((graph.output, spec.y), (0, spec.x)):
+        # Exact: the difference of a float64 number and the nearest float32 one is a float64 number.
+        lost = None if rows is None else (rows - rows.to(dtype).double()).abs()
+        if lost is not None and bool((lost != 0).any()):
+            size = charges.value[index].double().flatten(1)[:, :, None]
+            part = backend.coefficients(index, lost).flatten(2)
+            cost = cost + backend.total(torch.matmul(part, size).squeeze(-1)) + tiny(dtype)
+    return cost.to(dtype) * CHARGE_SAFETY
 
 
 def _scatter(like: Interval, elements: Tensor, lower: Tensor, here: Tensor | None) -> Interval:

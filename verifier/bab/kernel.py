@@ -135,13 +135,14 @@ class Kernel:
         gap = best.view(-1, s)
         if ratio != 1:
             best_theta = best_theta * (work.free + (1 - work.free) * ratio)
+        n = gap.shape[0]
         theta, a, z = (
-            (t if self.plain else t.index_select(0, net.places)).T.view(-1, s, net.places.shape[0])
+            (t if self.plain else t.index_select(0, net.places)).T.view(n, s, net.places.shape[0])
             for t in (best_theta, work.a, work.z)
         )
-        pick = torch.arange(gap.shape[0], device=gap.device), gap.argmax(1)
+        pick = torch.arange(n, device=gap.device), gap.argmax(1)
         a, z = (a[:, 0], z[:, 0]) if s == 1 else (a[pick], z[pick])
-        x = work.x.T.view(-1, s, work.x.shape[0])
+        x = work.x.T.view(n, s, work.x.shape[0])  # no input may be free
         for place, value in zip((out.gap, out.theta, out.a, out.z, out.x), (gap, theta, -a, z, x), strict=True):
             if index is None:
                 place.copy_(value)
@@ -169,8 +170,8 @@ class Kernel:
                 z.addmm_(layer.weight, h[layer.sources])
             z[: z.shape[0] - layer.kept].clamp_(min=0)
         used = net.rows_span
-        h = h[used].T.reshape(-1, rows, used.stop - used.start)
-        coefficients = net.rows[:, used].view(-1, *h.shape[1:])[case]
+        h = h[used].T.reshape(case.shape[0], rows, used.stop - used.start)
+        coefficients = net.rows[:, used].view(net.rows.shape[0] // rows, *h.shape[1:])[case]
         value = torch.einsum("bst,brt->brs", coefficients, h) + net.row_constant.view(-1, 1, rows)[case]
         if net.row_input is not None:
             direct = net.row_input.view(-1, rows, sign.shape[1])[case]

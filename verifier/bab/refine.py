@@ -29,6 +29,7 @@ from verifier.bounds.crown import BoundState, Specification, exact_by_ibp, preac
 from verifier.config import BabConfig
 from verifier.core.backend import Group, ParallelBackend
 from verifier.core.deadline import Deadline
+from verifier.core.errors import MemoryExceeded
 from verifier.core.memory import out_of_memory
 from verifier.core.progress import Progress, SilentProgress
 from verifier.graph.graph import Graph
@@ -163,12 +164,12 @@ def refine(
         progress.update(step=f"splits for the bounds of {graph.nodes[index].name}")
         # Layers get equal shares: deeper ones have harder rows and matter more. What one leaves goes to the next ones.
         share = seconds / (len(layers) - place)
-        mine = torch.arange(group.rank, elements.numel(), group.size, device=elements.device)
+        mine = torch.arange(elements.numel(), device=elements.device)[group.rank :: group.size]  # perhaps none
         lower = torch.full((2 * elements.numel(),), -torch.inf, dtype=torch.float64, device=elements.device)
         try:
             found, spent = _bound_layer(graph, backend, state, config, index, elements[mine], share, deadline)
-        except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
+        except (MemoryExceeded, RuntimeError, MemoryError) as error:
+            if not (isinstance(error, MemoryExceeded) or out_of_memory(error)):
                 raise
             found, spent = None, 0.0  # nobody relies on this layer's bounds becoming tighter
         seconds -= spent

@@ -330,7 +330,9 @@ class _Search:
             own = others and {i: {k: v[some] for k, v in d.items()} for i, d in others.items()}
             parameters = domain_parameters(self.space, self.cases, part, own)
             signs = self.space.multiplier_signs(part.signs)
-            multipliers = self.space.scatter(torch.where(part.signs[:, None] == 0, 0.0, part.theta))
+            # A negative multiplier would prove anything; that there is none must not hang on the search.
+            theta = part.theta.clamp(min=0)
+            multipliers = self.space.scatter(torch.where(part.signs[:, None] == 0, 0.0, theta))
             splits = {i: signs[i].double() * m.double() for i, m in multipliers.items()}
             rows = self.cases.spec.select(part.case)
             parts.append(crown_rows(self.graph, self.backend, state, rows, parameters, splits, torch.float64)[0])

@@ -173,16 +173,18 @@ class _RowTable:
         self.n_in = problem.n_in
         whole = graph.whole
         rows = problem.case_rows[cases]
+        if rows.shape[1] == 0:  # no case has a row: each is its whole box
+            rows = np.full((len(cases), 1), -1, dtype=np.int64)
         used, inverse = np.unique(rows, return_inverse=True)
         self.case_rows = inverse.reshape(rows.shape)
-        y = problem.row_y[used].copy()
-        d = problem.row_d[used].copy()
         # Padding (-1) is a row that is never refuted: 0 <= 1 always holds.
-        y[used < 0], d[used < 0] = 0.0, 1.0
+        real = used >= 0
+        y, d = np.zeros((len(used), problem.n_out)), np.ones(len(used))
+        y[real], d[real] = problem.row_y[used[real]], problem.row_d[used[real]]
         x = None
         if problem.row_x is not None:
-            x = problem.row_x[used].copy()
-            x[used < 0] = 0.0
+            x = np.zeros((len(used), problem.n_in))
+            x[real] = problem.row_x[used[real]]
         self.spec = Specification(
             torch.from_numpy(y).reshape(1, len(used), *whole.output_shape).to(device),
             None if x is None else torch.from_numpy(x).reshape(1, len(used), *whole.input_shape).to(device),
