@@ -71,6 +71,9 @@ class Network:
         return np.stack(rows) if rows else np.zeros((0, self.n_out), dtype=self.input_dtype)
 
 
+_LARGE_BYTES = (1 << 31) - (1 << 24)
+
+
 class OnnxRunner:
     """Runs the original model; one session with and one without graph optimisations, created on first use."""
 
@@ -96,7 +99,9 @@ class OnnxRunner:
         levels = onnxruntime.GraphOptimizationLevel
         options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimised else levels.ORT_DISABLE_ALL
         try:
-            data = self.file.model.SerializeToString()
+            large = sum(len(t.raw_data) for t in self.file.model.graph.initializer) >= _LARGE_BYTES
+            # Protobuf cannot serialise 2 GiB; such files have their data beside them, where onnxruntime finds it.
+            data = str(self.file.path) if large else self.file.model.SerializeToString()
             return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         except Exception as error:
             raise InputError(f"{self.file.path}: onnxruntime cannot load the network: {_first_line(error)}") from error

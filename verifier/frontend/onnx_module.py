@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 _PACKAGE = "onnx2torch"
 _LEFT_OUT = ("onnx2torch.node_converters.nms", "onnx2torch.node_converters.roialign")
 _lock = threading.Lock()
+# Models with more data than the first are inferred without tensors larger than the second, which are never shapes.
+_LARGE_BYTES, _LIGHT_BYTES = 1 << 30, 1 << 20
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,8 @@ def converter() -> Converter:
             main = importlib.import_module(_PACKAGE)
             registry = importlib.import_module("onnx2torch.node_converters.registry")
             common = importlib.import_module("onnx2torch.utils.common")
+            # The package writes large models to disk and back, and fails where their size cannot even be asked for.
+            main.__dict__["safe_shape_inference"] = infer_shapes
         finally:
             for name in [name for name in sys.modules if _ours(name)]:
                 del sys.modules[name]
@@ -115,6 +119,35 @@ def to_module(file: OnnxFile) -> nn.Module:
         raise UnsupportedOpError(f"{file.path}: {' '.join(str(error).split())}") from error
     except Exception as error:
         raise explain(file, error) from error
+
+
+def infer_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with the shapes of its values, whatever its size: large tensors take no part in the inference.
+
+    Protobuf cannot serialise 2 GiB, which the inference does with what it is given.
+    """
+    import onnx
+
+    total = sum(len(t.raw_data) for t in model.graph.initializer)
+    if total < _LARGE_BYTES:
+        return onnx.shape_inference.infer_shapes(model)
+    light = onnx.ModelProto(ir_version=model.ir_version)
+    light.opset_import.extend(model.opset_import)
+    graph = light.graph
+    graph.name = model.graph.name
+    for field in ("node", "input", "output", "value_info"):
+        getattr(graph, field).extend(getattr(model.graph, field))
+    for tensor in model.graph.initializer:
+        if len(tensor.raw_data) < _LIGHT_BYTES:
+            graph.initializer.append(tensor)
+        else:
+            outside = graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+            outside.data_location = onnx.TensorProto.EXTERNAL
+            outside.external_data.add(key="location", value="outside")
+    found = onnx.shape_inference.infer_shapes(light)
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(found.graph.value_info)
+    return model
 
 
 def _single_output(file: OnnxFile) -> onnx.ModelProto:
