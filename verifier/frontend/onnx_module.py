@@ -64,7 +64,7 @@ def converter() -> Converter:
             registry = importlib.import_module("onnx2torch.node_converters.registry")
             common = importlib.import_module("onnx2torch.utils.common")
             # The package writes large models to disk and back, and fails where their size cannot even be asked for.
-            main.__dict__["safe_shape_inference"] = infer_shapes
+            main.convert.__globals__["safe_shape_inference"] = infer_shapes
         finally:
             for name in [name for name in sys.modules if _ours(name)]:
                 del sys.modules[name]
