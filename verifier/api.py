@@ -99,6 +99,7 @@ def compute_bounds(
     Raises:
         InputError: the box is malformed or does not fit the network.
         UnsupportedError: the network uses something that is not handled.
+        RankFailed: one of several ranks was lost.
     """
     import numpy as np
 
@@ -134,16 +135,20 @@ class Job:
         joined: called once several ranks have met.
     """
 
-    def __init__(self, rank: int, join: Callable[[], World], stop: Callable[[], None] | None = None) -> None:
+    def __init__(self, rank: int, join: Callable[[Deadline], World], stop: Callable[[], None] | None = None) -> None:
         self.rank = rank
         self.joined: Callable[[], None] = lambda: None
         self._join, self._stop = join, stop
         self._world: World | None = None
 
-    def join(self) -> World:
-        """Wait for all ranks."""
+    def join(self, deadline: Deadline | None = None) -> World:
+        """Wait for all ranks.
+
+        Raises:
+            DeadlineExceeded: they did not come in time.
+        """
         if self._world is None:
-            self._world = self._join()
+            self._world = self._join(deadline or Deadline())
             if self._world.size > 1:
                 self.joined()
         return self._world
@@ -180,7 +185,7 @@ def job(config: Config, fatal: Callable[[str], None] | None = None) -> Iterator[
 
 def _start(config: Config, fatal: Callable[[str], None] | None) -> Job:
     if config.parallel.ranks == 1 and config.parallel.backend == "single" and "WORLD_SIZE" not in os.environ:
-        return Job(0, lambda: _alone(config))
+        return Job(0, lambda _: _alone(config))
     from verifier.parallel.world import LocalRanks, join, rank_device, under_torchrun
     from verifier.solver.place import check_parallel, device_of, rank_threads
 
@@ -192,17 +197,18 @@ def _start(config: Config, fatal: Callable[[str], None] | None) -> Job:
                 f"torchrun started {place.size} ranks but parallel.ranks is {wanted}; leave it out or make them equal"
             )
         check_parallel(config, place.size)
-        return Job(place.rank, lambda: join(place, rank_device(config.device, place.local_rank), fatal=fatal))
+        device = rank_device(config.device, place.local_rank)
+        return Job(place.rank, lambda deadline: join(place, device, fatal=fatal, deadline=deadline))
     if wanted == "auto":
         import torch
 
         wanted = max(1, torch.cuda.device_count()) if device_of(config).type == "cuda" else 1
     check_parallel(config, wanted)
     if wanted == 1:
-        return Job(0, lambda: _alone(config))
+        return Job(0, lambda _: _alone(config))
     command = [*RANK_COMMAND, "--device", config.device]
     ranks = LocalRanks(wanted, command, config.parallel.logs, rank_threads(config, wanted))
-    return Job(0, lambda: ranks.lead(rank_device(config.device, 0), fatal), ranks.close)
+    return Job(0, lambda deadline: ranks.lead(rank_device(config.device, 0), fatal, deadline), ranks.close)
 
 
 def _alone(config: Config) -> World:
@@ -236,8 +242,8 @@ def bound_network(
         return follow(ranks.join())
     network = load()
     world = ranks.join()
-    share_query(world, network.graph, None, config)
-    with cpu_threads(network.graph, config, world.local_size):
+    with world.explained(), cpu_threads(network.graph, config, world.local_size):
+        share_query(world, network.graph, None, config)
         crew = Crew(network.graph, None, config, world, Deadline(), SilentProgress())
         found: BoundsOfAll = crew.together(
             "bounds", lower=lower, upper=upper, method=method, intermediate=intermediate, slopes=slopes
@@ -283,7 +289,7 @@ def answer(
     if ranks is None:
         return solve(loaded, problem, config, deadline, progress)
     progress.phase("ranks")
-    return solve(loaded, problem, config, deadline, progress, ranks.join())
+    return solve(loaded, problem, config, deadline, progress, ranks.join(deadline))
 
 
 def load_problem(property: str | Path | Problem, deadline: Deadline | None = None) -> Problem:

@@ -18,7 +18,7 @@ answer() {
     local folder
     folder="$(dirname -- "$results")"
     mkdir -p -- "$folder"
-    printf '%s\n' "$1" >"$folder/.answer.$$" && mv -f -- "$folder/.answer.$$" "$results"
+    printf '%s\n' "$1" >"$folder/.answer.$$" && mv -fT -- "$folder/.answer.$$" "$results" || rm -f -- "$folder/.answer.$$"
 }
 
 child=""

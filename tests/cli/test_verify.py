@@ -126,6 +126,10 @@ def test_libraries_cannot_spoil_stdout(tmp_path: Path) -> None:
     assert run("verify", *script(tmp_path, "print noise unsat")).stdout == "unsat\n"
 
 
+def test_a_limit_longer_than_any_clock(tmp_path: Path) -> None:
+    assert run("verify", *script(tmp_path, "sleep 0.3 unsat"), "--timeout", "1e300").stdout == "unsat\n"
+
+
 def test_gz_only(tmp_path: Path) -> None:
     args = script(tmp_path, "unsat")
     (tmp_path / "n.onnx").rename(tmp_path / "n.onnx.gz")

@@ -194,6 +194,10 @@ def test_unwritable_results_do_not_hang(tmp_path: Path) -> None:
     process = popen(tmp_path, "20", results="/proc/none/r.txt")
     process.communicate(timeout=20)
     assert process.returncode == 0
+    (tmp_path / "folder").mkdir()
+    process = popen(tmp_path, "20", results=str(tmp_path / "folder"))
+    process.communicate(timeout=20)
+    assert process.returncode == 0 and not [*(tmp_path / "folder").iterdir()]
 
 
 def test_wrong_usage_still_exits_0(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """The command line with a rank that fails: ``python -m tests.parallel.failing HOW verify ...``.
 
 HOW says what rank 1 does when the query reaches a certain phase: ``raise`` or ``exit`` in the search on neurons,
-``memory`` there, ``sleep`` in the root bounds, ``late`` after the verdict (when all say what memory they took),
-``start`` before it has joined.
+``memory`` there, ``sleep`` in the root bounds, ``bounds`` in a query for bounds alone, ``late`` after the verdict (when
+all say what memory they took), ``start`` before it has joined.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def fail(how: str) -> None:
 def plant(how: str) -> None:
     from verifier.solver.crew import Crew
 
-    phase = {"sleep": "bound", "late": "memory"}.get(how, "split_neurons")
+    phase = {"sleep": "bound", "late": "memory", "bounds": "bounds"}.get(how, "split_neurons")
     original = getattr(Crew, phase)
 
     def planted(self: Crew, *arguments: Any, **named: Any) -> Any:

@@ -17,7 +17,10 @@ import pytest
 import torch
 
 import verifier
+import verifier.api
 from scripts.networks import save_mlp
+from verifier.core.errors import ConfigError, DeadlineExceeded, RankFailed
+from verifier.parallel import world
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 EXAMPLES = ROOT / "examples"
@@ -200,12 +203,14 @@ def test_a_replayed_witness_stands(tmp_path: Path) -> None:
 
 
 def command(*arguments: str, torchrun: int = 0) -> subprocess.CompletedProcess[str]:
-    start = ["-m", "torch.distributed.run", "--nproc-per-node", str(torchrun)] if torchrun else []
-    words = [sys.executable, *start, "-m", "verifier", *arguments]
+    words = [sys.executable, "-m", "verifier", *arguments]
+    if torchrun:  # only rank 0 is where relative paths lead to files
+        start = [sys.executable, "-m", "torch.distributed.run", "--no-python", "--nproc-per-node", str(torchrun)]
+        words = [*start, "sh", "-c", 'test "$RANK" = 0 || cd /; exec "$@"', "rank", *words]
     return subprocess.run(words, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
 
 
-MEDIUM = ("--onnx", str(EXAMPLES / "bars.onnx"), "--vnnlib", str(EXAMPLES / "bars_medium.vnnlib"))
+MEDIUM = ("--onnx", "examples/bars.onnx", "--vnnlib", "examples/bars_medium.vnnlib")
 
 
 @pytest.mark.parametrize("backend", ["single", "fsdp", "tp"])
@@ -250,6 +255,84 @@ def test_python_interface() -> None:
     alone = verifier.compute_bounds(net, low, up, "crown", config={"threads": 1})
     both = verifier.compute_bounds(net, low, up, "crown", config=settings)
     assert torch.equal(alone.lower, both.lower) and torch.equal(alone.upper, both.upper)
+    assert "GLOO_SOCKET_IFNAME" not in os.environ
+
+
+BARS = (EXAMPLES / "bars.onnx", EXAMPLES / "bars_medium.vnnlib", {"parallel.ranks": 2, "threads": 1})
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"RANK": "two"}, "RANK is 'two' but must be a number from 0 to 1"),
+        ({"RANK": "2"}, "RANK is '2' but must be a number from 0 to 1"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE is '0' but must be a number of at least 1"),
+        ({"MASTER_PORT": "99999"}, "MASTER_PORT is '99999' but must be a number from 1 to 65535"),
+        ({"MASTER_ADDR": ""}, "MASTER_ADDR is not"),
+        ({"LOCAL_RANK": "1"}, "LOCAL_RANK is '1' but must be a number from 0 to 0"),
+    ],
+)
+def test_variables_that_mean_nothing(variables: dict[str, str], words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    for name, value in {**usual, **variables}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=words):
+        world.under_torchrun()
+
+
+def test_a_rank_without_a_place_says_so() -> None:
+    environment = {**ENVIRONMENT, "WORLD_SIZE": "2", "RANK": "two"}
+    for words in ("verify", "bounds"):
+        done = subprocess.run(
+            [sys.executable, "-m", "verifier", words, *MEDIUM],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+        assert "Error: RANK is 'two'" in done.stderr
+
+
+def test_what_this_machine_cannot_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, property, settings = BARS
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"parallel\.logs is .*rank-1\.log cannot be written"):
+        verifier.verify(network, property, {**settings, "parallel.logs": str(tmp_path / "file")})
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "nonsense0")
+    with pytest.raises(ConfigError, match="GLOO_SOCKET_IFNAME is 'nonsense0' but"):
+        verifier.verify(*BARS)
+
+
+def test_one_job_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verifier.api, "RANK_COMMAND", ("-c", "import time; time.sleep(60)"))
+    with world._in_use, pytest.raises(ConfigError, match="already answers a query with several ranks"):
+        verifier.verify(*BARS)
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        with pytest.raises(ConfigError, match=r"torch\.distributed is already in use"):
+            verifier.verify(*BARS)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_ranks_that_never_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verifier.api, "RANK_COMMAND", ("-c", "import time; time.sleep(60)"))
+    with pytest.raises(DeadlineExceeded, match="during the start of the ranks"):
+        verifier.verify(*BARS, timeout=3)
+    monkeypatch.setattr(verifier.api, "RANK_COMMAND", ("-c", "raise SystemExit('no such thing')"))
+    began = time.monotonic()
+    with pytest.raises(RankFailed, match="rank 1 ended with exit status 1 during start-up: no such thing"):
+        verifier.verify(*BARS)
+    assert time.monotonic() - began < 10
+
+
+def test_bounds_of_a_lost_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verifier.api, "RANK_COMMAND", ("-m", "tests.parallel.failing", "bounds", "rank"))
+    net = torch.nn.Sequential(torch.nn.Linear(3, 40), torch.nn.ReLU(), torch.nn.Linear(40, 2))
+    with pytest.raises(RankFailed, match="rank 1 ended with exit status 7 during bounds"):
+        verifier.compute_bounds(net, torch.zeros(1, 3), torch.ones(1, 3), config=BARS[2])
 
 
 def test_device_limit(tmp_path: Path) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import click
 import numpy as np
 
+from verifier.cli.instances import existing
+from verifier.cli.rank import follows
 from verifier.config import Config
-from verifier.core.errors import InputError
+from verifier.core.errors import InputError, RankFailed
 from verifier.report.bounds import Pair, bounds_record
 from verifier.report.files import sha256
 from verifier.report.record import to_json, versions
@@ -31,6 +35,13 @@ def bounds_json(
     start = time.monotonic()
     from verifier import api
 
+    if follows():  # rank 0 alone needs the files
+        from verifier.solver.crew import follow
+
+        with api.job(config, _lost) as ranks:
+            follow(ranks.join())
+        return None
+    onnx, vnnlib = existing(onnx, "network"), existing(vnnlib, "property")
     problem = api.load_problem(vnnlib)
     if case >= problem.n_cases:
         raise InputError(f"--case {case}: {vnnlib} has {problem.n_cases} cases, counted from 0")
@@ -44,12 +55,10 @@ def bounds_json(
         loaded = time.monotonic()
         return network
 
-    with api.job(config) as ranks:
+    with api.job(config, _lost) as ranks:
         of_all = api.bound_network(
             ranks, load, problem.lower[box], problem.upper[box], config, method, intermediate, slopes
         )
-        if ranks.rank != 0:
-            return None
     found = of_all.bounds
     record = bounds_record(
         {name: _arrays(bounds) for name, bounds in found.plain.items()},
@@ -73,6 +82,12 @@ def bounds_json(
         },
     )
     return to_json(record, indent=1)
+
+
+def _lost(message: str) -> None:
+    """A rank was lost and the main thread is stuck waiting for it."""
+    click.echo(f"Error: {message}", err=True)
+    os._exit(RankFailed.exit_code)
 
 
 def _arrays(bounds: Interval) -> Pair:

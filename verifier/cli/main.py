@@ -7,7 +7,6 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
@@ -96,11 +95,6 @@ def check_timeout(context: click.Context, parameter: click.Parameter, value: str
         raise click.BadParameter(str(error).partition(": ")[2], context, parameter) from None
 
 
-def _follows() -> bool:
-    """Whether torchrun has started this process as a rank other than the first."""
-    return os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK", "0") != "0"
-
-
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(verifier.__version__, prog_name="verifier")
 def cli() -> None:
@@ -140,10 +134,18 @@ def verify(
     from verifier.cli.clock import process_start
     from verifier.cli.instances import existing
     from verifier.cli.query import Outputs, run_query
+    from verifier.cli.rank import follows
     from verifier.cli.worker import Job
     from verifier.report.files import result_text, write_atomic
 
     start = process_start()
+    if follows():
+        config = build_config([config_file] if config_file else [], assignments, device, seed, ranks)
+        job = Job(onnx, vnnlib, config, timeout, start, verbose, quiet=not verbose)
+        outcome = run_query(job, Outputs(), False, silent=True)
+        if outcome.error is not None and outcome.error["kind"] != "RankFailed":
+            click.echo(f"Error: {outcome.error['message']}", err=True)
+        context.exit(outcome.exit_code)  # rank 0 says all else
     try:
         config = build_config([config_file] if config_file else [], assignments, device, seed, ranks)
         job = Job(existing(onnx, "network"), existing(vnnlib, "property"), config, timeout, start, verbose)
@@ -151,9 +153,6 @@ def verify(
         if results_file is not None:
             write_atomic(results_file, result_text("error"))
         raise
-    if _follows():
-        # Rank 0 speaks for all.
-        context.exit(run_query(replace(job, quiet=not verbose), Outputs(), False, silent=True).exit_code)
     outcome = run_query(job, Outputs(results_file, json_file), verbose)
     if outcome.error is not None:
         click.echo(f"Error: {outcome.error['message']}", err=True)
@@ -188,12 +187,9 @@ def bounds(
 ) -> None:
     """Lower and upper bounds of every output over the property's input box, as JSON that compares bit for bit."""
     from verifier.cli.bounds import bounds_json
-    from verifier.cli.instances import existing
 
     config = build_config([config_file] if config_file else [], assignments, device, seed, ranks)
-    text = bounds_json(
-        existing(onnx, "network"), existing(vnnlib, "property"), config, method, intermediate, slopes, case
-    )
+    text = bounds_json(onnx, vnnlib, config, method, intermediate, slopes, case)
     if text is None:
         return
     if json_file is None:

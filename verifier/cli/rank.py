@@ -8,9 +8,12 @@ import signal
 import sys
 import traceback
 
-from verifier.core.errors import MemoryExceeded
-
 _PR_SET_PDEATHSIG = 1
+
+
+def follows() -> bool:
+    """Whether torchrun has started this process as a rank other than the first."""
+    return os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK", "0") != "0"
 
 
 def serve(address: str, rank: int, size: int, device: str, parent: int) -> int:
@@ -26,19 +29,14 @@ def serve(address: str, rank: int, size: int, device: str, parent: int) -> int:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         return 1
-    from verifier.core.memory import out_of_memory
     from verifier.parallel.world import follow_leader
     from verifier.solver.crew import follow
 
     world = follow_leader(address, rank, size, device)
     try:
         follow(world)
-    except Exception as error:
+    except Exception:
         traceback.print_exc()
         sys.stderr.flush()
-        memory = isinstance(error, MemoryExceeded) or out_of_memory(error)
-        kind = "memory" if memory else type(error).__name__
-        first = (str(error).strip().splitlines() or [""])[0]
-        world.heart.report(kind, first if memory else f"{type(error).__name__}: {first}")
         return 1
     return 0

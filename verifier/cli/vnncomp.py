@@ -81,6 +81,8 @@ def run_instance(
     if outcome.error is not None:
         click.echo(f"Error: {outcome.error['message']}", err=True)
         click.echo(outcome.trace, err=True, nl=False)
+    elif outcome.exit_code == 1:
+        click.echo(f"Error: {outcome.reason}", err=True)
     click.echo(outcome.verdict)
 
 

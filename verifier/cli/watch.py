@@ -14,6 +14,7 @@ from verifier.cli.worker import Worker
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _TICK_SECONDS = 0.2
+_LONG_SECONDS = 3600.0  # select refuses to wait for ever so long
 
 
 class Signals:
@@ -87,10 +88,10 @@ def wait(
         if tick is not None:
             tick()
         until = min((min(worker.end, worker.lapse) for worker in workers), default=now)
-        patience = max(0.0, until - time.monotonic())
+        patience = min(max(0.0, until - time.monotonic()), _LONG_SECONDS)
         if tick is not None or parent is not None:
             patience = min(patience, _TICK_SECONDS)
-        ready = select.select([*workers, signals], [], [], None if patience == float("inf") else patience)[0]
+        ready = select.select([*workers, signals], [], [], patience)[0]
         for source in ready:
             if isinstance(source, Worker):
                 source.read()

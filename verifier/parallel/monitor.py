@@ -155,7 +155,8 @@ class Monitor:
             if self._store.check([f"error/{rank}"]):
                 return self._reported(rank)
         with contextlib.suppress(Exception):
-            self._phases[rank] = json.loads(self._store.get(f"beat/{rank}"))["phase"]
+            if self._store.check([f"beat/{rank}"]):  # a get would wait for the first one
+                self._phases[rank] = json.loads(self._store.get(f"beat/{rank}"))["phase"]
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit status {code}"
         tail = self._log(rank).strip().splitlines()
         said = f": {tail[-1]}" if tail and code > 0 else ""

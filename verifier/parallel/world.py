@@ -12,7 +12,7 @@ import platform
 import socket
 import subprocess
 import sys
-import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -25,7 +25,9 @@ import torch
 
 import verifier
 from verifier.core.backend import Group
-from verifier.core.errors import ConfigError, RankFailed
+from verifier.core.deadline import Deadline
+from verifier.core.errors import ConfigError, RankFailed, VerifierError
+from verifier.core.memory import out_of_memory
 from verifier.parallel.group import Solo
 
 # Ranks wait for each other as long as the job lasts; the monitor knows whether someone is lost.
@@ -33,6 +35,9 @@ _PATIENCE = timedelta(days=7)
 # Rank 0 joins when it has read its files.
 _JOIN_PATIENCE = timedelta(seconds=900)
 _EXPLAIN_SECONDS = 5.0
+_INTERFACE = "GLOO_SOCKET_IFNAME"
+# torch.distributed has one default group per process.
+_in_use = threading.Lock()
 
 
 class Heart(Protocol):
@@ -102,19 +107,31 @@ class World:
     def size(self) -> int:
         return self.everyone.size
 
-    def failed(self) -> RankFailed | None:
-        """The error that a broken collective call stands for: which rank was lost, once that is known."""
-        until = time.monotonic() + (_EXPLAIN_SECONDS if self.size > 1 else 0.0)
-        while self.heart.failure is None and time.monotonic() < until:
-            time.sleep(0.05)
-        return RankFailed(self.heart.failure) if self.heart.failure is not None else None
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """A broken connection is how this rank learns that another one was lost; raise what it stands for.
+
+        Raises:
+            RankFailed: which rank was lost, once that is known.
+        """
+        try:
+            yield
+        except (RuntimeError, OSError) as error:
+            if self.size == 1 or isinstance(error, VerifierError) or out_of_memory(error):
+                raise
+            until = time.monotonic() + _EXPLAIN_SECONDS
+            while self.heart.failure is None and time.monotonic() < until:
+                time.sleep(0.05)
+            if self.heart.failure is None:
+                raise
+            raise RankFailed(self.heart.failure) from error
 
     def close(self) -> None:
         """End the other ranks and leave the job; nothing here may fail or wait for long."""
         self.heart.stop()
-        for step in self._closing:
+        while self._closing:
             with contextlib.suppress(Exception):
-                step()
+                self._closing.pop(0)()
 
 
 def solo(device: torch.device) -> World:
@@ -143,18 +160,34 @@ class Place:
 
 
 def under_torchrun() -> Place | None:
-    """The place that torchrun (or anything that sets the same variables) gives this process."""
+    """The place that torchrun (or anything that sets the same variables) gives this process; None for a job of one.
+
+    Raises:
+        ConfigError: a variable is missing or makes no sense.
+    """
     if "WORLD_SIZE" not in os.environ or "RANK" not in os.environ:
         return None
-    try:
-        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        local, count = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        address = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
-    except (KeyError, ValueError) as error:
-        raise ConfigError(
-            f"RANK and WORLD_SIZE are set but {error} is missing or not a number; start with torchrun, or unset them"
-        ) from None
-    return Place(rank, size, local, count, address) if size > 1 else None
+    size = _variable("WORLD_SIZE", 1)
+    if size == 1:
+        return None
+    rank = _variable("RANK", 0, size - 1)
+    count = _variable("LOCAL_WORLD_SIZE", 1, size, "1")
+    local = _variable("LOCAL_RANK", 0, count - 1, "0")
+    port = _variable("MASTER_PORT", 1, 65535)
+    if not os.environ.get("MASTER_ADDR"):
+        raise ConfigError("RANK and WORLD_SIZE are set but MASTER_ADDR is not; start with torchrun, or unset them")
+    return Place(rank, size, local, count, (os.environ["MASTER_ADDR"], port))
+
+
+def _variable(name: str, low: int, high: int | None = None, default: str | None = None) -> int:
+    """One of torchrun's variables: a number between two others."""
+    text = os.environ.get(name, default)
+    if text is None:
+        raise ConfigError(f"RANK and WORLD_SIZE are set but {name} is not; start with torchrun, or unset them")
+    if text.isascii() and text.isdigit() and low <= int(text) and (high is None or int(text) <= high):
+        return int(text)
+    between = f"of at least {low}" if high is None else f"from {low} to {high}"
+    raise ConfigError(f"{name} is '{text}' but must be a number {between}; start with torchrun, or unset RANK")
 
 
 def rank_device(name: str, local_rank: int) -> torch.device:
@@ -177,6 +210,7 @@ def join(
     log: Callable[[int], str] | None = None,
     fatal: Callable[[str], None] | None = None,
     listening: socket.socket | None = None,
+    deadline: Deadline | None = None,
 ) -> World:
     """Become a rank of a job.
 
@@ -184,35 +218,93 @@ def join(
         children: processes of ranks that this process started.
         fatal: what the monitor does when a rank is lost and the main thread does not notice.
         listening: a bound socket for the store, when this process is to host it.
+        deadline: until which to wait for the others.
+
+    Raises:
+        ConfigError: this process or machine cannot take part.
+        RankFailed: another rank is lost or out of reach.
+        DeadlineExceeded: the others did not come in time.
     """
+    import torch.distributed as dist
+
+    _check_interface()
+    if not _in_use.acquire(blocking=False):
+        raise ConfigError(
+            "this process already answers a query with several ranks; ask one after the other, or each in a process of "
+            "its own"
+        )
+    try:
+        if dist.is_initialized():
+            raise ConfigError(
+                "torch.distributed is already in use in this process; start the verifier in one of its own"
+            )
+        world = _join(place, device, children or {}, log, fatal, listening, deadline or Deadline())
+    except BaseException:
+        _in_use.release()
+        raise
+    world._closing.append(_in_use.release)
+    return world
+
+
+def _join(
+    place: Place,
+    device: torch.device,
+    children: dict[int, subprocess.Popen[bytes]],
+    log: Callable[[int], str] | None,
+    fatal: Callable[[str], None] | None,
+    listening: socket.socket | None,
+    deadline: Deadline,
+) -> World:
     import torch.distributed as dist
     from torch.distributed.distributed_c10d import PrefixStore
 
     from verifier.parallel.monitor import Monitor
-    from verifier.parallel.processes import ProcessGroup
 
-    if dist.is_initialized():
-        raise ConfigError("torch.distributed is already in use in this process; start the verifier in one of its own")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    store, beats = _stores(place, listening)
+    try:
+        store, beats = _stores(place, listening)
+    except dist.DistError as error:
+        host, port = place.address
+        first = str(error).splitlines()[0]
+        raise RankFailed(
+            f"rank {place.rank} has no contact with the store of the job, {host}:{port}: {first}"
+        ) from None
     monitor = Monitor(
         place.rank,
         PrefixStore("monitor", beats),
-        children or {},
+        children,
         log or (lambda rank: ""),
         [r for r in range(place.size) if r != place.rank] if place.rank == 0 else [0],
         fatal,
     )
     monitor.start()
+    try:
+        world = _meet(place, device, store, monitor, deadline)
+    except BaseException:
+        monitor.stop()
+        with contextlib.suppress(Exception):
+            dist.destroy_process_group()
+        raise
+    world._closing += [monitor.dismiss, lambda: _end(children), dist.destroy_process_group]
+    return world
+
+
+def _meet(place: Place, device: torch.device, store: Any, heart: Heart, deadline: Deadline) -> World:
+    """Wait for all ranks and make the group of all of them."""
+    import torch.distributed as dist
+    from torch.distributed.distributed_c10d import PrefixStore
+
+    from verifier.parallel.processes import ProcessGroup
+
     own_gpus = device.type == "cuda" and place.local_size <= torch.cuda.device_count()
     backend = "cpu:gloo,cuda:nccl" if own_gpus else "gloo"
 
     def watch() -> None:
-        if monitor.failure is not None:
-            raise RankFailed(monitor.failure)
+        if heart.failure is not None:
+            raise RankFailed(heart.failure)
 
-    _assemble(place, PrefixStore("assembly", store), watch)
+    _assemble(place, PrefixStore("assembly", store), watch, deadline)
     dist.init_process_group(
         backend,
         store=PrefixStore("group", store),
@@ -237,22 +329,31 @@ def join(
         return mine
 
     everyone = subgroup([range(place.size)])
-    world = World(everyone, device, monitor, subgroup, place.local_size)
-    world._closing.append(monitor.dismiss)
-    if children:
-        world._closing.append(lambda: _end(children))
-    world._closing.append(dist.destroy_process_group)
+    world = World(everyone, device, heart, subgroup, place.local_size)
     _same_versions(world)
     return world
 
 
-def _assemble(place: Place, store: Any, watch: Callable[[], None]) -> None:
+def _check_interface() -> None:
+    """Gloo says little when there is no network interface of the name that it is given."""
+    given = os.environ.get(_INTERFACE)
+    known = [name for _, name in socket.if_nameindex()]
+    for name in (given or "").split(","):
+        if name and name.partition(":")[0] not in known:
+            raise ConfigError(
+                f"{_INTERFACE} is '{given}' but this machine's network interfaces are {', '.join(known)}; correct or "
+                "unset it"
+            )
+
+
+def _assemble(place: Place, store: Any, watch: Callable[[], None], deadline: Deadline) -> None:
     """Wait until every rank is here; unlike a collective call this notices one that never comes."""
     store.set(f"here/{place.rank}", "")
     until = time.monotonic() + _JOIN_PATIENCE.total_seconds()
     missing = list(range(place.size))
     while missing:
         watch()
+        deadline.check("the start of the ranks")
         missing = [r for r in missing if not store.check([f"here/{r}"])]
         if missing and time.monotonic() > until:
             names = ", ".join(map(str, missing))
@@ -301,15 +402,16 @@ class LocalRanks:
     """
 
     def __init__(self, size: int, arguments: Sequence[str], logs: str | None, threads: int) -> None:
-        self._socket = socket.socket()
-        self._socket.bind(("127.0.0.1", 0))
-        self._socket.listen(2 * size)
-        self.address = ("127.0.0.1", int(self._socket.getsockname()[1]))
+        _check_interface()
         self._size = size
         self._files: dict[int, IO[bytes]] = {}
         self._children: dict[int, subprocess.Popen[bytes]] = {}
         environment = _environment(threads)
+        self._socket = socket.socket()
         try:
+            self._socket.bind(("127.0.0.1", 0))
+            self._socket.listen(2 * size)
+            self.address = ("127.0.0.1", int(self._socket.getsockname()[1]))
             for rank in range(1, size):
                 self._files[rank] = _log_file(logs, rank)
                 where = f"{self.address[0]}:{self.address[1]}"
@@ -323,17 +425,29 @@ class LocalRanks:
                 )
         except OSError as error:
             self.close()
-            raise ConfigError(f"cannot start {size} ranks: {error.strerror or error}") from None
-
-    def lead(self, device: torch.device, fatal: Callable[[str], None] | None = None) -> World:
-        """Join them as rank 0."""
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-        place = Place(0, self._size, 0, self._size, self.address)
-        try:
-            return join(place, device, self._children, self._said, fatal, self._socket)
+            raise ConfigError(f"cannot start {size} ranks: {error.strerror or error}; use fewer") from None
         except BaseException:
             self.close()
             raise
+
+    def lead(
+        self,
+        device: torch.device,
+        fatal: Callable[[str], None] | None = None,
+        deadline: Deadline | None = None,
+    ) -> World:
+        """Join them as rank 0."""
+        before = os.environ.get(_INTERFACE)
+        os.environ.update(_loopback())
+        place = Place(0, self._size, 0, self._size, self.address)
+        try:
+            world = join(place, device, self._children, self._said, fatal, self._socket, deadline)
+        except BaseException:
+            self.close()
+            _restore(before)
+            raise
+        world._closing.append(lambda: _restore(before))
+        return world
 
     def close(self) -> None:
         """End them without having joined."""
@@ -350,20 +464,36 @@ class LocalRanks:
 
 def _environment(threads: int) -> dict[str, str]:
     """A rank imports the same package and talks over the loopback device."""
-    environment = dict(os.environ)
+    environment = {**os.environ, **_loopback()}
     package = str(Path(verifier.__file__).resolve().parent.parent)
     path = environment.get("PYTHONPATH")
     environment["PYTHONPATH"] = package if not path else f"{package}{os.pathsep}{path}"
     environment["OMP_NUM_THREADS"] = str(threads)
-    environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
     return environment
 
 
+def _loopback() -> dict[str, str]:
+    """What tells gloo to use the loopback device, unless the user has chosen one."""
+    known = [name for _, name in socket.if_nameindex()]
+    return {_INTERFACE: os.environ.get(_INTERFACE, "lo")} if "lo" in known else {}
+
+
+def _restore(interface: str | None) -> None:
+    if interface is None:
+        os.environ.pop(_INTERFACE, None)
+
+
 def _log_file(logs: str | None, rank: int) -> IO[bytes]:
-    if logs is None:
-        return tempfile.TemporaryFile()
-    Path(logs).mkdir(parents=True, exist_ok=True)
-    return open(Path(logs) / f"rank-{rank}.log", "w+b")
+    if logs is None:  # in memory: no folder need be writable
+        return open(os.memfd_create(f"rank-{rank}"), "w+b")
+    path = Path(logs) / f"rank-{rank}.log"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return open(path, "w+b")
+    except OSError as error:
+        raise ConfigError(
+            f"parallel.logs is {logs} but {path} cannot be written ({error.strerror or error}); give another folder"
+        ) from None
 
 
 def _end(children: dict[int, subprocess.Popen[bytes]]) -> None:

@@ -21,6 +21,7 @@ from verifier.config import BabConfig, Config
 from verifier.core.deadline import Deadline
 from verifier.core.errors import DeadlineExceeded, MemoryExceeded
 from verifier.core.inventory import Inventory, process_peak
+from verifier.core.memory import out_of_memory
 from verifier.core.problem import Problem
 from verifier.core.progress import Progress, SilentProgress
 from verifier.core.result import Witness
@@ -216,7 +217,18 @@ def dismiss(world: World, result: Any) -> None:
 
 
 def follow(world: World) -> Any:
-    """The life of a rank other than 0: what rank 0 says came out."""
+    """The life of a rank other than 0: what rank 0 says came out. On a failure the others are told first."""
+    try:
+        return _follow(world)
+    except Exception as error:
+        memory = isinstance(error, MemoryExceeded) or out_of_memory(error)
+        first = (str(error).strip().splitlines() or [""])[0]
+        kind = type(error).__name__
+        world.heart.report("memory" if memory else kind, first if memory else f"{kind}: {first}")
+        raise
+
+
+def _follow(world: World) -> Any:
     graph, problem, config = world.everyone.share(None)
     with cpu_threads(graph, config, world.local_size):
         try:

@@ -20,9 +20,8 @@ import torch
 from verifier.attack import pgd
 from verifier.config import AttackConfig, Config
 from verifier.core.deadline import Deadline
-from verifier.core.errors import DeadlineExceeded, MemoryExceeded, RankFailed, VerifierError
+from verifier.core.errors import DeadlineExceeded, MemoryExceeded, RankFailed
 from verifier.core.handles import WeightStore
-from verifier.core.memory import out_of_memory
 from verifier.core.problem import Problem
 from verifier.core.progress import Progress
 from verifier.core.result import Result, Verdict, Witness
@@ -59,7 +58,7 @@ def solve(
     world = world or solo(device_of(config))
     run = _Run(network, problem, config, deadline, progress, world)
     try:
-        with cpu_threads(network.graph, config, world.local_size):
+        with world.explained(), cpu_threads(network.graph, config, world.local_size):
             try:
                 run.answer()
             except DeadlineExceeded as error:
@@ -70,12 +69,6 @@ def solve(
             run.finish()
     except RankFailed as error:
         run.lost(error)
-    except (RuntimeError, OSError) as error:
-        # A broken connection is how this rank learns that another one was lost.
-        lost = None if isinstance(error, VerifierError) or out_of_memory(error) else world.failed()
-        if lost is None:
-            raise
-        run.lost(lost)
     return run.result()
 
 
