@@ -130,6 +130,13 @@ def test_a_limit_longer_than_any_clock(tmp_path: Path) -> None:
     assert run("verify", *script(tmp_path, "sleep 0.3 unsat"), "--timeout", "1e300").stdout == "unsat\n"
 
 
+def test_closed_streams(tmp_path: Path) -> None:
+    words = ["verify", *script(tmp_path, "print noise unsat"), "--results-file", tmp_path / "r.txt"]
+    shell = ["sh", "-c", 'exec "$@" >&- 2>&- <&-', "sh", *command(words)]
+    assert subprocess.run(shell, env=environment(), timeout=60, check=False).returncode == 0
+    assert (tmp_path / "r.txt").read_text() == "unsat\n"
+
+
 def test_gz_only(tmp_path: Path) -> None:
     args = script(tmp_path, "unsat")
     (tmp_path / "n.onnx").rename(tmp_path / "n.onnx.gz")

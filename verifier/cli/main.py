@@ -22,11 +22,22 @@ _DEVICES = click.Choice(["auto", "cpu", "cuda"])
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run a command and leave at once: nothing that tears down threads, devices or memory is waited for."""
+    _open_streams()
     code = invoke(argv)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
     os._exit(code)
+
+
+def _open_streams() -> None:
+    """Streams that the caller has closed lead nowhere; otherwise the next pipe or file would take their numbers."""
+    while (null := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(null, True)
+    os.close(null)
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "w", encoding="utf-8", closefd=False))
 
 
 def invoke(argv: Sequence[str] | None = None) -> int:
