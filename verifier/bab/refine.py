@@ -167,12 +167,14 @@ def refine(
         mine = torch.arange(elements.numel(), device=elements.device)[group.rank :: group.size]  # perhaps none
         lower = torch.full((2 * elements.numel(),), -torch.inf, dtype=torch.float64, device=elements.device)
         try:
-            found, spent = _bound_layer(graph, backend, state, config, index, elements[mine], share, deadline)
+            # A group has its part of the neurons and as large a part of the time: together they do what one would.
+            part = share / group.size
+            found, spent = _bound_layer(graph, backend, state, config, index, elements[mine], part, deadline)
         except (MemoryExceeded, RuntimeError, MemoryError) as error:
             if not (isinstance(error, MemoryExceeded) or out_of_memory(error)):
                 raise
             found, spent = None, 0.0  # nobody relies on this layer's bounds becoming tighter
-        seconds -= spent
+        seconds -= spent * group.size
         if found is not None:
             lower[torch.cat([mine, mine + elements.numel()])] = found
         tighten(state, index, elements, group.all_gather(lower).amax(0)[None])
