@@ -16,6 +16,7 @@ from verifier.core.backend import SHARD_ROWS, Chunk, Group, canonical_chunks
 from verifier.core.deadline import Deadline
 from verifier.core.handles import WeightStore
 from verifier.core.inventory import Usage
+from verifier.parallel.single import WholeValues
 
 T = TypeVar("T")
 AGREEMENTS: dict[str, Callable[[list[float]], float]] = {"max": max, "min": min, "sum": sum}
@@ -39,7 +40,7 @@ class AgreedDeadline(Deadline):
         return AgreedDeadline(super().sub(seconds), self._agree)
 
 
-class DistributedBackend:
+class DistributedBackend(WholeValues):
     """Replicated or sharded weights, and rows dealt to ranks.
 
     Args:
@@ -92,28 +93,6 @@ class DistributedBackend:
 
     def together(self, deadline: Deadline) -> Deadline:
         return AgreedDeadline(deadline, self.agree) if self.size > 1 else deadline
-
-    @property
-    def summands(self) -> int:
-        return 1
-
-    def total(self, partial: Tensor) -> Tensor:
-        return partial
-
-    def elements(self, index: int, mask: Tensor) -> Tensor:
-        return mask.flatten().nonzero()[:, 0]
-
-    def here(self, index: int, elements: Tensor) -> tuple[Tensor, Tensor | None]:
-        return elements, None
-
-    def whole(self, index: int, value: Tensor) -> Tensor:
-        return value
-
-    def part(self, index: int, value: Tensor) -> Tensor:
-        return value
-
-    def coefficients(self, index: int, value: Tensor) -> Tensor:
-        return value
 
     def close(self) -> None:
         """The world ends the group."""

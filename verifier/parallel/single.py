@@ -18,7 +18,33 @@ from verifier.parallel.stores import Resident
 T = TypeVar("T")
 
 
-class SingleBackend:
+class WholeValues:
+    """Where features are when every rank has all of them."""
+
+    @property
+    def summands(self) -> int:
+        return 1
+
+    def total(self, partial: Tensor) -> Tensor:
+        return partial
+
+    def elements(self, index: int, mask: Tensor) -> Tensor:
+        return mask.flatten().nonzero()[:, 0]
+
+    def here(self, index: int, elements: Tensor) -> tuple[Tensor, Tensor | None]:
+        return elements, None
+
+    def whole(self, index: int, value: Tensor) -> Tensor:
+        return value
+
+    def part(self, index: int, value: Tensor) -> Tensor:
+        return value
+
+    def coefficients(self, index: int, value: Tensor) -> Tensor:
+        return value
+
+
+class SingleBackend(WholeValues):
     """The backend of one device.
 
     Args:
@@ -29,7 +55,6 @@ class SingleBackend:
 
     rank = 0
     size = 1
-    summands = 1
 
     def __init__(
         self, graph: Graph, device: torch.device, chunk_bytes: int = 256 << 20, weights: WeightStore | None = None
@@ -57,24 +82,6 @@ class SingleBackend:
 
     def together(self, deadline: Deadline) -> Deadline:
         return deadline
-
-    def total(self, partial: Tensor) -> Tensor:
-        return partial
-
-    def elements(self, index: int, mask: Tensor) -> Tensor:
-        return mask.flatten().nonzero()[:, 0]
-
-    def here(self, index: int, elements: Tensor) -> tuple[Tensor, Tensor | None]:
-        return elements, None
-
-    def whole(self, index: int, value: Tensor) -> Tensor:
-        return value
-
-    def part(self, index: int, value: Tensor) -> Tensor:
-        return value
-
-    def coefficients(self, index: int, value: Tensor) -> Tensor:
-        return value
 
     def close(self) -> None:
         """Nothing to release."""
