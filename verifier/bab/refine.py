@@ -23,7 +23,7 @@ from verifier.bab.kernel import Kernel
 from verifier.bab.pool import Fields, Pool
 from verifier.bab.relu_split import SearchResult, _Search
 from verifier.bab.splits import split_space
-from verifier.bab.team import Accept, balance_alone
+from verifier.bab.team import Accept, Stop, balance_alone
 from verifier.bounds.alpha import initial_parameters
 from verifier.bounds.crown import BoundState, Specification, exact_by_ibp, preactivations, tighten, undecided
 from verifier.config import BabConfig
@@ -95,7 +95,7 @@ def search(
             {k: part[k] + old.get(k, 0) for k in part}
             for part, old in zip(parts, groups or [{}] * len(parts), strict=True)
         ]
-        if ended.witness is not None or not ended.open or last or ended.reason != "domain limit reached":
+        if ended.witness is not None or not ended.open or last or ended.stop is not Stop.DOMAINS:
             break
     assert ended is not None
     ended.statistics.update({**spent, "groups": groups} if groups else spent)

@@ -57,12 +57,17 @@ _REASONS = {
 
 @dataclass
 class SearchResult:
-    """How a search ended. ``open`` is the number of domains left; zero together with no witness is a proof."""
+    """How a search ended. ``open`` is the number of domains left; zero together with no witness is a proof.
+
+    Attributes:
+        stop: the limit that ended it.
+    """
 
     witness: Witness | None
     open: int
     reason: str
     statistics: dict[str, Any] = field(default_factory=dict)
+    stop: Stop = Stop.NONE
 
 
 def search(
@@ -244,7 +249,8 @@ class _Search:
         }
         if ending.groups:
             statistics["groups"] = ending.groups
-        return SearchResult(ending.witness, open_domains, "" if done else _REASONS[ending.stop], statistics)
+        reason = "" if done else _REASONS[ending.stop]
+        return SearchResult(ending.witness, open_domains, reason, statistics, ending.stop)
 
     def _push_roots(self) -> None:
         """One domain per case, without splits."""
