@@ -2,6 +2,7 @@
 
     python scripts/bench_memory.py [--out results/memory] [--quick] [--networks mlp-256x4,...] [--methods ibp,crown]
                                    [--modes single,fsdp] [--ranks 1,2,4,8] [--part 1/2] [--device cpu] [--check]
+                                   [--trained FOLDER]
 
 A cell is a network, a method, a mode and a number of ranks; it runs through the command line of the verifier. Networks
 have seeded random weights and are written when a cell needs them. The folder ``--out`` keeps one line of JSON per cell
@@ -53,6 +54,7 @@ class Case:
         widest: elements of the largest value, which chunks are measured by.
         methods: what is worth running on it.
         alpha_steps: optimiser steps of the output rows and of hidden rows.
+        files: network and property, where they exist already.
     """
 
     name: str
@@ -62,10 +64,13 @@ class Case:
     n_out: int
     sizes: tuple[int, ...] = ()
     methods: tuple[str, ...] = ("ibp", "crown")
-    alpha_steps: tuple[int, int] = (5, 2)
+    alpha_steps: tuple[int, int] = (10, 2)
+    files: tuple[Path, Path] | None = None
 
     def save(self, folder: Path) -> tuple[Path, Path]:
         """Write network and property."""
+        if self.files is not None:
+            return self.files
         onnx, vnnlib = folder / f"{self.name}.onnx", folder / f"{self.name}.vnnlib"
         if self.sizes:
             save_mlp(onnx, self.sizes)
@@ -108,13 +113,21 @@ _ALL = ("ibp", "crown", "alpha-crown")
 CASES = (
     mlp(256, 4, 0.02, methods=(*_ALL, "bab")),
     mlp(1024, 4, 0.01, methods=_ALL),
-    mlp(4096, 4, 3e-4, methods=_ALL, alpha_steps=(2, 0)),
+    mlp(4096, 4, 3e-4, methods=_ALL, alpha_steps=(10, 0)),
     mlp(4096, 8, 1e-4),
     mlp(8192, 4, 1e-4),
     one_wide(131072, 1e-3),
-    Case("conv3", 2e-3, 32 * 32 * 32, 3072, 10, methods=_ALL, alpha_steps=(5, 1)),
-    Case("resnet", 1e-3, 64 * 32 * 32, 3072, 100, methods=_ALL, alpha_steps=(2, 0)),
+    Case("conv3", 2e-3, 32 * 32 * 32, 3072, 10, methods=_ALL, alpha_steps=(10, 1)),
+    Case("resnet", 1e-3, 64 * 32 * 32, 3072, 100, methods=_ALL, alpha_steps=(10, 0)),
 )
+
+
+def trained(folder: Path) -> Case:
+    """The residual network and the property that ``scripts/train_resnet.py`` left in a folder."""
+    files = folder / "resnet.onnx", folder / "resnet.vnnlib"
+    return Case("trained", 1 / 255, 64 * 32 * 32, 3072, 100, methods=_ALL, alpha_steps=(10, 0), files=files)
+
+
 # The small set: every mode on networks that take seconds. The wide layer has a sixteenth of its size.
 QUICK = (mlp(256, 4, 0.02, methods=_ALL), one_wide(8192, 1e-3))
 
@@ -531,6 +544,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--methods", help="comma-separated: ibp, crown, alpha-crown, bab")
     parser.add_argument("--modes", help=f"comma-separated: {', '.join(MODES)}")
     parser.add_argument("--ranks", help="comma-separated, default 1,2,4,8")
+    parser.add_argument(
+        "--trained", type=Path, metavar="FOLDER", help="what train_resnet.py wrote, to be used as network 'trained'"
+    )
     parser.add_argument("--part", default="1/1", metavar="I/N", help="run only the I-th of N parts of the cells")
     parser.add_argument("--chunk-rows", type=int, default=256, help="rows of a chunk at the widest layer")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of every rank")
@@ -544,6 +560,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what runs is ended and temporary files go
     known = {case.name: case for case in ((*CASES, *QUICK) if arguments.quick else (*QUICK, *CASES))}
+    if arguments.trained:
+        known["trained"] = trained(arguments.trained)
+        if not all(path.is_file() for path in known["trained"].files or ()):
+            parser.error(f"--trained {arguments.trained}: resnet.onnx and resnet.vnnlib are not there")
     names = (
         arguments.networks.split(",") if arguments.networks else [c.name for c in (QUICK if arguments.quick else CASES)]
     )
