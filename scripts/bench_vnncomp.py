@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -27,7 +28,8 @@ DEFAULT = (
     "metaroom_2023,nn4sys:lindex,dist_shift_2023,oval21"
 )
 VERDICTS = ("sat", "unsat", "unknown", "timeout", "error")
-COLUMNS = ("category", "instances", "solved", *VERDICTS, "wrong", "bad witness", "s")
+SUMS = ("instances", "solved", *VERDICTS, "wrong", "bad witness", "s")
+COLUMNS = ("category", *SUMS, "median s", "longest s")
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,7 @@ def summary(title: str, records: Sequence[Mapping[str, Any]], known: Mapping[tup
             wrong.append(f"{title}: {name}: {r['verdict']}, known to be {truth}")
         if r["verdict"] == "sat" and (judgement := check_witness(r)) != "valid":
             bad.append(f"{title}: {name}: witness {judgement}")
+    seconds = [r["seconds"]["total"] for r in records] or [0.0]
     return {
         "category": title,
         "instances": len(records),
@@ -122,7 +125,9 @@ def summary(title: str, records: Sequence[Mapping[str, Any]], known: Mapping[tup
         **counts,
         "wrong": len(wrong),
         "bad witness": len(bad),
-        "s": round(sum(r["seconds"]["total"] for r in records)),
+        "s": round(sum(seconds)),
+        "median s": round(statistics.median(seconds), 2),
+        "longest s": round(max(seconds), 2),
         "problems": wrong + bad,
     }
 
@@ -130,7 +135,8 @@ def summary(title: str, records: Sequence[Mapping[str, Any]], known: Mapping[tup
 def markdown(rows: Iterable[Mapping[str, Any]], known: bool) -> str:
     """The table, with a line of sums."""
     rows = list(rows)
-    total = {c: "all" if c == "category" else sum(r[c] for r in rows) for c in COLUMNS}
+    total: dict[str, Any] = {"category": "all", **{c: sum(r[c] for r in rows) for c in SUMS}, "median s": ""}
+    total["longest s"] = max((r["longest s"] for r in rows), default=0)
     lines = ["| " + " | ".join(COLUMNS) + " |", "|---" + "|---:" * (len(COLUMNS) - 1) + "|"]
     for row in [*rows, total]:
         cells = ["?" if c == "wrong" and not known else str(row[c]) for c in COLUMNS]

@@ -167,9 +167,9 @@ def refine(
         mine = torch.arange(elements.numel(), device=elements.device)[group.rank :: group.size]  # perhaps none
         lower = torch.full((2 * elements.numel(),), -torch.inf, dtype=torch.float64, device=elements.device)
         try:
-            # A group has its part of the neurons and as large a part of the time: together they do what one would.
-            part = share / group.size
-            found, spent = _bound_layer(graph, backend, state, config, index, elements[mine], part, deadline)
+            found, spent = _bound_layer(
+                graph, backend, state, config, index, elements[mine], share, group.size, deadline
+            )
         except (MemoryExceeded, RuntimeError, MemoryError) as error:
             if not (isinstance(error, MemoryExceeded) or out_of_memory(error)):
                 raise
@@ -195,9 +195,15 @@ def _bound_layer(
     index: int,
     elements: Tensor,
     seconds: float,
+    groups: int,
     deadline: Deadline,
 ) -> tuple[Tensor | None, float]:
     """Lower bounds (2n,) of +z and of -z of some neurons, or None when they cannot be searched.
+
+    Args:
+        seconds: for the whole layer.
+        groups: how many share the layer's neurons. Each has as large a part of the time and of a batch, so that every
+            neuron gets the splits, in rounds of the same size, that it would get from one group.
 
     Returns:
         the bounds, and the seconds that the work is expected to have taken.
@@ -221,10 +227,10 @@ def _bound_layer(
         return None, 0.0
     rate = children_per_second(search.bounder.net.multiplications, device)
     # The rows themselves count once; a split is two children with a quarter of the steps, and certificates.
-    splits = int(min(_MOST_SPLITS * n, seconds * rate - 2 * n))
+    splits = int(min(_MOST_SPLITS * n, seconds / groups * rate - 2 * n))
     if splits < 2 * n:
         return None, 0.0
-    lower, done = search.bounds(splits)
+    lower, done = search.bounds(splits, groups)
     return lower, (2 * n + done) / rate
 
 
@@ -235,15 +241,19 @@ def _nothing(x: np.ndarray) -> None:
 class _Rows(_Search):
     """Searches over many rows at once; every row keeps its own frontier of domains."""
 
-    def bounds(self, splits: int) -> tuple[Tensor, int]:
-        """(N,) certified lower bounds of the rows, 0 at most, after about so many splits; how many there were."""
+    def bounds(self, splits: int, groups: int) -> tuple[Tensor, int]:
+        """(N,) certified lower bounds of the rows, 0 at most, after about so many splits; how many there were.
+
+        Args:
+            groups: a round takes this part of a batch.
+        """
         self.pool = self.frontier = _Frontier()
         self.start()
         count = self.cases.thresholds.shape[0]
         self.config = self.config.model_copy(update={"iterations": min(_LATER_STEPS, self.config.iterations)})
         # Few domains of every row at a time find better splits; a device wants full batches. A round costs something
         # however small it is.
-        full, done = self._take(), 0
+        full, done = -(-self._take() // groups), 0
         while done < splits and self.pool.count and not self.deadline.expired():
             domains = self.frontier.worst_of_each(full, count)
             taken = domains["case"].shape[0]
