@@ -75,6 +75,9 @@ class Watch:
     def evaluate(self, domains: Domains) -> torch.Tensor:
         return self.inner.evaluate(domains)
 
+    def close(self) -> None:
+        self.inner.close()
+
     @property
     def mean(self) -> float:
         return float(self.total) / self.count if self.total is not None else 0.0
@@ -248,6 +251,7 @@ def main() -> int:
             "roofline_per_s": roof,
             "device_tflops": rates.flops / 1e12,
             "device_gb_per_s": rates.bytes / 1e9,
+            "replays": watch.inner.recordings.replays if isinstance(watch.inner, Kernel) else 0,
             "statistics": statistics,
         }
         records.append(record)
@@ -255,7 +259,7 @@ def main() -> int:
             f"{name}: {record['mode']}: {rate:.0f} children/s, mean bound {watch.mean:.5g}, {spent:.1f} s, "
             f"{arguments.steps} steps, batch {search.batch}, {record['device']}; {flops / 1e6:.1f} MFLOP and "
             f"{size / 1e6:.2f} MB a child, roofline {roof:.0f}/s ({rates.flops / 1e12:.2f} TFLOP/s, "
-            f"{rates.bytes / 1e9:.0f} GB/s); {statistics}",
+            f"{rates.bytes / 1e9:.0f} GB/s), {record['replays']} replays; {statistics}",
             flush=True,
         )
     if arguments.json:
