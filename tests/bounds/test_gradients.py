@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.bounds.nets import ARCHITECTURES, Builder, Case, case, make
 from tests.support.device import DEVICE
@@ -217,3 +219,45 @@ def test_what_optimisation_reports_is_what_its_iterate_gives(name: str) -> None:
     torch.testing.assert_close(again, found.lower, rtol=1e-5, atol=1e-5)
     first, _ = crown_rows(made.graph, made.backend, state, spec, dtype=torch.float32)
     assert bool((found.lower >= first - 1e-5).all()) and bool((found.lower > first + 1e-4).any())
+
+
+class _Reads(TorchDispatchMode):
+    """Counts where the host waits for a value."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func._overloadpacket._qualified_op_name in ("aten::_local_scalar_dense", "aten::nonzero")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", sorted(ARCHITECTURES))
+def test_steps_read_no_value(name: str) -> None:
+    made = make(name, 1, batch=2, radius=1.0)
+    state = crown_hidden(made.graph, made.backend, made.state(), Deadline())
+    start = rows(made, 1).forms(made.backend, made.graph.output, torch.float32)
+
+    def reads(steps: int) -> int:
+        values, _ = initial_parameters(made.graph, state.bounds, ROWS, len(made.graph.nodes))
+        with _Reads() as seen:
+            optimise(made.graph, made.backend, start, made.box, state.bounds, values, Schedule(steps), Deadline())
+        return seen.count
+
+    assert reads(1) == reads(9)
+
+
+def test_values_that_no_row_depends_on_stay() -> None:
+    """Slopes of a branch that the rows do not read get no gradient, and none from the steps before either."""
+    b = Builder((4,), 3, gain=1.5)
+    x = b.linear(0, 6)
+    read, other = b.relu(x), b.relu(b.linear(x, 5))
+    b.linear(read, 2)
+    wide = torch.full((1, 4), 0.8)
+    made = case(b.graph(), Interval(-wide, wide))
+    state = crown_hidden(made.graph, made.backend, made.state(), Deadline())
+    values, _ = initial_parameters(made.graph, state.bounds, ROWS, len(made.graph.nodes))
+    before = {i: group["alpha"].clone() for i, group in values.items()}
+    start = rows(made, 1).forms(made.backend, made.graph.output, torch.float32)
+    found = optimise(made.graph, made.backend, start, made.box, state.bounds, values, Schedule(6), Deadline())
+    assert torch.equal(found.parameters[other]["alpha"], before[other])
+    assert not torch.equal(found.parameters[read]["alpha"], before[read])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 import pytest
+import torch
 
 from tests.support.device import ON_DEVICE
 from tests.support.networks import KINDS
@@ -15,6 +18,7 @@ from verifier.core.progress import SilentProgress
 from verifier.core.result import Result, Verdict
 from verifier.frontend.network import from_module
 from verifier.solver.pipeline import solve
+from verifier.solver.root import _Enough, _RowTable
 from verifier.spec.build import from_box
 
 NEURONS = {"bab": {"branching": "kfsb"}}
@@ -136,3 +140,25 @@ def test_a_graph_that_disagrees_with_its_reference_never_proves(monkeypatch: pyt
     result = answer(case, NEURONS)
     assert result.verdict is Verdict.ERROR
     assert "output 0 differs by 1" in result.reason
+
+
+def test_slopes_are_left_alone_when_they_gain_nothing() -> None:
+    """A look that ends the optimisation needs all cases refuted, or next to no gain of any row for a while."""
+
+    class Table:
+        def refuted(self, lower: torch.Tensor) -> np.ndarray:
+            return (lower[0] > 0).numpy()
+
+    def looks(bounds: list[list[float]]) -> int:
+        enough = _Enough(cast(_RowTable, Table()))
+        return next((n for n, b in enumerate(bounds) if enough(torch.tensor([b]))), len(bounds))
+
+    assert looks([[-2.0, 1.0], [-1.0, 1.0], [0.5, 1.0], [0.6, 1.0]]) == 2
+    still = [[-2.0, -2.0]] + [[-1.0, -1.0]] * 12
+    assert looks(still) == 7
+    climbing = [[-2.0, -2.0 + 0.01 * n] for n in range(13)]
+    assert looks(climbing) == 13
+    late = [[-2.0, -2.0]] * 6 + [[-1.5, -2.0]] + [[-1.0, -2.0]] * 12
+    assert looks(late) == 10
+    nothing = [[-float("inf"), -1.0]] * 13
+    assert looks(nothing) == 13

@@ -102,6 +102,10 @@ class Bounder(Protocol):
         """(B,) best gap at the given values, without optimising."""
         ...
 
+    def close(self) -> None:
+        """Give up what is held besides the network; bounding goes on without it."""
+        ...
+
 
 class WalkBounder:
     """The backward walk on the graph as it is."""
@@ -164,6 +168,9 @@ class WalkBounder:
         walk = backward(self.graph, self.backend, self._forms(domains.case), planes, torch.float32, None, splits)
         lower = finite_lower(concretise(self.backend, walk, self.box, False))
         return (lower - self.cases.thresholds[domains.case].to(lower.dtype)).amax(1)
+
+    def close(self) -> None:
+        """Nothing is held."""
 
     def parameters(self, domains: Domains, found: Parameters | None = None) -> Parameters:
         """Parameters of a batch: the columns' slopes written over the root's, or over those that were ``found``."""

@@ -12,6 +12,7 @@ by booleans costs several times as much as a product on a CPU. Everything is flo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from verifier.bab.bounder import Bounded, Domains
 from verifier.bab.compact import Compact
+from verifier.bab.recordings import Outputs, Recordings
 from verifier.bounds.alpha import Schedule
 from verifier.core.deadline import Deadline
 
@@ -33,12 +35,16 @@ _where_positive = torch.ops.aten.threshold_backward.grad_input
 class Kernel:
     """Bounds domains on a compact network."""
 
-    def __init__(self, net: Compact, rows: int, input_shape: tuple[int, ...]) -> None:
+    def __init__(
+        self, net: Compact, rows: int, input_shape: tuple[int, ...], recordings: Recordings | None = None
+    ) -> None:
         """
         Args:
             rows: S, rows of every case.
+            recordings: where batches of the same shape are recorded; None: nowhere.
         """
         self.net, self.rows, self.input_shape = net, rows, input_shape
+        self.recordings = recordings or Recordings(None, 0)
         self.widest = max(net.size, net.free.shape[0])
         self.plain = net.places.shape[0] == net.size and not bool(net.kept.any())
         self.pass_back = _Pass(net)
@@ -46,40 +52,68 @@ class Kernel:
     # -- the protocol -----------------------------------------------------------------------------------------------
 
     def optimise(self, domains: Domains, schedule: Schedule, deadline: Deadline) -> Bounded:
+        found = None if deadline.expired() else self._recorded(schedule, domains, self._climbed)
+        if found is None:
+            out = self._results(domains)
+            self._shrinking(out, domains, schedule, deadline)
+            found = (out.gap, out.theta, out.a, out.z, out.x, self._slack(out.x.flatten(0, 1), domains.case))
+        return self._bounded(*found)
+
+    def evaluate(self, domains: Domains) -> Tensor:
+        found = self._recorded(None, domains, self._valued)
+        return self._valued(None, domains)[0] if found is None else found[0]
+
+    def close(self) -> None:
+        self.recordings.close()
+
+    def _recorded(
+        self, schedule: Schedule | None, domains: Domains, work: Callable[[Schedule | None, Domains], Outputs]
+    ) -> Outputs | None:
+        """Work on a batch from a recording, or None when it must be done step by step."""
+        inputs = (domains.case, domains.signs, domains.theta)
+        return self.recordings.run(
+            schedule, self.widest * self.rows, inputs, lambda *tensors: work(schedule, Domains(*tensors))
+        )
+
+    def _shrinking(self, out: _Results, domains: Domains, schedule: Schedule, deadline: Deadline) -> None:
+        """All steps, until time is up; domains that are proved leave the batch."""
         ratio = schedule.rate_beta / schedule.rate_alpha
-        out = self._results(domains)
-        work = self._start(domains, ratio)
+        ascent = _Ascent.begin(self._start(domains, ratio), schedule)
         index: Tensor | None = None
-        best = torch.full((work.count,), float("-inf"), device=work.theta.device)
-        best_theta = work.theta.clone()
-        rate = schedule.rate_alpha
         for step in range(schedule.iterations + 1):
-            work.back(self.pass_back)
-            value = work.forward(self.pass_back).nan_to_num_(nan=-float("inf"))
-            if step:
-                best_theta.lerp_(work.theta, (value > best).to(value.dtype))
-            torch.maximum(best, value, out=best)
+            ascent.bound(self.pass_back)
             if step == schedule.iterations or deadline.expired():
                 break
             if step in _LOOKS:
-                proved = (best.view(-1, self.rows) > 0).any(1)
+                proved = (ascent.best.view(-1, self.rows) > 0).any(1)
                 still = (~proved).nonzero()[:, 0]
                 if still.shape[0] <= (1 - _SHRINK) * proved.shape[0]:
-                    self._write(out, index, work, best, best_theta, ratio)
+                    self._write(out, index, ascent, ratio)
                     if still.shape[0] == 0:
-                        return self._bounded(out, domains.case)
+                        return
                     index = still if index is None else index[still]
-                    pick = still if self.rows == 1 else self._rows_of(still)
-                    work, best, best_theta = work.select(pick), best[pick], best_theta[:, pick]
-            work.ascend(step + 1, rate)
-            rate *= schedule.decay
-        self._write(out, index, work, best, best_theta, ratio)
-        return self._bounded(out, domains.case)
+                    ascent = ascent.select(still if self.rows == 1 else self._rows_of(still))
+            ascent.climb()
+        self._write(out, index, ascent, ratio)
 
-    def evaluate(self, domains: Domains) -> Tensor:
+    def _climbed(self, schedule: Schedule | None, domains: Domains) -> Outputs:
+        """All steps for all domains, without a look at any value."""
+        assert schedule is not None
+        ratio = schedule.rate_beta / schedule.rate_alpha
+        ascent = _Ascent.begin(self._start(domains, ratio), schedule)
+        for _ in range(schedule.iterations):
+            ascent.bound(self.pass_back)
+            ascent.climb()
+        ascent.bound(self.pass_back)
+        out = self._results(domains)
+        self._write(out, None, ascent, ratio)
+        return out.gap, out.theta, out.a, out.z, out.x, self._slack(out.x.flatten(0, 1), domains.case)
+
+    def _valued(self, schedule: Schedule | None, domains: Domains) -> Outputs:
+        """(B,) best gap at the given values."""
         work = self._start(domains, 1.0)
         work.back(self.pass_back)
-        return work.value(self.pass_back).view(-1, self.rows).amax(1)
+        return (work.value(self.pass_back).view(-1, self.rows).amax(1),)
 
     # -- in and out ---------------------------------------------------------------------------------------------------
 
@@ -127,12 +161,10 @@ class Kernel:
             make((b, s, self.net.free.shape[0])),
         )
 
-    def _write(
-        self, out: _Results, index: Tensor | None, work: _Work, best: Tensor, best_theta: Tensor, ratio: float
-    ) -> None:
+    def _write(self, out: _Results, index: Tensor | None, ascent: _Ascent, ratio: float) -> None:
         """Put the state of the rows that are left into the results of the batch."""
-        s, net = self.rows, self.net
-        gap = best.view(-1, s)
+        s, net, work, best_theta = self.rows, self.net, ascent.work, ascent.best_theta
+        gap = ascent.best.view(-1, s)
         if ratio != 1:
             best_theta = best_theta * (work.free + (1 - work.free) * ratio)
         n = gap.shape[0]
@@ -149,15 +181,15 @@ class Kernel:
             else:
                 place[index] = value
 
-    def _bounded(self, out: _Results, case: Tensor) -> Bounded:
-        net, sign = self.net, out.x.flatten(0, 1)
+    def _bounded(self, gap: Tensor, theta: Tensor, a: Tensor, z: Tensor, x: Tensor, slack: Tensor) -> Bounded:
+        net, sign = self.net, x.flatten(0, 1)
 
         def points(index: Tensor) -> Tensor:
-            x = net.centre.expand(index.shape[0], -1).clone()
-            x[:, net.free] += net.radius[net.free] * sign[index]
-            return x.view(-1, *self.input_shape)
+            at = net.centre.expand(index.shape[0], -1).clone()
+            at[:, net.free] += net.radius[net.free] * sign[index]
+            return at.view(-1, *self.input_shape)
 
-        return Bounded(out.gap, out.theta, None, out.a, out.z, self._slack(sign, case), points)
+        return Bounded(gap, theta, None, a, z, slack, points)
 
     def _slack(self, sign: Tensor, case: Tensor) -> Tensor:
         """(B, S) by how much the corners (B * S, n) violate all rows of their case: the network itself, forward."""
@@ -332,3 +364,46 @@ class _Work:
         scale = ((1 - 0.999**count) / 0.999**count) ** 0.5 / (1 - 0.9**count)
         self.theta.addcmul_(first, root, value=-rate * scale)
         torch.minimum(self.theta.clamp_(min=0), cap, out=self.theta)
+
+
+@dataclass
+class _Ascent:
+    """Rows on their way up.
+
+    Attributes:
+        best: (R,) best bound of every row so far; ``best_theta``: (T, R) where it was reached.
+        step: steps done.
+        rate: learning rate of the next one.
+    """
+
+    work: _Work
+    schedule: Schedule
+    best: Tensor
+    best_theta: Tensor
+    rate: float
+    step: int = 0
+
+    @classmethod
+    def begin(cls, work: _Work, schedule: Schedule) -> _Ascent:
+        best = work.theta.new_full((work.count,), float("-inf"))
+        return cls(work, schedule, best, work.theta.clone(), schedule.rate_alpha)
+
+    def bound(self, p: _Pass) -> None:
+        """Bounds at the current values."""
+        work = self.work
+        work.back(p)
+        value = work.forward(p).nan_to_num_(nan=-float("inf"))
+        if self.step:
+            self.best_theta.lerp_(work.theta, (value > self.best).to(value.dtype))
+        torch.maximum(self.best, value, out=self.best)
+
+    def climb(self) -> None:
+        """One step of the optimiser."""
+        self.step += 1
+        self.work.ascend(self.step, self.rate)
+        self.rate *= self.schedule.decay
+
+    def select(self, pick: Tensor) -> _Ascent:
+        """Some of the rows."""
+        work = self.work.select(pick)
+        return _Ascent(work, self.schedule, self.best[pick], self.best_theta[:, pick], self.rate, self.step)

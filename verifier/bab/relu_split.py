@@ -23,6 +23,7 @@ from verifier.bab.compact import compact
 from verifier.bab.kernel import Kernel
 from verifier.bab.leaf_lp import solve_leaf
 from verifier.bab.pool import Fields, Pool
+from verifier.bab.recordings import recordings
 from verifier.bab.splits import SplitSpace, split_space
 from verifier.bab.team import Accept, Ending, Figures, Stop, Team, every
 from verifier.bounds.alpha import Parameters, Schedule
@@ -149,7 +150,8 @@ class _Search:
         """The compact network where there is one, else walks on the graph."""
         net = compact(self.graph, self.backend, self.state.box, self.space, self.cases.spec, self.cases.thresholds)
         if net is not None:
-            return Kernel(net, self.rows, self.graph.input_shape)
+            kept = recordings(self.backend.device, self.config.cuda_graphs, self.memory_limit // 4)
+            return Kernel(net, self.rows, self.graph.input_shape, kept)
         return WalkBounder(self.graph, self.backend, self.state.box, self.space, self.cases)
 
     def _batch_size(self) -> int:
@@ -166,7 +168,10 @@ class _Search:
     def run(self) -> SearchResult:
         meaning = [torch.tensor([g.value for g in self.space.groups]), *(g.elements for g in self.space.groups)]
         self.team.same([*meaning, self.cases.spec.y, self.cases.thresholds])
-        return self._result(self.team.run(self))
+        try:
+            return self._result(self.team.run(self))
+        finally:
+            self.bounder.close()
 
     # -- what the team asks -----------------------------------------------------------------------------------------
 
@@ -294,6 +299,7 @@ class _Search:
             raise MemoryExceeded(f"a batch of {n} domains does not fit; make bab.batch_size smaller") from error
         if n == 1:
             raise MemoryExceeded("not even one domain fits") from error
+        self.bounder.close()
         self.batch = max(1, n // 2)
 
     def _settle(self, domains: Domains) -> None:

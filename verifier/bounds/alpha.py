@@ -13,7 +13,8 @@ One forward sweep yields all gradients; its input is a counterexample candidate 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -32,7 +33,7 @@ from verifier.bounds.crown import (
     tighten,
 )
 from verifier.bounds.forms import Form
-from verifier.bounds.walk import Walk, backward, concretise, minimiser
+from verifier.bounds.walk import Walk, backward, lowest
 from verifier.core.backend import ParallelBackend
 from verifier.core.deadline import Deadline
 from verifier.core.interval import Interval
@@ -42,6 +43,8 @@ from verifier.graph.graph import Graph, Node
 from verifier.graph.op import AffineOp, NonlinearOp, ParamSpec, Relaxation
 
 Parameters = dict[int, dict[str, Tensor]]
+_Key = tuple[int, str]
+_BETA = "beta"
 
 
 @dataclass(frozen=True)
@@ -112,76 +115,59 @@ def optimise(
     Args:
         start: forms whose rows are bounded.
         box, bounds: float32, fixed.
-        parameters: initial values, (B, S, *shape); updated in place.
+        parameters: initial values, (B, S, *shape); emptied.
         signs: for every nonlinear node with splits, (B, 1, *shape): -1 where its input is >= 0 by a split, +1 where it
             is <= 0, else 0. A multiplier beta >= 0 then adds sign * beta to the input's coefficient.
-        multipliers: initial values (B, S, *shape), same keys; updated in place.
-        stop: called with the best bounds after every step; True ends early.
+        multipliers: initial values (B, S, *shape), same keys; emptied.
+        stop: called with the best bounds after some of the steps; True ends early.
     """
     end = max(start) + 1
     signs = signs or {}
-    multipliers = multipliers if multipliers is not None else {}
     planes = _Planes(graph, bounds, end, parameters)
-    moments = _Moments()
+    slopes = _Bank({(i, k): v for i, d in parameters.items() for k, v in d.items()}, planes.limits)
+    betas = _Bank({(i, _BETA): m for i, m in (multipliers or {}).items()}, {})
+    for taken in (parameters, multipliers or {}):
+        taken.clear()  # nobody should hold a second copy
     best: Tensor | None = None
-    best_parameters: Parameters = {}
-    best_multipliers: dict[int, Tensor] = {}
     walk: Walk | None = None
+    x = box.lower
     rate = 1.0
     for step in range(schedule.iterations + 1):
-        current = planes.build(parameters)
-        splits = {i: signs[i] * m for i, m in multipliers.items()}
+        current = planes.build(slopes.grouped(slopes.values))
+        splits = {i: signs[i] * m for (i, _), m in betas.values.items()}
         walk = backward(graph, backend, start, current, torch.float32, None, splits, keep=True)
-        value = finite_lower(concretise(backend, walk, box, False))
+        value, x = lowest(backend, walk, box)
+        value = finite_lower(value)
         if best is None:
             best = value.clone()
-            best_parameters = {i: {k: v.clone() for k, v in d.items()} for i, d in parameters.items()}
-            best_multipliers = {i: m.clone() for i, m in multipliers.items()}
         else:
             better = value > best
-            best = torch.where(better, value, best)
-            _keep(better, parameters, best_parameters, multipliers, best_multipliers)
+            best = torch.maximum(best, value)
+            slopes.keep(better)
+            betas.keep(better)
         last = step == schedule.iterations
-        if last or deadline.expired() or (stop is not None and stop(best)):
+        if last or deadline.expired() or (stop is not None and _asked(step) and stop(best)):
             break
-        z = sweep(graph, backend, walk, current, minimiser(walk, box), value.shape)
-        moments.count += 1
-        for i, group in parameters.items():
+        z = sweep(graph, backend, walk, current, x, value.shape)
+        for i in planes.made:
             if i in walk.kept:
                 for name, gradient in current[i].gradients(walk.kept[i], z[i]).items():
-                    moments.ascend(group[name], gradient, schedule.rate_alpha * rate, (i, name))
-                    planes.clamp(i, name, group[name])
-        for i, m in multipliers.items():
+                    slopes.write((i, name), gradient)
+        for i, name in betas.values:
             if i in walk.kept:
-                moments.ascend(m, signs[i] * z[i][0], schedule.rate_beta * rate, (i, "beta"))
-                m.clamp_(min=0)
+                betas.write((i, name), signs[i] * z[i][0])
+        slopes.ascend(schedule.rate_alpha * rate)
+        betas.ascend(schedule.rate_beta * rate)
         rate *= schedule.decay
     assert best is not None and walk is not None
-    candidate = minimiser(walk, box)
-    state = _row_state(parameters, multipliers, moments)
-    return Optimised(best, best_parameters, best_multipliers, candidate, walk.kept, state)
+    state = slopes.state() + betas.state() + RowState(chunks=1)
+    found = {i: m for (i, _), m in betas.best.items()}
+    return Optimised(best, slopes.grouped(slopes.best), found, x, walk.kept, state)
 
 
-def _keep(
-    better: Tensor,
-    parameters: Parameters,
-    best_parameters: Parameters,
-    multipliers: dict[int, Tensor],
-    best_multipliers: dict[int, Tensor],
-) -> None:
-    """Copy the rows that improved into the best iterate."""
-    pairs = [(v, best_parameters[i][k]) for i, d in parameters.items() for k, v in d.items()]
-    pairs += [(m, best_multipliers[i]) for i, m in multipliers.items()]
-    for new, kept in pairs:
-        mask = better.reshape(*better.shape, *[1] * (new.dim() - 2))
-        torch.where(mask, new, kept, out=kept)
-
-
-def _row_state(parameters: Parameters, multipliers: Mapping[int, Tensor], moments: _Moments) -> RowState:
-    """What one optimisation held: current and best iterates, the gradients of one node, the moments."""
-    groups = [list(group.values()) for group in parameters.values()] + [[m] for m in multipliers.values()]
-    sizes = [sum(t.numel() * t.element_size() for t in group) for group in groups]
-    return RowState(2 * sum(sizes), max(sizes, default=0) if moments.count else 0, moments.bytes(), 1)
+def _asked(step: int) -> bool:
+    """Whether to ask for an early end after a step: the host waits for the device then."""
+    return step < 4 or step % 4 == 0
 
 
 class _Planes:
@@ -202,35 +188,98 @@ class _Planes:
     def build(self, parameters: Parameters) -> dict[int, Relaxation]:
         return {**self.fixed, **{i: self.made[i](group) for i, group in parameters.items()}}
 
-    def clamp(self, index: int, name: str, value: Tensor) -> None:
-        spec = self.limits[index, name]
-        low, high = spec.low, spec.high
-        if isinstance(low, Tensor) or isinstance(high, Tensor):
-            torch.minimum(torch.maximum(value, torch.as_tensor(low)), torch.as_tensor(high), out=value)
-        else:
-            value.clamp_(low, high)
 
+class _Bank:
+    """Tensors (B, S, *shape) that are optimised, side by side in one buffer: every elementwise operation is one call.
 
-class _Moments:
-    """Adam's moments; ascent, in place."""
+    Attributes:
+        values, best: views of the current and of the best values, by node and name.
+    """
 
-    def __init__(self) -> None:
-        self.count = 0
-        self._state: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}
+    def __init__(self, tensors: Mapping[_Key, Tensor], limits: Mapping[_Key, ParamSpec]) -> None:
+        """
+        Args:
+            limits: of the values; default 0 and infinity.
+        """
+        self.shapes = {key: t.shape[2:] for key, t in tensors.items()}
+        self._now = torch.cat([t.flatten(2) for t in tensors.values()], -1) if tensors else None
+        self._best = None if self._now is None else self._now.clone()
+        self.values, self.best = self._views(self._now), self._views(self._best)
+        self._low, self._high = self._limits(limits)
+        self._gradient: Tensor | None = None
+        self._gradients: dict[_Key, Tensor] = {}
+        self._written: set[_Key] = set()
+        self._moments: tuple[Tensor, Tensor] | None = None
+        self._count = 0
 
-    def bytes(self) -> int:
-        return sum(t.numel() * t.element_size() for pair in self._state.values() for t in pair)
+    def _views(self, flat: Tensor | None) -> dict[_Key, Tensor]:
+        if flat is None:
+            return {}
+        parts = flat.split([math.prod(shape) for shape in self.shapes.values()], -1)
+        return {k: t.reshape(*t.shape[:2], *s) for (k, s), t in zip(self.shapes.items(), parts, strict=True)}
 
-    def ascend(self, value: Tensor, gradient: Tensor, rate: float, key: tuple[int, str]) -> None:
-        if key not in self._state:
-            self._state[key] = (torch.zeros_like(value), torch.zeros_like(value))
-        first, second = self._state[key]
+    def _limits(self, limits: Mapping[_Key, ParamSpec]) -> tuple[Tensor, Tensor] | tuple[float, float]:
+        """Two numbers where all values share them, else tensors that broadcast over the buffer."""
+        pairs = [(limits[k].low, limits[k].high) if k in limits else (0.0, math.inf) for k in self.shapes]
+        numbers = {(low, high) for low, high in pairs if not isinstance(low, Tensor) and not isinstance(high, Tensor)}
+        if len(numbers) <= 1 and not any(isinstance(end, Tensor) for pair in pairs for end in pair):
+            return next(iter(numbers), (0.0, math.inf))
+        low, high = (self._wide([pair[side] for pair in pairs]) for side in (0, 1))
+        return low, high
+
+    def _wide(self, ends: Sequence[Tensor | float]) -> Tensor:
+        """(B or 1, 1, T) from limits that broadcast over the values."""
+        assert self._now is not None
+        tensors = [torch.as_tensor(end, dtype=self._now.dtype, device=self._now.device) for end in ends]
+        batch = max(t.shape[0] if t.dim() else 1 for t in tensors)
+        shapes = self.shapes.values()
+        return torch.cat([t.expand(batch, 1, *s).flatten(2) for t, s in zip(tensors, shapes, strict=True)], -1)
+
+    def grouped(self, views: Mapping[_Key, Tensor]) -> Parameters:
+        """By node index and name."""
+        out: Parameters = {}
+        for (i, name), view in views.items():
+            out.setdefault(i, {})[name] = view
+        return out
+
+    def keep(self, better: Tensor) -> None:
+        """Copy the rows (B, S) that improved into the best values."""
+        if self._now is not None and self._best is not None:
+            torch.where(better[..., None], self._now, self._best, out=self._best)
+
+    def write(self, key: _Key, gradient: Tensor) -> None:
+        """The gradient of one of the values; those that none is ever written for stay as they are."""
+        if self._gradient is None:
+            assert self._now is not None
+            self._gradient = torch.zeros_like(self._now)
+            self._gradients = self._views(self._gradient)
+        self._gradients[key].copy_(gradient)
+        self._written.add(key)
+
+    def ascend(self, rate: float) -> None:
+        """One step of Adam uphill, within the limits; the gradients are used up."""
+        value, gradient = self._now, self._gradient
+        if value is None or gradient is None:
+            return
+        if self._moments is None:
+            self._moments = torch.zeros_like(value), torch.zeros_like(value)
+        first, second = self._moments
+        self._count += 1
         first.lerp_(gradient, 0.1)
         second.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
-        correction1, correction2 = 1 - 0.9**self.count, 1 - 0.999**self.count
-        denominator = (second / correction2).sqrt_().add_(1e-8)
+        correction1, correction2 = 1 - 0.9**self._count, 1 - 0.999**self._count
+        denominator = torch.div(second, correction2, out=gradient).sqrt_().add_(1e-8)
         value.addcdiv_(first, denominator, value=rate / correction1)
         torch.nan_to_num_(value, nan=0.0)
+        torch.clamp(value, self._low, self._high, out=value)  # type: ignore[arg-type]
+        if len(self._written) < len(self.shapes):
+            gradient.zero_()
+
+    def state(self) -> RowState:
+        """What the values take, with their best ones, their gradients and the moments."""
+        size = 0 if self._now is None else self._now.nbytes
+        moments = sum(t.nbytes for t in self._moments or ())
+        return RowState(2 * size, size if self._moments else 0, moments, 0)
 
 
 def sweep(

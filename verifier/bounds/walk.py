@@ -115,12 +115,20 @@ def backward(
         if form is not None
         else zero.reshape(1, n_rows, *[1] * len(graph.input_shape)).expand(1, n_rows, *graph.input_shape)
     )
-    constant = sum(state.constants, zero)
+    constant = _sum(state.constants, zero)
     if charges is not None:
-        total = sum((c.abs() for c in state.constants), zero)
+        total = _sum([c.abs() for c in state.constants], zero)
         state.charged.append(gamma(len(state.constants) + 1 + backend.summands, dtype) * total + tiny(dtype))
-    constant, charge = _totals(backend, constant, sum(state.charged, zero))
+    constant, charge = _totals(backend, constant, _sum(state.charged, zero))
     return Walk(a, constant, charge, state.kept)
+
+
+def _sum(parts: Sequence[Tensor], zero: Tensor) -> Tensor:
+    """Sum of tensors that broadcast, in their widest dtype: one call, however many there are."""
+    if len(parts) < 2:
+        return parts[0] if parts else zero
+    dtype = torch.float64 if any(p.dtype == torch.float64 for p in parts) else parts[0].dtype
+    return torch.stack(torch.broadcast_tensors(*(p.to(dtype) for p in parts))).sum(0)
 
 
 def _totals(backend: ParallelBackend, *partial: Tensor) -> Sequence[Tensor]:
@@ -303,6 +311,13 @@ def concretise(backend: ParallelBackend, walk: Walk, box: Interval, charges: boo
     total = size + walk.constant.abs()
     slack = gamma(a.shape[-1] + 3 + backend.summands, a.dtype) * total + walk.charge
     return value - slack * (1 + 8 * unit_roundoff(a.dtype)) - value.abs() * 4 * unit_roundoff(a.dtype)
+
+
+def lowest(backend: ParallelBackend, walk: Walk, box: Interval) -> tuple[Tensor, Tensor]:
+    """Minimum of the walk's rows over the input box, (B, S), and the corner where it is; rounding is not charged."""
+    x = minimiser(walk, box)
+    value = (walk.a * x).flatten(2).sum(-1)
+    return backend.total(value) + walk.constant, x
 
 
 def minimiser(walk: Walk, box: Interval) -> Tensor:

@@ -15,7 +15,7 @@ class RowState:
 
     Attributes:
         slopes: relaxation parameters and split multipliers, and the copy of the best ones.
-        gradients: of one node's parameters, which are made and used node by node.
+        gradients: of the parameters and multipliers.
         optimizer: both moments.
         chunks: how many chunks of rows these figures are the sum of; one of them is alive at a time.
     """

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from verifier.core.handles import Handle
 from verifier.graph.op import AffineOp, Params, Shape, Split, folded_terms
-from verifier.ops.layout import merge_lead, tuple_of
+from verifier.ops.layout import merge_lead, sum_rest, tuple_of
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -90,7 +90,7 @@ class Conv(AffineOp):
         if self.bias is None:
             return None
         per_channel = a.flatten(-self.dims).sum(-1)  # (N, ..., C)
-        return (per_channel @ p[1]).flatten(1).sum(1) if per_channel.ndim > 2 else per_channel @ p[1]
+        return sum_rest(per_channel @ p[1])
 
     def spread(self, rs: Sequence[Tensor], p: Params) -> Tensor:
         return self._conv(rs[0], p[0].abs(), None)

@@ -51,6 +51,11 @@ def merge_lead(x: Tensor, rank: int) -> Tensor:
     return x.reshape(-1, *x.shape[x.ndim - rank :])
 
 
+def sum_rest(x: Tensor) -> Tensor:
+    """(N, ...) to (N,): the sum over all other dims."""
+    return x.flatten(1).sum(1) if math.prod(x.shape[1:]) != 1 else x.reshape(-1)
+
+
 def tuple_of(value: int | Sequence[int], n: int) -> tuple[int, ...]:
     """An int repeated, or a sequence of length one or n, as a tuple of n ints."""
     values = (value,) if isinstance(value, int) else tuple(int(v) for v in value)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from verifier.core.handles import Blocks, Handle
 from verifier.graph.op import AffineOp, Params, Shape, Split, folded_terms
-from verifier.ops.layout import reduce_count, unbroadcast
+from verifier.ops.layout import reduce_count, sum_rest, unbroadcast
 
 # Most bytes of |W| that are made at once; a multiple of any reasonable row, and small beside a layer worth sharding.
 _BLOCK_BYTES = 4 << 20
@@ -80,7 +80,7 @@ class Linear(AffineOp):
     def bias_dot(self, a: Tensor, p: Params) -> Tensor | None:
         if self.bias is None:
             return None
-        return (a @ p[1]).flatten(1).sum(1) if a.ndim > 2 else a @ p[1]
+        return sum_rest(a @ p[1])
 
     def spread(self, rs: Sequence[Tensor], p: Params) -> Tensor:
         return absolute_product(rs[0], p[0], None)

@@ -63,15 +63,21 @@ class Relu(NonlinearOp):
         return {"alpha": ParamSpec(one_side[:, None], min(k, 1.0), max(k, 1.0))}
 
     def relax(self, xs: Sequence[Interval], params: Mapping[str, Tensor] | None = None) -> UnaryPlanes:
-        return self.prepared(xs)(params)
+        return self._prepared(xs, once=True)(params)
 
     def prepared(self, xs: Sequence[Interval]) -> Callable[[Mapping[str, Tensor] | None], UnaryPlanes]:
+        return self._prepared(xs, once=False)
+
+    def _prepared(self, xs: Sequence[Interval], once: bool) -> Callable[[Mapping[str, Tensor] | None], UnaryPlanes]:
         """Chord on one side, any line through the origin with a slope between k and 1 on the other.
 
         Sound: f is convex (k <= 1) or concave (k > 1), so the chord needs checking at the two end points only, and its
         intercept is the larger requirement of the two, enlarged by more than its three roundings; a z with a between
         k and 1 lies on the other side of f everywhere. Stable neurons are exact: the limits of the slope coincide.
         Infinite bounds: slope 1 for u = inf, k for l = -inf, an infinite intercept for both.
+
+        Args:
+            once: not worth working anything out for later planes.
         """
         low, up = sane(xs[0])
         k, dtype = self.negative_slope, low.dtype
@@ -92,12 +98,13 @@ class Relu(NonlinearOp):
             at_least, at_most = at_most, at_least
         zero = torch.zeros_like(chord)
         delta = {"alpha": (unstable.to(dtype)[:, None], zero)}
+        columns = _chords(chord, look=True) if not once and k <= 1 else None
 
         def planes(params: Mapping[str, Tensor] | None) -> UnaryPlanes:
             alpha = self.parameters(xs)["alpha"].initial if params is None else params["alpha"]
             free = torch.clamp(alpha, at_least, at_most)
             if k <= 1:
-                return OriginPlanes(free, zero, slope, chord, d_lower=delta)
+                return OriginPlanes(free, zero, slope, chord, d_lower=delta, columns=columns)
             return UnaryPlanes(slope, chord, free, zero, d_upper=delta)
 
         return planes
@@ -109,15 +116,38 @@ class OriginPlanes(UnaryPlanes):
 
     Their sum is one matrix product, (B, S, n) with (B, n, 2): the finite intercepts, and a second column that tells
     rows that need an infinite one.
+
+    Attributes:
+        columns: (B, n, 2), or (B, n, 1) where no intercept is infinite; None: worked out when it is needed.
     """
 
+    columns: Tensor | None = None
+
     def backward(self, a: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-        chord = self.upper_intercept.flatten(2)
-        lost = torch.isinf(chord)
-        columns = torch.stack((chord.masked_fill(lost, 0.0), lost.to(a.dtype)), -1).squeeze(1)
-        const, needs = torch.matmul(a.clamp(max=0).flatten(2), columns).unbind(-1)
-        const = const.masked_fill(needs < 0, -float("inf"))
+        columns = _chords(self.upper_intercept) if self.columns is None else self.columns
+        sums = torch.matmul(a.clamp(max=0).flatten(2), columns)
+        const = sums[..., 0]
+        if columns.shape[-1] > 1:
+            const = const.masked_fill(sums[..., 1] < 0, -float("inf"))
         return (a * torch.where(a > 0, self.lower_slope, self.upper_slope),), const
+
+    def gradients(self, a: Tensor, zs: Sequence[Tensor]) -> Mapping[str, Tensor]:
+        given = self.d_lower or {}
+        return {name: torch.mul(a.clamp(min=0), zs[0]).mul_(slope) for name, (slope, _) in given.items()}
+
+
+def _chords(chord: Tensor, look: bool = False) -> Tensor:
+    """The columns of :class:`OriginPlanes`.
+
+    Args:
+        chord: (B, 1, *shape).
+        look: whether the host looks for infinite intercepts, to leave the second column out.
+    """
+    chord = chord.flatten(2)
+    lost = torch.isinf(chord)
+    if look and not bool(lost.any()):
+        return chord.transpose(1, 2).contiguous()
+    return torch.stack((chord.masked_fill(lost, 0.0), lost.to(chord.dtype)), -1).squeeze(1)
 
 
 def _leaky(x: Tensor, k: float, side: int) -> Tensor:

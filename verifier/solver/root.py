@@ -130,14 +130,34 @@ def _alpha(
     deadline: Deadline,
 ) -> tuple[Tensor, Optimised]:
     """Optimise all rows of the table and certify the best slopes; keeps the tighter of old and new bounds."""
-    found = alpha_rows(
-        graph, backend, state, table.spec, schedule, deadline, lambda best: bool(table.refuted(best.double()).all())
-    )
+    found = alpha_rows(graph, backend, state, table.spec, schedule, deadline, _Enough(table))
     backend.usage.note_rows(found.state)
     sure = found.lower.double()
     if state.certified:
         sure, _ = crown_rows(graph, backend, state, table.spec, found.parameters, dtype=torch.float64)
     return torch.fmax(lower.double(), sure), found
+
+
+# Slopes are left alone when no row gained this share of its whole gain since as many looks ago as the second number
+# says; the first looks are too early to tell.
+_WORTHWHILE, _LOOKS_BACK, _FIRST_LOOKS = 1e-4, 3, 8
+
+
+class _Enough:
+    """Ends an optimisation of rows: all cases are refuted, or the rows gain next to nothing."""
+
+    def __init__(self, table: _RowTable) -> None:
+        self.table = table
+        self.looks: list[Tensor] = []
+
+    def __call__(self, best: Tensor) -> bool:
+        self.looks.append(best)
+        if self.table.refuted(best.double()).all():
+            return True
+        if len(self.looks) < _FIRST_LOOKS:
+            return False
+        before = self.looks[-1 - _LOOKS_BACK]
+        return bool((best - before <= _WORTHWHILE * (best - self.looks[0])).all())
 
 
 def _box(graph: Graph, backend: ParallelBackend, problem: Problem, index: int) -> Interval:
