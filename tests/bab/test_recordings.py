@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.bab.test_kernel import CASES, ROWS, Setting, close
+from tests.support.device import DEVICE
 from verifier.api import verify
 from verifier.bab import compact, recordings, relu_split
 from verifier.bab.bounder import Domains
@@ -84,7 +85,8 @@ def some_domains(kernel: Kernel, count: int, seed: int) -> Domains:
     signs = torch.randint(-1, 2, (count, columns), generator=random, dtype=torch.int8)
     signs[torch.rand(signs.shape, generator=random) < 0.6] = 0
     theta = torch.rand((count, ROWS, columns), generator=random)
-    return Domains(torch.randint(0, CASES, (count,), generator=random), signs, theta)
+    case = torch.randint(0, CASES, (count,), generator=random)
+    return Domains(case.to(DEVICE), signs.to(DEVICE), theta.to(DEVICE))
 
 
 @pytest.mark.parametrize("name", ["mlp", "residual", "conv"])
@@ -103,7 +105,7 @@ def test_replays_bound_what_steps_bound(name: str) -> None:
         assert close(first.coefficients, second.coefficients)
         assert close(first.z, second.z)
         assert close(first.slack, second.slack)
-        index = torch.arange(first.gap.numel())
+        index = torch.arange(first.gap.numel(), device=DEVICE)
         assert close(first.points(index), second.points(index))
     assert recorder.records == recorded.recordings.made == 2
     assert recorded.recordings.replays == 2 * 4
@@ -177,15 +179,15 @@ def test_a_search_with_replays_comes_to_the_same_end(monkeypatch: pytest.MonkeyP
     most = float(net(points).detach().max())
     made: list[Recordings] = []
 
-    def always(device: torch.device, setting: str, room: int) -> Recordings:
-        made.append(Recordings(Again() if setting == "auto" else None, room, after=0))
+    def always(device: torch.device, wanted: bool, room: int) -> Recordings:
+        made.append(Recordings(Again() if wanted else None, room, after=0))
         return made[-1]
 
     monkeypatch.setattr(relu_split, "recordings", always)
     base = {"attack.enabled": False, "bab.branching": "kfsb", "bab.batch_size": 16, "bounds.method": "alpha-crown"}
     for margin, verdict in ((0.02, "unsat"), (-0.02, "sat")):
         question = from_box([-1.0] * 3, [1.0] * 3, [[([-1.0], -most - margin)]], 1)
-        found = [verify(net, question, base | {"bab.cuda_graphs": s}, timeout=60) for s in ("auto", "off")]
+        found = [verify(net, question, base | {"bab.cuda_graphs": s}, timeout=60) for s in (True, False)]
         assert [f.verdict.value for f in found] == [verdict, verdict]
     assert any(kept.replays for kept in made)
     assert all(kept._recorder is None and not kept._found for kept in made)  # given up with their search

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -168,12 +168,11 @@ def padded(count: int) -> int:
     return max(_SMALLEST, 1 << (count - 1).bit_length())
 
 
-def recordings(device: torch.device, setting: Literal["auto", "off"], room: int) -> Recordings:
+def recordings(device: torch.device, wanted: bool, room: int) -> Recordings:
     """What a search on a device records.
 
     Args:
-        setting: ``bab.cuda_graphs``.
+        wanted: ``bab.cuda_graphs``; nothing is recorded on a CPU.
         room: bytes that the recordings may take.
     """
-    wanted = setting == "auto" and device.type == "cuda"
-    return Recordings(CudaGraphs(device) if wanted else None, room)
+    return Recordings(CudaGraphs(device) if wanted and device.type == "cuda" else None, room)

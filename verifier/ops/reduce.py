@@ -75,7 +75,7 @@ class Mean(_Reduction):
         return reduce_count(out_shape, in_shapes[0]) + 1
 
     def backward_terms(self, in_shapes: Sequence[Shape], out_shape: Shape) -> int:
-        return 1
+        return 2  # a GPU multiplies by the rounded reciprocal
 
 
 @dataclass(frozen=True)
