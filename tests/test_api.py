@@ -11,6 +11,7 @@ from torch import nn
 
 import verifier
 from tests.cli.networks import above, absolute
+from tests.support.device import ON_DEVICE
 from verifier.api import Bounds, compute_bounds, load_any, round_down, verify
 from verifier.core.errors import ConfigError, InputError
 from verifier.core.problem import Problem
@@ -53,7 +54,7 @@ def test_files_modules_and_networks_agree(threshold: float, verdict: Verdict, tm
     path, property = absolute(tmp_path), above(tmp_path, threshold)
     for network in (path, str(path), module(), load_any(module(), (1, 2))):
         for asked in (property, problem(threshold)):
-            result = verify(network, asked, {"attack.restarts": 10}, timeout=60)
+            result = verify(network, asked, {"attack.restarts": 10, **ON_DEVICE}, timeout=60)
             assert result.verdict is verdict, result.reason
             assert (result.witness is not None) == (verdict is Verdict.SAT)
             if result.witness is not None:
@@ -64,7 +65,7 @@ def test_files_modules_and_networks_agree(threshold: float, verdict: Verdict, tm
 def test_the_module_is_left_as_it_was() -> None:
     net = module().train()
     before = {k: v.clone() for k, v in net.state_dict().items()}
-    verify(net, problem(2.1), timeout=60)
+    verify(net, problem(2.1), ON_DEVICE, timeout=60)
     assert net.training
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
     assert all(p.requires_grad and p.grad is None for p in net.parameters())
@@ -72,7 +73,7 @@ def test_the_module_is_left_as_it_was() -> None:
 
 def test_input_shape_of_a_module() -> None:
     net = nn.Sequential(nn.Flatten(), module())
-    assert verify(net, problem(2.1), timeout=60, input_shape=(1, 1, 2, 1)).verdict is Verdict.UNSAT
+    assert verify(net, problem(2.1), ON_DEVICE, timeout=60, input_shape=(1, 1, 2, 1)).verdict is Verdict.UNSAT
 
 
 @pytest.mark.parametrize("method", ["ibp", "crown", "alpha-crown"])
@@ -80,14 +81,15 @@ def test_bounds_contain_samples(method: str) -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 4), nn.Tanh(), nn.Linear(4, 2))
     lower, upper = torch.full((1, 3), -0.5), torch.full((1, 3), 0.7)
-    found = compute_bounds(net, lower, upper, method, return_intermediate=True)  # type: ignore[arg-type]
+    found = compute_bounds(net, lower, upper, method, return_intermediate=True, config=ON_DEVICE)  # type: ignore[arg-type]
     assert isinstance(found, Bounds)
     assert found.lower.shape == found.upper.shape == (1, 2)
     with torch.no_grad():
         y = net.double()(lower.double() + torch.rand(2000, 3, dtype=torch.float64) * (upper - lower).double())
     assert (y >= found.lower).all() and (y <= found.upper).all()
     assert len(found.intermediate) >= 2
-    assert compute_bounds(net.float(), lower, upper, method).intermediate == {}  # type: ignore[arg-type]
+    found = compute_bounds(net.float(), lower, upper, method, config=ON_DEVICE)  # type: ignore[arg-type]
+    assert found.intermediate == {}
 
 
 def test_methods_are_ordered() -> None:
@@ -96,14 +98,14 @@ def test_methods_are_ordered() -> None:
     box = torch.full((1, 3), -1.0), torch.full((1, 3), 1.0)
     widths = [
         float((b.upper - b.lower).sum())
-        for b in (compute_bounds(net, *box, m) for m in ("ibp", "crown", "alpha-crown"))
+        for b in (compute_bounds(net, *box, m, config=ON_DEVICE) for m in ("ibp", "crown", "alpha-crown"))
     ]
     assert widths[0] >= widths[1] - 1e-5 >= widths[2] - 2e-5
 
 
 def test_a_point_has_tight_bounds() -> None:
     point = torch.tensor([[0.25, -0.5]])
-    found = compute_bounds(module(), point, point)
+    found = compute_bounds(module(), point, point, config=ON_DEVICE)
     assert float(found.lower) == pytest.approx(0.75, abs=1e-5)
     assert float(found.upper) == pytest.approx(0.75, abs=1e-5)
     assert float(found.lower) <= 0.75 <= float(found.upper)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tests.support.device import DEVICE, array, single
 from verifier.core.handles import Handle
 from verifier.core.problem import Problem
 from verifier.core.result import Witness
@@ -16,9 +17,6 @@ from verifier.graph.graph import Graph, Input, Node
 from verifier.graph.op import Op
 from verifier.ops.linear import Linear
 from verifier.ops.relu import Relu
-from verifier.parallel.single import SingleBackend
-
-CPU = torch.device("cpu")
 
 
 def network(layers: Sequence[tuple[np.ndarray, np.ndarray]]) -> Graph:
@@ -47,14 +45,14 @@ def random_network(rng: np.random.Generator, sizes: Sequence[int]) -> Graph:
 
 
 def store(graph: Graph):
-    return SingleBackend(graph, CPU).weights
+    return single(graph).weights
 
 
 def evaluate(graph: Graph, x: np.ndarray) -> np.ndarray:
     """(P, n) float32 to (P, n_out)."""
-    y = graph.forward(torch.from_numpy(np.atleast_2d(x)), store(graph))
+    y = graph.forward(torch.from_numpy(np.atleast_2d(x)).to(DEVICE), store(graph))
     assert isinstance(y, Tensor)
-    return y.numpy()
+    return array(y)
 
 
 def problem(

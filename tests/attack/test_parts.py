@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.attack.support import CPU, Judge, problem, random_network, store
+from tests.attack.support import Judge, problem, random_network, store
+from tests.support.device import DEVICE, array
 from verifier.attack.ascent import Points, Style, ascend
 from verifier.attack.local import improve
 from verifier.attack.objective import build_objective, inside
@@ -32,7 +33,14 @@ def _objective(seed: int, rows: int = 3, n_in: int = 6, cases=None, row_x: bool 
         [(0, range(rows))] if cases is None else cases,
         row_x=rng.normal(size=(m, n_in)) if row_x else None,
     )
-    return graph, question, build_objective(graph, store(graph), question, CPU)
+    return graph, question, build_objective(graph, store(graph), question, DEVICE)
+
+
+def _starts(count: int, seed: int) -> tuple[torch.Generator, torch.Tensor, torch.Tensor]:
+    """A generator of the device, points (count, 6) of the box and their case, the first."""
+    x = torch.rand(count, 6, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    case = torch.zeros(count, dtype=torch.int64, device=DEVICE)
+    return torch.Generator(DEVICE).manual_seed(seed), x.to(DEVICE), case
 
 
 @settings(max_examples=20)
@@ -44,15 +52,15 @@ def test_slacks_agree_with_the_problem_in_both_layouts(seed: int, with_inputs: b
     for count in (m, 5):
         chosen = cases if count == m else [(0, [r % 5 for r in rows]) for _, rows in cases]
         _graph, question, objective = _objective(seed, rows=count, cases=chosen, row_x=with_inputs)
-        x = torch.from_numpy(rng.uniform(-1, 1, (9, 6)).astype(np.float32))
-        case = torch.arange(9)
+        x = torch.from_numpy(rng.uniform(-1, 1, (9, 6)).astype(np.float32)).to(DEVICE)
+        case = torch.arange(9, device=DEVICE)
         y = objective.outputs(x)
         got = objective.slacks(x, y, case)
-        margins = question.margins(x.numpy(), y.numpy())
+        margins = question.margins(array(x), array(y))
         norm = np.sqrt((question.row_y**2).sum(1) + (0 if question.row_x is None else (question.row_x**2).sum(1)))
         for i, (_, rows) in enumerate(chosen):
             want = margins[i, list(rows)] / norm[list(rows)]
-            np.testing.assert_allclose(got[i, : len(rows)].numpy(), want, rtol=1e-9, atol=1e-9)
+            np.testing.assert_allclose(array(got[i, : len(rows)]), want, rtol=1e-9, atol=1e-9)
             assert torch.isinf(got[i, len(rows) :]).all()
 
 
@@ -61,9 +69,9 @@ def test_slacks_agree_with_the_problem_in_both_layouts(seed: int, with_inputs: b
 def test_gradient_is_that_of_the_smallest_slack(seed: int, with_inputs: bool) -> None:
     _, _, objective = _objective(seed, row_x=with_inputs)
     rng = np.random.default_rng(seed)
-    x = torch.from_numpy(rng.uniform(-1, 1, (5, 6)))
-    case = torch.zeros(5, dtype=torch.int64)
-    _, _, g = objective.gradient(x, case, torch.zeros(5))
+    x = torch.from_numpy(rng.uniform(-1, 1, (5, 6))).to(DEVICE)
+    case = torch.zeros(5, dtype=torch.int64, device=DEVICE)
+    _, _, g = objective.gradient(x, case, torch.zeros(5, device=DEVICE))
     step = 1e-7
     for i in range(6):
         dx = torch.zeros_like(x)
@@ -75,8 +83,8 @@ def test_gradient_is_that_of_the_smallest_slack(seed: int, with_inputs: bool) ->
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.floats(-5, 5)), min_size=1, max_size=40), st.integers(1, 3))
 def test_prune_keeps_the_best_of_every_case(items: list[tuple[int, float]], per_case: int) -> None:
-    case = torch.tensor([c for c, _ in items])
-    score = torch.tensor([s for _, s in items], dtype=torch.float64)
+    case = torch.tensor([c for c, _ in items], device=DEVICE)
+    score = torch.tensor([s for _, s in items], dtype=torch.float64, device=DEVICE)
     kept = prune(Points(score[:, None].float(), case, score), per_case, 1000)
     for c in {c for c, _ in items}:
         want = sorted((s for k, s in items if k == c), reverse=True)[:per_case]
@@ -86,19 +94,17 @@ def test_prune_keeps_the_best_of_every_case(items: list[tuple[int, float]], per_
 
 
 def test_inside_is_exact_and_survives_nan() -> None:
-    lower = torch.tensor([0.1, 0.2, -1.0, 0.5])
-    upper = torch.tensor([0.1, 0.3, 1.0, 0.6])
-    x = inside(torch.tensor([float("nan"), float("inf"), -float("inf"), 0.55]), lower, upper)
+    lower = torch.tensor([0.1, 0.2, -1.0, 0.5], device=DEVICE)
+    upper = torch.tensor([0.1, 0.3, 1.0, 0.6], device=DEVICE)
+    x = inside(torch.tensor([float("nan"), float("inf"), -float("inf"), 0.55], device=DEVICE), lower, upper)
     assert x.tolist() == [lower[0].item(), upper[1].item(), -1.0, torch.tensor(0.55).item()]
 
 
 def test_ascent_never_returns_less_than_it_started_with() -> None:
     _, _, objective = _objective(1)
-    g = torch.Generator().manual_seed(0)
-    x = torch.rand(64, 6, generator=g) * 2 - 1
-    case = torch.zeros(64, dtype=torch.int64)
+    g, x, case = _starts(64, 0)
     start, _ = objective.score(x, case)
-    moved = ascend(objective, Points(x, case, start), Style.uniform(64, CPU), 10, g, Deadline(None))
+    moved = ascend(objective, Points(x, case, start), Style.uniform(64, DEVICE), 10, g, Deadline(None))
     assert (moved.score >= start).all() and (moved.score > start).float().mean() > 0.9
     again, _ = objective.score(moved.x, case)
     assert torch.allclose(again, moved.score, atol=1e-6)
@@ -108,11 +114,9 @@ def test_polish_beats_the_gradient_on_ridges() -> None:
     better = 0
     for seed in range(6):
         _, _, objective = _objective(seed, rows=5)
-        g = torch.Generator().manual_seed(0)
-        x = torch.rand(8, 6, generator=g) * 2 - 1
-        case = torch.zeros(8, dtype=torch.int64)
+        g, x, case = _starts(8, 0)
         start, _ = objective.score(x, case)
-        moved = ascend(objective, Points(x, case, start), Style.uniform(8, CPU), 30, g, Deadline(None))
+        moved = ascend(objective, Points(x, case, start), Style.uniform(8, DEVICE), 30, g, Deadline(None))
         polished = polish(objective, moved, 30, Deadline(None))
         assert (polished.score >= moved.score - 1e-6).all()
         better += int((polished.score > moved.score + 1e-6).any())
@@ -133,7 +137,7 @@ def test_linear_model_step_is_near_the_optimum(seed: int, rows: int, n: int) -> 
         b_ub=a,
         bounds=[*zip(low, up, strict=True), (None, None)],
     )
-    step = best_step(*(torch.from_numpy(t)[None] for t in (a, j, low, up)))[0].numpy()
+    step = array(best_step(*(torch.from_numpy(t).to(DEVICE)[None] for t in (a, j, low, up)))[0])
     assert (low - 1e-12 <= step).all() and (step <= up + 1e-12).all()  # rounding; polish clamps
     size = (np.abs(j) @ np.maximum(-low, up)).max() + np.ptp(a)
     assert (a + j @ step).min() >= -solved.fun - 1e-4 * size
@@ -155,10 +159,8 @@ def test_thread_count_is_restored() -> None:
 
 def test_improve_stays_in_the_given_boxes_and_finds() -> None:
     graph, question, objective = _objective(5, rows=1)
-    g = torch.Generator().manual_seed(1)
-    x = torch.rand(32, 6, generator=g) * 2 - 1
+    _, x, case = _starts(32, 1)
     lower, upper = (x - 0.05).clamp(-1, 1), (x + 0.05).clamp(-1, 1)
-    case = torch.zeros(32, dtype=torch.int64)
     base = improve(objective, x, case, Deadline(None), steps=0, lower=lower, upper=upper)
     more = improve(objective, x, case, Deadline(None), steps=4, lower=lower, upper=upper)
     assert torch.equal(base.x, x)
@@ -169,6 +171,6 @@ def test_improve_stays_in_the_given_boxes_and_finds() -> None:
     linear = improve(objective, x, case, Deadline(None), steps=4, linear_steps=6, lower=lower, upper=upper)
     assert (linear.score >= more.score).all() and ((lower <= linear.x) & (linear.x <= upper)).all()
     easy = problem(question.lower, question.upper, question.row_y, question.row_d + 1e3, [(0, (0,))])
-    offers = Offers(Judge(graph, easy), build_objective(graph, store(graph), easy, CPU))
-    improve(build_objective(graph, store(graph), easy, CPU), x, case, Deadline(None), offers=offers)
+    offers = Offers(Judge(graph, easy), build_objective(graph, store(graph), easy, DEVICE))
+    improve(build_objective(graph, store(graph), easy, DEVICE), x, case, Deadline(None), offers=offers)
     assert offers.witness is not None

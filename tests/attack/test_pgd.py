@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.attack.support import CPU, Judge, evaluate, network, problem, random_network, store
+from tests.attack.support import Judge, evaluate, network, problem, random_network, store
+from tests.support.device import DEVICE
 from verifier.attack.pgd import search
 from verifier.config import AttackConfig
 from verifier.core.deadline import Deadline
@@ -24,7 +25,7 @@ def attack(graph: Graph, question: Problem, judge=None, seed: int = 0, seconds: 
     judge = Judge(graph, question) if judge is None else judge
     config = kwargs.pop("config", AttackConfig(restarts=30, steps=30))
     found = search(
-        graph, store(graph), question, config, Deadline(seconds), device=CPU, seed=seed, accept=judge, **kwargs
+        graph, store(graph), question, config, Deadline(seconds), device=DEVICE, seed=seed, accept=judge, **kwargs
     )
     return found, judge
 
@@ -123,6 +124,7 @@ def _only(judge: Judge, x: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> 
     return Witness(x.astype(np.float64), evaluate(judge.graph, x)[0])
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("n_in,boxes", [(5, 1), (600, 1), (1, 50_000)])
 @pytest.mark.parametrize("seconds", [0.0, 0.3])
 def test_deadline_is_honoured(n_in: int, boxes: int, seconds: float) -> None:

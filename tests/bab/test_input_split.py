@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tests.bounds.nets import Builder
+from tests.support.device import DEVICE, array, single
 from verifier.bab.boxes import CHARGED_32, CHARGED_64, Arithmetic, Domains, Hidden, bound_boxes, cuttable, halve
 from verifier.bab.clip import combine, cut, halfspaces, least
 from verifier.bab.input_split import InputSplitResult, search
@@ -23,9 +24,6 @@ from verifier.core.progress import SilentProgress
 from verifier.core.result import Witness
 from verifier.graph.graph import Graph
 from verifier.ops.shape import Reshape
-from verifier.parallel.single import SingleBackend
-
-CPU = torch.device("cpu")
 
 
 def network(seed: int, n_in: int = 2, width: int = 12, n_out: int = 2) -> Graph:
@@ -47,10 +45,10 @@ def smooth(seed: int, n_in: int = 2) -> Graph:
 
 def evaluate(graph: Graph, x: np.ndarray) -> np.ndarray:
     """Outputs in float64, (n, n_out)."""
-    backend = SingleBackend(graph, CPU)
-    y = graph.forward(torch.from_numpy(x).double().reshape(-1, *graph.input_shape), backend.weights)
+    backend = single(graph)
+    y = graph.forward(torch.from_numpy(x).to(DEVICE).double().reshape(-1, *graph.input_shape), backend.weights)
     assert isinstance(y, Tensor)
-    return Graph.flat(y).numpy()
+    return array(Graph.flat(y))
 
 
 def problem(
@@ -89,7 +87,7 @@ def run(
 
     config = BabConfig.model_validate(settings)
     chosen = np.arange(question.n_cases) if cases is None else cases
-    backend = SingleBackend(graph, CPU)
+    backend = single(graph)
     deadline = Deadline(seconds)
     return search(graph, backend, question, chosen, config, certify, deadline, SilentProgress(), accept)
 
@@ -196,7 +194,7 @@ def test_a_tie_is_never_proved() -> None:
     graph = network(7, n_in=1)
     # 0 y <= 0 holds everywhere, and nothing is accepted.
     question = problem([([0.0], [float(np.float32(1e-40))])], [[0, 0]], [0.0], [(0, [0])])
-    backend = SingleBackend(graph, CPU)
+    backend = single(graph)
     found = search(
         graph, backend, question, np.arange(1), BabConfig(), True, Deadline(20), SilentProgress(), lambda x: None
     )
@@ -219,7 +217,7 @@ def test_ties_of_rows_that_float32_does_not_hold(coefficient: float) -> None:
 def test_limits_leave_cases_open() -> None:
     graph = network(0, n_in=3, width=24)
     question = problem([([-9.0] * 3, [9.0] * 3)], [[1, 0]], [-1e-3], [(0, [0])])
-    backend = SingleBackend(graph, CPU)
+    backend = single(graph)
 
     def refuse(x: np.ndarray) -> None:
         return None
@@ -239,15 +237,16 @@ def test_halves_cover_their_parent() -> None:
     random = torch.Generator().manual_seed(0)
     low = torch.randn(500, 3, generator=random)
     up = low + torch.rand(500, 3, generator=random) * 10.0 ** torch.randint(-9, 3, (500, 3), generator=random)
-    domains = Domains(low, up, torch.arange(500), torch.zeros(500, dtype=torch.int16), torch.zeros(500))
+    parts = low, up, torch.arange(500), torch.zeros(500, dtype=torch.int16), torch.zeros(500)
+    domains = Domains(*(part.to(DEVICE) for part in parts))
     can = cuttable(domains.box)
-    dim = torch.randint(0, 3, (500,), generator=random)
-    keep = can[torch.arange(500), dim]
+    dim = torch.randint(0, 3, (500,), generator=random).to(DEVICE)
+    keep = can[torch.arange(500, device=DEVICE), dim]
     assert 100 < int(keep.sum()) < 500
     domains, dim = domains[keep], dim[keep]
     halves = halve(domains, dim)
     n = len(domains)
-    at = torch.arange(n)
+    at = torch.arange(n, device=DEVICE)
     left, right = halves[:n], halves[n:]
     assert torch.equal(left.upper[at, dim], right.lower[at, dim])
     assert torch.equal(left.lower, domains.lower) and torch.equal(right.upper, domains.upper)
@@ -261,24 +260,24 @@ def test_halves_cover_their_parent() -> None:
 def test_rows_lie_below_the_network(make: type, arithmetic: Arithmetic, hidden: Hidden) -> None:
     """Bounds, rows and cuts of random boxes against samples: nothing that violates all rows is cut away."""
     graph = make(11)
-    backend = SingleBackend(graph, CPU)
+    backend = single(graph)
     random = torch.Generator().manual_seed(1)
     centre = torch.randn(40, 2, generator=random)
     width = 10.0 ** (-4 * torch.rand(40, 1, generator=random))
-    box = Interval(centre - width, centre + width * torch.rand(40, 2, generator=random))
-    spec = Specification(torch.tensor([[[[1.0, -0.5]], [[-0.3, 1.0]]]], dtype=torch.float64))
+    box = Interval(centre - width, centre + width * torch.rand(40, 2, generator=random)).to(DEVICE)
+    spec = Specification(torch.tensor([[[[1.0, -0.5]], [[-0.3, 1.0]]]], dtype=torch.float64, device=DEVICE))
     shaped = Interval(box.lower[:, None], box.upper[:, None])
     found = bound_boxes(graph, backend, shaped, spec, arithmetic, Deadline(), hidden)
     share = torch.rand(40, 300, 2, generator=random, dtype=torch.float64)
     share[:, :4] = torch.tensor([[0.0, 0], [0, 1], [1, 0], [1, 1]], dtype=torch.float64)
-    x = box.lower[:, None].double() + share * (box.upper - box.lower)[:, None].double()
+    x = box.lower[:, None].double() + share.to(DEVICE) * (box.upper - box.lower)[:, None].double()
     x = torch.minimum(torch.maximum(x, box.lower[:, None].double()), box.upper[:, None].double())
-    y = torch.from_numpy(evaluate(graph, x.reshape(-1, 2).numpy())).reshape(40, 300, 2)
+    y = torch.from_numpy(evaluate(graph, array(x.reshape(-1, 2)))).reshape(40, 300, 2).to(DEVICE)
     value = torch.einsum("so,bpo->bps", spec.y[0, :, 0], y)
     assert bool((found.lower[:, None] <= value + 1e-12).all())
     # Thresholds that some samples meet.
     threshold = value.quantile(0.3, dim=1)
-    rows = combine(halfspaces(found.walk, threshold, box.to(torch.float64), torch.arange(2)), box)
+    rows = combine(halfspaces(found.walk, threshold, box.to(torch.float64), torch.arange(2, device=DEVICE)), box)
     bad = (value <= threshold[:, None]).all(-1)
     assert int(bad.any(1).sum()) > 5
     cut_box = cut(rows, box)
@@ -290,15 +289,15 @@ def test_rows_lie_below_the_network(make: type, arithmetic: Arithmetic, hidden: 
 
 def test_cuts_do_cut() -> None:
     graph = network(4)
-    backend = SingleBackend(graph, CPU)
-    box = Interval(torch.tensor([[0.1, 0.1]]), torch.tensor([[0.2, 0.2]]))
+    backend = single(graph)
+    box = Interval(torch.tensor([[0.1, 0.1]]), torch.tensor([[0.2, 0.2]])).to(DEVICE)
     shaped = Interval(box.lower[:, None], box.upper[:, None])
-    spec = Specification(torch.tensor([[[[1.0, 0.0]]]], dtype=torch.float64))
+    spec = Specification(torch.tensor([[[[1.0, 0.0]]]], dtype=torch.float64, device=DEVICE))
     found = bound_boxes(graph, backend, shaped, spec, CHARGED_64, Deadline())
     middle = float(evaluate(graph, np.array([[0.15, 0.15]], np.float32))[0, 0])
     lowest = float(found.lower[0, 0])
-    threshold = torch.tensor([[lowest + 0.1 * (middle - lowest)]], dtype=torch.float64)
-    after = cut(halfspaces(found.walk, threshold, box.to(torch.float64), torch.arange(2)), box)
+    threshold = torch.tensor([[lowest + 0.1 * (middle - lowest)]], dtype=torch.float64, device=DEVICE)
+    after = cut(halfspaces(found.walk, threshold, box.to(torch.float64), torch.arange(2, device=DEVICE)), box)
     assert float((after.upper - after.lower).prod()) < 0.5 * 0.01
 
 

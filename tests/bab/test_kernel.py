@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tests.bounds.nets import Builder, make
 from tests.parallel.threads import ThreadGroup, on_ranks
+from tests.support.device import DEVICE, ON_DEVICE, single
 from verifier.api import verify
 from verifier.bab import compact, refine, relu_split
 from verifier.bab.bounder import CaseRows, Domains, WalkBounder
@@ -24,7 +25,6 @@ from verifier.core.deadline import Deadline
 from verifier.core.progress import SilentProgress
 from verifier.core.result import Verdict
 from verifier.parallel.group import Solo
-from verifier.parallel.single import SingleBackend
 from verifier.spec.build import from_box
 
 NAMES = ["mlp", "conv", "strided", "residual", "preactivation"]
@@ -40,13 +40,13 @@ class Setting:
         self.state = crown_hidden(graph, backend, made.state(), Deadline())
         self.space = split_space(graph, backend, self.state.bounds)
         random = torch.Generator().manual_seed(seed)
-        y = torch.randn((CASES, ROWS, *graph.output_shape), generator=random, dtype=torch.float64)
+        y = torch.randn((CASES, ROWS, *graph.output_shape), generator=random, dtype=torch.float64).to(DEVICE)
         slopes, _ = initial_parameters(graph, self.state.bounds, 1, len(graph.nodes))
         parameters = {
             i: {k: v[0].expand(CASES, ROWS, *v.shape[2:]).clone() for k, v in group.items()}
             for i, group in slopes.items()
         }
-        thresholds = torch.randn((CASES, ROWS), generator=random, dtype=torch.float64) + 3
+        thresholds = torch.randn((CASES, ROWS), generator=random, dtype=torch.float64).to(DEVICE) + 3
         self.cases = CaseRows(Specification(y), thresholds, parameters)
         net = compact.compact(graph, backend, self.state.box, self.space, self.cases.spec, thresholds)
         assert net is not None
@@ -57,7 +57,7 @@ class Setting:
         signs[torch.rand(signs.shape, generator=random) < 0.6] = 0
         theta = torch.rand((DOMAINS, ROWS, self.space.size), generator=random)
         case = torch.randint(0, CASES, (DOMAINS,), generator=random)
-        self.domains = Domains(case, signs, theta)
+        self.domains = Domains(case.to(DEVICE), signs.to(DEVICE), theta.to(DEVICE))
 
     def search(self, config: BabConfig) -> relu_split._Search:
         made = self.made
@@ -102,7 +102,7 @@ def test_kernel_bounds_what_the_walk_bounds(name: str, seed: int, fold: str, mon
     assert close(walk.slack.float(), kernel.slack)
     assert close(walk.coefficients, kernel.coefficients)
     assert close(walk.z, kernel.z)
-    index = torch.arange(DOMAINS * ROWS)
+    index = torch.arange(DOMAINS * ROWS, device=DEVICE)
     assert close(walk.points(index), kernel.points(index))
 
 
@@ -159,7 +159,8 @@ def test_children_cover_their_parents(depth: int, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(search, "_depth", lambda count, candidates: depth)
     random = torch.Generator().manual_seed(3)
     parents = s.domains
-    candidates = torch.randint(0, s.space.size, (DOMAINS, 6), generator=random)  # split and repeated ones too
+    # Split and repeated ones too.
+    candidates = torch.randint(0, s.space.size, (DOMAINS, 6), generator=random).to(DEVICE)
     children, split, between = search._children(
         {"case": parents.case, "signs": parents.signs, "theta": parents.theta, "candidates": candidates}
     )
@@ -168,7 +169,7 @@ def test_children_cover_their_parents(depth: int, monkeypatch: pytest.MonkeyPatc
     assert children["case"].shape[0] == 2 * split - between
     assert (between > 0) == (depth > 1)
     for _ in range(200):
-        full = torch.randint(0, 2, (s.space.size,), generator=random, dtype=torch.int8) * 2 - 1
+        full = torch.randint(0, 2, (s.space.size,), generator=random, dtype=torch.int8).to(DEVICE) * 2 - 1
         for case in range(CASES):
 
             def members(signs: Tensor, cases: Tensor, wanted: int = case, point: Tensor = full) -> int:
@@ -240,7 +241,7 @@ def test_nothing_left_to_multiply(width: float, rows: int) -> None:
         third.bias.fill_(0.5)
     net = torch.nn.Sequential(first, torch.nn.ReLU(), second, torch.nn.ReLU(), third)
     question = from_box([-width], [width], [[([1.0], 0.5), ([2.0], 1.0)][:rows]], 1)
-    found = verify(net, question, {"attack.enabled": False, "bab.branching": "kfsb"}, timeout=60)
+    found = verify(net, question, {"attack.enabled": False, "bab.branching": "kfsb", **ON_DEVICE}, timeout=60)
     assert found.verdict is Verdict.SAT and "relu_split" in found.statistics
 
 
@@ -251,7 +252,7 @@ def test_fewer_neurons_than_ranks() -> None:
     x = b.relu(b.linear(0, 9))
     b.linear(b.relu(b.linear(x, 1)), 1)
     graph = b.graph()
-    backend = SingleBackend(graph, torch.device("cpu"))
+    backend = single(graph)
     state = crown_hidden(graph, backend, initial_state(graph, backend, s.state.box), Deadline())
 
     def work(group: ThreadGroup) -> BoundState:

@@ -13,6 +13,7 @@ from scipy.optimize import linprog
 from torch import Tensor
 
 from tests.bounds.nets import Builder, Case, case, make
+from tests.support.device import DEVICE, array
 from verifier.bab.leaf_lp import LeafResult, solve_leaf
 from verifier.bounds.crown import BoundState, Specification, crown_hidden
 from verifier.core.deadline import Deadline
@@ -50,7 +51,7 @@ class Leaf:
         rng = torch.Generator().manual_seed(seed)
         y = torch.randn((1, ROWS, *graph.output_shape), generator=rng, dtype=torch.float64)
         x = torch.randn((1, ROWS, *graph.input_shape), generator=rng, dtype=torch.float64) * (seed % 2)
-        self.spec = Specification(y, x)
+        self.spec = Specification(y.to(DEVICE), x.to(DEVICE))
 
     def solve(self, thresholds: Tensor, seconds: float = 20.0) -> LeafResult:
         made = self.case
@@ -66,7 +67,7 @@ class Leaf:
     def members(self, points: Tensor) -> Tensor:
         """Which points satisfy every split."""
         values = self.case.values(points)
-        inside = torch.ones(points.shape[0], dtype=torch.bool)
+        inside = torch.ones(points.shape[0], dtype=torch.bool, device=DEVICE)
         for node in self.case.graph.nodes:
             if node.index in self.signs:
                 z = values[node.inputs[0]][:, 0].flatten(1)
@@ -102,10 +103,10 @@ def truth(leaf: Leaf, thresholds: np.ndarray) -> float | None:
         return torch.cat([y, *parts])
 
     x0 = point[0]
-    jacobian = torch.autograd.functional.jacobian(network, x0).flatten(1).numpy()
-    constant = network(x0).detach().numpy() - jacobian @ x0.flatten().numpy()
+    jacobian = array(torch.autograd.functional.jacobian(network, x0).flatten(1))
+    constant = array(network(x0)) - jacobian @ array(x0.flatten())
     n = jacobian.shape[1]
-    low, up = (t.flatten().double().numpy() for t in made.box)
+    low, up = (array(t.flatten().double()) for t in made.box)
     above = np.append(-np.ones(ROWS), np.zeros(len(constant) - ROWS))[:, None]
     right = -constant
     right[:ROWS] += thresholds
@@ -122,8 +123,8 @@ def truth(leaf: Leaf, thresholds: np.ndarray) -> float | None:
 @pytest.mark.parametrize("name", NAMES)
 def test_closes_exactly_what_is_refuted(name: str, seed: int) -> None:
     leaf = Leaf(name, seed)
-    zero = torch.zeros(ROWS, dtype=torch.float64)
-    least = truth(leaf, zero.numpy())
+    zero = torch.zeros(ROWS, dtype=torch.float64, device=DEVICE)
+    least = truth(leaf, array(zero))
     assert least is not None
     scale = 1e-6 * (1 + abs(least))
     below = leaf.solve(zero + least - scale)
@@ -131,7 +132,7 @@ def test_closes_exactly_what_is_refuted(name: str, seed: int) -> None:
     assert below.bound <= 1.01 * scale
     above = leaf.solve(zero + least + scale)
     assert not above.closed and above.candidate is not None
-    x = torch.from_numpy(above.candidate).reshape(1, 1, *leaf.case.graph.input_shape)
+    x = torch.from_numpy(above.candidate).to(DEVICE).reshape(1, 1, *leaf.case.graph.input_shape)
     assert bool((x >= leaf.case.box.lower.double()).all() and (x <= leaf.case.box.upper.double()).all())
     assert float((leaf.rows(x) - (least + scale)).max()) <= 1e-5 * (1 + abs(least))
 
@@ -142,11 +143,11 @@ def test_leaves_with_random_signs(name: str, seed: int) -> None:
     """Most of these are empty: they close whatever the thresholds; the others behave as above."""
     leaf = Leaf(name, seed, radius=1.0, flips=2)
     least = truth(leaf, np.zeros(ROWS))
-    high = leaf.solve(torch.full((ROWS,), 1e3, dtype=torch.float64))
+    high = leaf.solve(torch.full((ROWS,), 1e3, dtype=torch.float64, device=DEVICE))
     if least is None:
         assert high.closed and high.bound == np.inf
     elif not high.closed:
-        assert leaf.solve(torch.full((ROWS,), least - 1e-4, dtype=torch.float64)).closed
+        assert leaf.solve(torch.full((ROWS,), least - 1e-4, dtype=torch.float64, device=DEVICE)).closed
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -171,10 +172,10 @@ def test_a_single_neuron_decides_emptiness() -> None:
     builder.linear(builder.relu(z), 1)
     one = torch.ones(1, 1)
     made = case(builder.graph(), Interval(-one, one))
-    spec = Specification(torch.ones(1, 1, 1, dtype=torch.float64))
-    threshold = torch.full((1,), 1e6, dtype=torch.float64)
+    spec = Specification(torch.ones(1, 1, 1, dtype=torch.float64, device=DEVICE))
+    threshold = torch.full((1,), 1e6, dtype=torch.float64, device=DEVICE)
     for signs, empty in (([-1.0, -1.0], True), ([-1.0, 1.0], False), ([1.0, -1.0], False), ([1.0, 1.0], False)):
-        given = {2: torch.tensor(signs).reshape(1, 1, 2)}
+        given = {2: torch.tensor(signs, device=DEVICE).reshape(1, 1, 2)}
         found = solve_leaf(made.graph, made.backend, made.state(), given, spec, threshold, Deadline(10))
         assert found.closed == empty
 
@@ -203,14 +204,14 @@ def test_wrong_duals_prove_nothing(seed: int, monkeypatch: pytest.MonkeyPatch) -
     found = leaf.solve(value)
     assert not found.closed and not found.bound > 1e-9
     if found.candidate is not None:
-        x = torch.from_numpy(found.candidate).reshape(leaf.case.box.lower.shape)
+        x = torch.from_numpy(found.candidate).to(DEVICE).reshape(leaf.case.box.lower.shape)
         assert bool((x >= leaf.case.box.lower.double()).all() and (x <= leaf.case.box.upper.double()).all())
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_bounds_or_thresholds_that_are_not_numbers_close_nothing(value: float) -> None:
     leaf = Leaf("mlp", 1)
-    low = torch.full((ROWS,), -1e6, dtype=torch.float64)
+    low = torch.full((ROWS,), -1e6, dtype=torch.float64, device=DEVICE)
     assert leaf.solve(low).closed
     assert not leaf.solve(torch.full_like(low, value)).closed
     y = leaf.spec.y.clone()
@@ -221,7 +222,7 @@ def test_bounds_or_thresholds_that_are_not_numbers_close_nothing(value: float) -
 
 def test_no_time_left() -> None:
     leaf = Leaf("conv", 0)
-    found = leaf.solve(torch.full((ROWS,), -1e6, dtype=torch.float64), seconds=0.0)
+    found = leaf.solve(torch.full((ROWS,), -1e6, dtype=torch.float64, device=DEVICE), seconds=0.0)
     assert found == LeafResult(False, None, -np.inf)
 
 
@@ -235,8 +236,8 @@ def test_the_solver_stops_at_the_deadline() -> None:
     state: BoundState = made.state()
     z = made.values(made.samples(1))[1][0]
     signs = {2: torch.where(z > 0, -1.0, 1.0)[:, None]}
-    spec = Specification(torch.eye(30, dtype=torch.float64)[None])
-    thresholds = torch.zeros(30, dtype=torch.float64)
+    spec = Specification(torch.eye(30, dtype=torch.float64, device=DEVICE)[None])
+    thresholds = torch.zeros(30, dtype=torch.float64, device=DEVICE)
     deadline = Deadline(1.0)
     start = time.monotonic()
     solve_leaf(made.graph, made.backend, state, signs, spec, thresholds, deadline)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from tests.parallel.grids import on_grid
 from tests.parallel.threads import ThreadGroup, on_ranks
+from tests.support.device import DEVICE, single
 from tests.support.planted import Planted, planted
 from verifier.bab import input_split, relu_split
 from verifier.bab.pool import Fields, Pool
@@ -45,7 +46,6 @@ from verifier.graph.graph import Graph
 from verifier.parallel.single import SingleBackend
 from verifier.solver.root import Root, bound_root
 
-CPU = torch.device("cpu")
 SIZES = [1, 2, 3, 4]
 
 # ------------------------------------------------------------------------------------------------------ plans and rows
@@ -184,7 +184,7 @@ class Toy:
 
     def __init__(self, game: Game, group: Group, accept: Callable, deadline: Deadline, limit: int | None) -> None:
         self.game = game
-        self.backend = SingleBackend(Graph((), 0, {}), CPU)
+        self.backend = single(Graph((), 0, {}))
         self.team = Team(group, self.backend, accept, deadline, limit)
         self.pool = Pool()
         self.done: list[tuple[int, int]] = []
@@ -201,7 +201,7 @@ class Toy:
         return self.pool.count
 
     def push(self, parts: Sequence[tuple[int, int]]) -> None:
-        table = torch.tensor(parts, dtype=torch.int64).reshape(-1, 2)
+        table = torch.tensor(parts, dtype=torch.int64, device=DEVICE).reshape(-1, 2)
         self.pool.push({"low": table[:, 0], "length": table[:, 1], "gap": -table[:, 1].float()})
 
     def start(self) -> None:
@@ -511,7 +511,7 @@ class Lockstep(SingleBackend):
     """Ranks that hold all weights and run the same search step by step."""
 
     def __init__(self, graph: Graph, group: Group) -> None:
-        super().__init__(graph, CPU)
+        super().__init__(graph, DEVICE)
         self.group = group
         self.rank, self.size = group.rank, group.size
 
@@ -583,7 +583,7 @@ def root(question: Question) -> Root:
     graph = made(question)[1].graph
     config: Config = load_config(values={"bounds.alpha.iterations": 1, "bounds.alpha.intermediate_iterations": 0})
     cases = np.arange(question.copies)
-    backend = SingleBackend(graph, CPU)
+    backend = single(graph)
     return bound_root(graph, backend, backend, problem(question), cases, config, 60.0, Deadline(), lambda name: None)
 
 
@@ -642,7 +642,7 @@ def answers(
     ask: Ask,
     size: int,
     question: Question,
-    backend: Callable[[Graph, int], SingleBackend] = lambda graph, rank: SingleBackend(graph, CPU),
+    backend: Callable[[Graph, int], SingleBackend] = lambda graph, rank: single(graph),
     deadline: Callable[[int], Deadline] = lambda rank: Deadline(60.0),
     **values: object,
 ) -> list[Answer]:
@@ -717,7 +717,7 @@ def test_single_cells_are_never_a_proof(size: int) -> None:
     tie = Problem(low, up, low, up, np.zeros((1, n_out)), None, np.zeros(1), one, one[None])
 
     def work(team: ThreadGroup) -> input_split.InputSplitResult:
-        backend, config = SingleBackend(graph, CPU), BabConfig(batch_size=1)
+        backend, config = single(graph), BabConfig(batch_size=1)
         deadline, quiet = Deadline(60.0), SilentProgress()
         return input_split.search(
             graph, backend, tie, np.arange(1), config, True, deadline, quiet, lambda x: None, team=team
@@ -749,7 +749,7 @@ class Tight(SingleBackend):
     """Memory that does not suffice at some fetches of weights."""
 
     def __init__(self, graph: Graph, failures: Sequence[int]) -> None:
-        super().__init__(graph, CPU)
+        super().__init__(graph, DEVICE)
         self.fetches = 0
         fetch = self.weights.fetch
 

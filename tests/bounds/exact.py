@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tests.bounds.nets import Case
+from tests.support.device import DEVICE, array
 from verifier.core.interval import Interval
 from verifier.graph.graph import Node
 from verifier.graph.op import AffineOp, Relaxation, UnaryPlanes
@@ -24,8 +25,8 @@ Exact = np.ndarray  # of Fraction
 
 def exact(values: Tensor | np.ndarray) -> Exact:
     """Floats as the rational numbers that they are."""
-    array = values.detach().double().numpy() if isinstance(values, Tensor) else np.asarray(values, dtype=np.float64)
-    return np.vectorize(Fraction, otypes=[object])(array) if array.size else array.astype(object)
+    floats = array(values.double()) if isinstance(values, Tensor) else np.asarray(values, dtype=np.float64)
+    return np.vectorize(Fraction, otypes=[object])(floats) if floats.size else floats.astype(object)
 
 
 @dataclass(frozen=True)
@@ -57,14 +58,14 @@ def affine_parts(case: Case, node: Node) -> tuple[list[Matrix], Exact]:
     assert isinstance(node.op, AffineOp)
     shapes = case.graph.in_shapes(node)
     with case.backend.weights.fetch(node.op.handles, torch.float64) as p:
-        zeros = [torch.zeros(1, *s, dtype=torch.float64) for s in shapes]
+        zeros = [torch.zeros(1, *s, dtype=torch.float64, device=DEVICE) for s in shapes]
         offset = exact(node.op.forward(zeros, p).flatten())
         matrices = []
         for k, shape in enumerate(shapes):
             n = zeros[k].numel()
-            units = [torch.zeros(n, *s, dtype=torch.float64) for s in shapes]
-            units[k] = torch.eye(n, dtype=torch.float64).reshape(n, *shape)
-            columns = node.op.linear(units, p).flatten(1).numpy()
+            units = [torch.zeros(n, *s, dtype=torch.float64, device=DEVICE) for s in shapes]
+            units[k] = torch.eye(n, dtype=torch.float64, device=DEVICE).reshape(n, *shape)
+            columns = array(node.op.linear(units, p).flatten(1))
             entries = [(int(j), int(i), Fraction(columns[i, j])) for i, j in np.argwhere(columns)]
             matrices.append(Matrix(entries, (columns.shape[1], n)))
     return matrices, offset

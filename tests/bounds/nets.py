@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tests.support.device import DEVICE, single
 from verifier.bounds.crown import BoundState, initial_state
 from verifier.core.handles import Handle
 from verifier.core.interval import Interval
@@ -178,7 +179,7 @@ ARCHITECTURES: dict[str, Callable[[int], Graph]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """A graph, its backend and a batch of boxes."""
+    """A graph, its backend and a batch of boxes on the tests' device; the graph's own parameters stay on the CPU."""
 
     graph: Graph
     backend: SingleBackend
@@ -191,7 +192,7 @@ class Case:
         """float64 points of every box, a third of them corners, (count, B, *input_shape)."""
         random = torch.Generator().manual_seed(seed)
         low, up = self.box.lower.double(), self.box.upper.double()
-        share = torch.rand((count, *low.shape), generator=random, dtype=torch.float64)
+        share = torch.rand((count, *low.shape), generator=random, dtype=torch.float64).to(DEVICE)
         share[::3] = share[::3].round()
         # Clamped because low + 1.0 * (up - low) may round past the corner.
         return torch.minimum(torch.maximum(low + share * (up - low), low), up)
@@ -213,7 +214,7 @@ def make(name: str, seed: int, batch: int = 1, radius: float = 0.3, chunk_bytes:
 
 
 def case(graph: Graph, box: Interval, chunk_bytes: int = 256 << 20) -> Case:
-    return Case(graph, SingleBackend(graph, torch.device("cpu"), chunk_bytes), box)
+    return Case(graph, single(graph, chunk_bytes), box.to(DEVICE))
 
 
 def inside(values: Tensor, bounds: Interval, slack: float = 0.0) -> bool:

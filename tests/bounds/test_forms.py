@@ -8,6 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tests.bounds.nets import Builder, Case, case, make
+from tests.support.device import DEVICE
 from verifier.bounds import walk as walk_module
 from verifier.bounds.crown import crown_hidden, hidden_rows, preactivations, relaxations
 from verifier.bounds.forms import Dense, OneHot, Patches, add, dense, patches_through, start_through, windows
@@ -48,8 +49,8 @@ def test_windows_cross_convolutions_like_dense_forms(made: tuple[Case, list[int]
     case, nodes = made
     node = case.graph.nodes[nodes[-1]]
     size = node.size
-    index = torch.arange(size)
-    values = torch.linspace(-2, 3, size, dtype=torch.float64)
+    index = torch.arange(size, device=DEVICE)
+    values = torch.linspace(-2, 3, size, dtype=torch.float64, device=DEVICE)
     form: OneHot | Patches | Dense = OneHot(index, values, node.shape)
     full = dense(form)
     for i in reversed(nodes):
@@ -66,11 +67,12 @@ def test_windows_cross_convolutions_like_dense_forms(made: tuple[Case, list[int]
                 form = Dense(full)
         torch.testing.assert_close(dense(form), full, rtol=1e-12, atol=1e-12)
         if isinstance(form, Patches):
-            ones = torch.ones((1, 1, *shape), dtype=torch.float64)
+            ones = torch.ones((1, 1, *shape), dtype=torch.float64, device=DEVICE)
             total = (form.a * windows(ones, form)).flatten(2).sum(-1)
             torch.testing.assert_close(total, full.flatten(2).sum(-1), rtol=1e-11, atol=1e-11)
             kh, kw = form.a.shape[-2:]
-            y, x = form.top[:, None] + torch.arange(kh), form.left[:, None] + torch.arange(kw)
+            y = form.top[:, None] + torch.arange(kh, device=DEVICE)
+            x = form.left[:, None] + torch.arange(kw, device=DEVICE)
             rows, columns = (y >= 0) & (y < shape[-2]), (x >= 0) & (x < shape[-1])
             outside = ~(rows[:, :, None] & columns[:, None, :])[None, :, None].expand_as(form.a)
             assert bool((form.a[outside] == 0).all())
@@ -81,14 +83,14 @@ def test_windows_cross_convolutions_like_dense_forms(made: tuple[Case, list[int]
 def test_sum_of_windows(seed: int, first: int, second: int, dy: int, dx: int) -> None:
     random = torch.Generator().manual_seed(seed)
     shape, rows = (2, 7, 6), 5
-    top = torch.arange(rows) * 2 - 2
-    left = torch.arange(rows) - 1
+    top = torch.arange(rows, device=DEVICE) * 2 - 2
+    left = torch.arange(rows, device=DEVICE) - 1
 
     def patch(size: int, top: torch.Tensor, left: torch.Tensor) -> Patches:
         # Passing through the dense form and back zeroes what lies outside, as every form must have it.
-        raw = torch.randn((1, rows, 2, size, size + 1), generator=random, dtype=torch.float64)
-        y = top[:, None] + torch.arange(size)
-        x = left[:, None] + torch.arange(size + 1)
+        raw = torch.randn((1, rows, 2, size, size + 1), generator=random, dtype=torch.float64).to(DEVICE)
+        y = top[:, None] + torch.arange(size, device=DEVICE)
+        x = left[:, None] + torch.arange(size + 1, device=DEVICE)
         inside = ((y >= 0) & (y < 7))[:, :, None] & ((x >= 0) & (x < 6))[:, None, :]
         return Patches(raw * inside[None, :, None], top, left, shape, (2, 1))
 
@@ -122,7 +124,8 @@ def test_window_walks_equal_dense_walks(name: str, seed: int, charged: bool, mon
         node = case.graph.nodes[index]
         planes = relaxations(case.graph, state.bounds, torch.float64, before=index)
         rows = 2 * node.size
-        form = hidden_rows(torch.arange(node.size), node.shape, 0, rows, rows + 3, torch.float64)
+        every = torch.arange(node.size, device=DEVICE)
+        form = hidden_rows(every, node.shape, 0, rows, rows + 3, torch.float64)
         cheap = backward(case.graph, case.backend, {index: form}, planes, torch.float64, charges)
         kept = backward(case.graph, case.backend, {index: form}, planes, torch.float64, charges, keep=True)
         full = backward(case.graph, case.backend, {index: Dense(dense(form))}, planes, torch.float64, charges)

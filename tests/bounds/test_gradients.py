@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.bounds.nets import ARCHITECTURES, Builder, Case, case, make
+from tests.support.device import DEVICE
 from verifier.bounds.alpha import Parameters, Schedule, initial_parameters, optimise, sweep
 from verifier.bounds.crown import BoundState, Specification, crown_hidden, crown_rows, relaxations
 from verifier.bounds.forms import Form
@@ -78,7 +79,7 @@ def random_parameters(specs: Mapping[int, Mapping[str, ParamSpec]], seed: int) -
         out[i] = {}
         for name, s in group.items():
             b, _, *shape = s.initial.shape
-            share = 0.1 + 0.8 * torch.rand((b, ROWS, *shape), generator=random, dtype=torch.float64)
+            share = 0.1 + 0.8 * torch.rand((b, ROWS, *shape), generator=random, dtype=torch.float64).to(DEVICE)
             low, high = torch.as_tensor(s.low).double(), torch.as_tensor(s.high).double()
             out[i][name] = low + share * (high - low)
     return out
@@ -87,7 +88,7 @@ def random_parameters(specs: Mapping[int, Mapping[str, ParamSpec]], seed: int) -
 def rows(made: Case, seed: int) -> Specification:
     random = torch.Generator().manual_seed(seed + 77)
     shape = (1, ROWS, *made.graph.output_shape)
-    return Specification(torch.randn(shape, generator=random, dtype=torch.float64))
+    return Specification(torch.randn(shape, generator=random, dtype=torch.float64).to(DEVICE))
 
 
 def compare(made: Case, state: BoundState, seed: int, signs: Mapping[int, Tensor] | None = None) -> int:
@@ -100,7 +101,8 @@ def compare(made: Case, state: BoundState, seed: int, signs: Mapping[int, Tensor
     batch = made.box.lower.shape[0]
     random = torch.Generator().manual_seed(seed)
     multipliers = {
-        i: torch.rand((batch, ROWS, *s.shape[2:]), generator=random, dtype=torch.float64) for i, s in signs.items()
+        i: torch.rand((batch, ROWS, *s.shape[2:]), generator=random, dtype=torch.float64).to(DEVICE)
+        for i, s in signs.items()
     }
     # MatMul rounds its mixtures to a grid, which autograd takes for a constant.
     rounded = [isinstance(graph.nodes[i].op, MatMul) for i, g in parameters.items() for _ in g]
@@ -189,7 +191,7 @@ def test_split_multipliers(name: str, seed: int) -> None:
     for node in made.graph.nodes:
         if isinstance(node.op, Relu):
             shape = state.bounds[node.inputs[0]].lower.shape
-            signs[node.index] = torch.randint(-1, 2, shape, generator=random)[:, None].float()
+            signs[node.index] = torch.randint(-1, 2, shape, generator=random)[:, None].float().to(DEVICE)
     assert compare(made, state, seed, signs) > 0
 
 
@@ -205,7 +207,7 @@ def test_what_optimisation_reports_is_what_its_iterate_gives(name: str) -> None:
         if isinstance(node.op, Relu):
             b = state.bounds[node.inputs[0]]
             signs[node.index] = torch.where((b.lower < 0) & (b.upper > 0), -1.0, 0.0)[:, None]
-            multipliers[node.index] = torch.zeros(2, ROWS, *b.lower.shape[1:])
+            multipliers[node.index] = torch.zeros(2, ROWS, *b.lower.shape[1:], device=DEVICE)
     start = spec.forms(made.backend, made.graph.output, torch.float32)
     found = optimise(
         made.graph, made.backend, start, made.box, state.bounds, values, Schedule(6), Deadline(), signs, multipliers

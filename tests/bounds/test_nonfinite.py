@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.bounds.nets import ARCHITECTURES, Case, case, make
+from tests.support.device import DEVICE
 from verifier.bounds.alpha import Schedule, alpha_hidden, alpha_rows, initial_parameters
 from verifier.bounds.crown import BoundState, Specification, crown_hidden, crown_rows
 from verifier.core.deadline import Deadline
@@ -20,13 +21,14 @@ from verifier.ops.relu import Relu
 BAD = [math.nan, math.inf, -math.inf]
 NAMES = sorted(ARCHITECTURES)
 # Far below anything that these networks compute.
-LOW = torch.tensor(-1e30, dtype=torch.float64)
+LOW = torch.tensor(-1e30, dtype=torch.float64, device=DEVICE)
 SCHEDULE = Schedule(2)
 
 
 def eye(made: Case) -> Specification:
     n = made.graph.nodes[made.graph.output].size
-    rows = torch.cat([torch.eye(n, dtype=torch.float64), -torch.eye(n, dtype=torch.float64)])
+    one = torch.eye(n, dtype=torch.float64, device=DEVICE)
+    rows = torch.cat([one, -one])
     return Specification(rows.reshape(1, 2 * n, *made.graph.output_shape))
 
 
@@ -103,7 +105,7 @@ def test_slopes_and_multipliers(name: str, bad: float) -> None:
             value.copy_(kept)
     for node in made.graph.nodes:
         if isinstance(node.op, Relu):
-            extra = torch.full((1, 1, *made.graph.nodes[node.inputs[0]].shape), bad)
+            extra = torch.full((1, 1, *made.graph.nodes[node.inputs[0]].shape), bad, device=DEVICE)
             lower, _ = crown_rows(made.graph, made.backend, state, spec, splits={node.index: extra})
             assert not bool(proved(lower, LOW).any())
 
@@ -125,8 +127,8 @@ def test_boxes_that_are_huge_or_infinite(name: str) -> None:
 
 
 def test_the_test_that_closes_rows() -> None:
-    numbers = torch.tensor([math.nan, math.inf, -math.inf, 1.0, 0.0], dtype=torch.float64)
-    zero = torch.zeros((), dtype=torch.float64)
+    numbers = torch.tensor([math.nan, math.inf, -math.inf, 1.0, 0.0], dtype=torch.float64, device=DEVICE)
+    zero = torch.zeros((), dtype=torch.float64, device=DEVICE)
     assert proved(numbers, zero).tolist() == [False, False, False, True, False]
     for bad in BAD:
         assert not bool(proved(numbers, torch.full_like(numbers, bad)).any())

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.bounds.nets import ARCHITECTURES, Case, inside, make
+from tests.support.device import DEVICE
 from verifier.bounds import ibp
 from verifier.bounds.alpha import Schedule, alpha_hidden, alpha_rows
 from verifier.bounds.crown import BoundState, Specification, crown_hidden, crown_rows
@@ -75,8 +76,8 @@ def test_rows_bound_samples_and_optimisation_does_not_lose(name: str, seed: int)
     case = make(name, seed)
     state = crown_hidden(case.graph, case.backend, case.state(), Deadline())
     random = torch.Generator().manual_seed(seed)
-    y = torch.randn((1, 5, *case.graph.output_shape), generator=random, dtype=torch.float64)
-    x = torch.randn((1, 5, *case.graph.input_shape), generator=random, dtype=torch.float64) * (seed % 2)
+    y = torch.randn((1, 5, *case.graph.output_shape), generator=random, dtype=torch.float64).to(DEVICE)
+    x = torch.randn((1, 5, *case.graph.input_shape), generator=random, dtype=torch.float64).to(DEVICE) * (seed % 2)
     spec = Specification(y, x)
     points = case.samples(300)
     values = case.values(points)[case.graph.output]
@@ -113,7 +114,7 @@ def test_a_point_box_gives_the_value(name: str) -> None:
     case = make(name, 2, radius=0.0)
     state = crown_hidden(case.graph, case.backend, case.state(), Deadline())
     value = case.values(case.box.lower.double()[None])[case.graph.output][0].flatten()
-    eye = torch.eye(value.shape[0], dtype=torch.float64).reshape(1, -1, *case.graph.output_shape)
+    eye = torch.eye(value.shape[0], dtype=torch.float64, device=DEVICE).reshape(1, -1, *case.graph.output_shape)
     lower, _ = crown_rows(case.graph, case.backend, state, Specification(eye))
     torch.testing.assert_close(lower[0], value, rtol=1e-5, atol=1e-5)
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from tests.bounds.nets import Case, make
+from tests.support.device import DEVICE
 from verifier.bounds.alpha import Schedule, initial_parameters, optimise
 from verifier.bounds.crown import BoundState, Specification, crown_hidden, crown_rows
 from verifier.core.deadline import Deadline
@@ -29,13 +30,14 @@ class Domain:
         values = self.case.values(points)
         self.signs: dict[int, Tensor] = {}
         bounds = dict(root.bounds)
-        members = torch.ones(points.shape[0], dtype=torch.bool)
+        members = torch.ones(points.shape[0], dtype=torch.bool, device=DEVICE)
         for node in graph.nodes:
             if isinstance(node.op, Relu):
                 index = node.inputs[0]
                 z = values[index][:, 0]
                 low, up = bounds[index]
-                pick = (low < 0) & (up > 0) & (torch.rand(low.shape, generator=random) < share / low.numel())
+                some = torch.rand(low.shape, generator=random).to(DEVICE) < share / low.numel()
+                pick = (low < 0) & (up > 0) & some
                 sign = torch.where(pick, torch.where(z[0] > 0, -1.0, 1.0), 0.0)
                 self.signs[node.index] = sign[:, None]
                 members &= (sign * z <= 0).flatten(1).all(1)
@@ -44,7 +46,7 @@ class Domain:
                 )
         self.root = root
         self.state = BoundState(root.box, bounds, root.charges, root.certified)
-        y = torch.randn((1, ROWS, *graph.output_shape), generator=random, dtype=torch.float64)
+        y = torch.randn((1, ROWS, *graph.output_shape), generator=random, dtype=torch.float64).to(DEVICE)
         self.spec = Specification(y)
         rows = torch.einsum("nbo,so->ns", values[graph.output].flatten(2), y[0].flatten(1))
         self.values = rows[members]
@@ -59,14 +61,17 @@ def test_members_stay_above_the_bound(name: str, seed: int) -> None:
     least = domain.values.amin(0) + 1e-12
     random = torch.Generator().manual_seed(seed)
     for size in (0.0, 0.01, 0.3, 10.0):
-        splits = {i: s * size * torch.rand((1, ROWS, *s.shape[2:]), generator=random) for i, s in domain.signs.items()}
+        splits = {
+            i: s * size * torch.rand((1, ROWS, *s.shape[2:]), generator=random).to(DEVICE)
+            for i, s in domain.signs.items()
+        }
         lower, _ = crown_rows(made.graph, made.backend, state, domain.spec, splits=splits)
         assert bool((lower[0] <= least).all())
         narrow, _ = crown_rows(made.graph, made.backend, state, domain.spec, splits=splits, dtype=torch.float32)
         assert bool((narrow[0].double() <= least + 1e-4 * (1 + least.abs())).all())
     # Hidden bounds found inside the domain hold for its members too.
     values, _ = initial_parameters(made.graph, state.bounds, ROWS, len(made.graph.nodes))
-    multipliers = {i: torch.zeros(1, ROWS, *s.shape[2:]) for i, s in domain.signs.items()}
+    multipliers = {i: torch.zeros(1, ROWS, *s.shape[2:], device=DEVICE) for i, s in domain.signs.items()}
     start = domain.spec.forms(made.backend, made.graph.output, torch.float32)
     found = optimise(
         made.graph,

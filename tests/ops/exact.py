@@ -10,6 +10,7 @@ import torch
 from hypothesis import strategies as st
 from mpmath import mp, mpf
 
+from tests.support.device import DEVICE
 from verifier.core.interval import Interval
 from verifier.ops.bent import Cos, Gelu, Silu, Sin
 from verifier.ops.exponential import Exp, Log, Softplus
@@ -94,7 +95,7 @@ def boxes(draw: st.DrawFn, domain: tuple[float, float], dtype: torch.dtype, n: i
                 low, up = -up, -low
         lows.append(min(low, domain[1]))
         ups.append(min(up, domain[1]))
-    low, up = torch.tensor(lows, dtype=dtype), torch.tensor(ups, dtype=dtype)
+    low, up = (torch.tensor(ends, dtype=dtype, device=DEVICE) for ends in (lows, ups))
     return Interval(torch.minimum(low, up)[None], torch.maximum(low, up)[None])
 
 

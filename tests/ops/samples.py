@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.ops.exact import UNARY
+from tests.support.device import DEVICE
 from verifier.core.handles import Handle
 from verifier.graph.op import AffineOp, NonlinearOp, Op, Params, Shape
 from verifier.ops.add import Add
@@ -24,7 +25,7 @@ from verifier.ops.shape import Concat, Gather, Permute, Reshape, inverse_index
 
 @dataclass(frozen=True)
 class Sample:
-    """One op with what it acts on; ``params`` in the order of ``op.handles``, float64 or int64.
+    """One op with what it acts on; ``params`` in the order of ``op.handles``, float64 or int64, on the tests' device.
 
     ``domain``: the inputs the op is defined for.
     """
@@ -44,7 +45,7 @@ def _given(name: str, make: Callable[..., Op], in_shapes: tuple[Shape, ...], **t
     handles = {k: Handle(f"{name}.{k}", tuple(t.shape), t.dtype) for k, t in tensors.items()}
     op = make(**handles)
     by_handle = {h: tensors[k] for k, h in handles.items()}
-    return Sample(name, op, in_shapes, tuple(by_handle[h] for h in op.handles))
+    return Sample(name, op, in_shapes, tuple(by_handle[h].to(DEVICE) for h in op.handles))
 
 
 def _random(*shape: int, seed: int = 0) -> Tensor:

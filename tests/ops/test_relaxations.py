@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tests.ops.samples import NONLINEAR, Sample
 from tests.ops.test_unary import chosen
+from tests.support.device import DEVICE
 from verifier.core.interval import Interval
 from verifier.core.numerics import gamma, tiny
 from verifier.graph.op import NonlinearOp, Relaxation
@@ -53,7 +54,7 @@ def random_boxes(sample: Sample, seed: int, dtype: torch.dtype, width: float = 1
             low, up = low + shift, up + shift
             if sample.domain[1] == 0.0:
                 low, up = -up, -low
-        out.append(Interval(low.to(dtype), up.to(dtype)))
+        out.append(Interval(low.to(DEVICE, dtype), up.to(DEVICE, dtype)))
     return out
 
 
@@ -62,7 +63,8 @@ def points(boxes: list[Interval], seed: int, rows: int, corners: bool) -> list[T
     g = torch.Generator().manual_seed(seed)
     out = []
     for box in boxes:
-        share = torch.rand((box.lower.shape[0], rows, *box.lower.shape[1:]), generator=g, dtype=box.lower.dtype)
+        shape = (box.lower.shape[0], rows, *box.lower.shape[1:])
+        share = torch.rand(shape, generator=g, dtype=box.lower.dtype).to(DEVICE)
         low, up = box.lower[:, None], box.upper[:, None]
         value = torch.where(share > 0.5, up, low) if corners else low + (up - low) * share
         out.append(torch.minimum(torch.maximum(value, low), up))
@@ -74,7 +76,7 @@ def coefficients(op: NonlinearOp, zs: list[Tensor], seed: int) -> Tensor:
     y = op.forward([z.flatten(0, 1) for z in zs], ())
     g = torch.Generator().manual_seed(seed)
     a = torch.randn((*zs[0].shape[:2], *y.shape[1:]), generator=g, dtype=y.dtype)
-    return a * (torch.rand(a.shape, generator=g) > 0.2)
+    return (a * (torch.rand(a.shape, generator=g) > 0.2)).to(DEVICE)
 
 
 def parameters(op: NonlinearOp, boxes: list[Interval], share: float | None) -> Mapping[str, Tensor] | None:
@@ -201,7 +203,8 @@ def test_planes_hold_in_rational_arithmetic(
     relaxation = op.relax(boxes, params)
     image = op.interval(boxes, ())
     n = image.lower.numel()
-    eye = torch.cat([torch.eye(n, dtype=dtype), -torch.eye(n, dtype=dtype)]).reshape(1, 2 * n, *image.lower.shape[1:])
+    one = torch.eye(n, dtype=dtype, device=DEVICE)
+    eye = torch.cat([one, -one]).reshape(1, 2 * n, *image.lower.shape[1:])
     coefs, const = relaxation.backward(eye)
     charge = relaxation.constant_magnitude(eye) * gamma(n + 3, dtype) + 8 * n * tiny(dtype)
     if not isinstance(op, MatMul):

@@ -13,6 +13,7 @@ from mpmath import mpf
 from torch import Tensor
 
 from tests.ops.exact import UNARY, Exact, boxes, plane_at, points
+from tests.support.device import DEVICE
 from verifier.core.interval import Interval
 from verifier.graph.op import NonlinearOp, ParamSpec, UnaryPlanes
 from verifier.ops.bent import BentOp
@@ -28,8 +29,8 @@ Case = tuple[NonlinearOp, Exact, tuple[float, float]]
 
 def chosen(spec: ParamSpec, share: float, rows: int) -> Tensor:
     """A parameter between its limits; share 0 and 1 are the limits."""
-    low = torch.as_tensor(spec.low, dtype=spec.initial.dtype).expand_as(spec.initial)
-    high = torch.as_tensor(spec.high, dtype=spec.initial.dtype).expand_as(spec.initial)
+    low = torch.as_tensor(spec.low, dtype=spec.initial.dtype, device=DEVICE).expand_as(spec.initial)
+    high = torch.as_tensor(spec.high, dtype=spec.initial.dtype, device=DEVICE).expand_as(spec.initial)
     return (low + (high - low) * share).clamp(low, high).repeat(1, rows, *[1] * (spec.initial.dim() - 2))
 
 
@@ -93,8 +94,8 @@ def test_relu_chord_in_rational_arithmetic(dtype: torch.dtype, ends: list[tuple[
     """At both ends and at zero the planes hold exactly, with ends of any size, and the chord is tight."""
     op = Relu(k)
     slope = Fraction(op.negative_slope)
-    low = -torch.tensor([[e[0] for e in ends]], dtype=dtype)
-    up = torch.tensor([[e[1] for e in ends]], dtype=dtype)
+    low = -torch.tensor([[e[0] for e in ends]], dtype=dtype, device=DEVICE)
+    up = torch.tensor([[e[1] for e in ends]], dtype=dtype, device=DEVICE)
     planes = op.relax([Interval(low, up)])
     for i in range(len(ends)):
         ls, li, us, ui = (
@@ -115,23 +116,23 @@ def test_relu_chord_in_rational_arithmetic(dtype: torch.dtype, ends: list[tuple[
 def test_relu_stable_and_odd_bounds(k: float) -> None:
     """Stable neurons are exact; NaN means unbounded; crossed bounds give finite planes."""
     inf, nan = math.inf, math.nan
-    low = torch.tensor([[0.0, 1.0, -2.0, -inf, 3.0, 0.0, -2.0, 1e-9, nan]])
-    up = torch.tensor([[2.0, 1.0, -1.0, -1.0, inf, 0.0, 0.0, -1e-9, 1.0]])
+    low = torch.tensor([[0.0, 1.0, -2.0, -inf, 3.0, 0.0, -2.0, 1e-9, nan]], device=DEVICE)
+    up = torch.tensor([[2.0, 1.0, -1.0, -1.0, inf, 0.0, 0.0, -1e-9, 1.0]], device=DEVICE)
     planes = Relu(k).relax([Interval(low, up)])
-    exact = torch.tensor([1.0, 1.0, k, k, 1.0, 1.0, k])
+    exact = torch.tensor([1.0, 1.0, k, k, 1.0, 1.0, k], device=DEVICE)
     for slope, intercept in (
         (planes.lower_slope, planes.lower_intercept),
         (planes.upper_slope, planes.upper_intercept),
     ):
         assert torch.equal(slope[0, 0, :7], exact)
-        assert torch.equal(intercept.expand_as(slope)[0, 0, :7], torch.zeros(7))
+        assert torch.equal(intercept.expand_as(slope)[0, 0, :7], torch.zeros_like(exact))
         assert torch.isfinite(slope).all()
         assert not intercept.isnan().any()
     side = planes.upper_intercept if k <= 1 else planes.lower_intercept
     assert side.flatten()[8].abs() > 0.7  # one-sided: slope k through (1, 1)
     fixed = planes.d_lower or planes.d_upper
     assert fixed is not None
-    assert torch.equal(fixed["alpha"][0][0, 0, :7], torch.zeros(7))
+    assert torch.equal(fixed["alpha"][0][0, 0, :7], torch.zeros_like(exact))
 
 
 CURVES = [case for case in UNARY if isinstance(case[0], CurveOp | Reciprocal | Relu)]
@@ -144,7 +145,7 @@ def test_planes_touch_the_function(case: Case, start: float, width: float) -> No
     """On ordinary boxes both default planes come close to f somewhere: no plane is needlessly low or constant."""
     op, _, domain = case
     low = abs(start) + 0.05 if domain[0] == 0.0 else -abs(start) - width - 0.05 if domain[1] == 0.0 else start
-    z = torch.linspace(low, low + width, 2001, dtype=torch.float64)[:, None]
+    z = torch.linspace(low, low + width, 2001, dtype=torch.float64, device=DEVICE)[:, None]
     box = Interval(z[:1].clone(), z[-1:].clone())
     planes = op.relax([box])
     f = op.forward([z], ())
@@ -162,7 +163,8 @@ def test_bent_planes_shrink_with_the_square_of_the_width(case: Case) -> None:
     op, _, _ = case
     gaps = []
     for width in (0.2, 0.1, 0.05):
-        box = Interval(torch.tensor([[0.3]], dtype=torch.float64), torch.tensor([[0.3 + width]], dtype=torch.float64))
+        ends = torch.tensor([[[0.3]], [[0.3 + width]]], dtype=torch.float64, device=DEVICE)
+        box = Interval(*ends)
         planes = op.relax([box])
         middle = 0.3 + width / 2
         low = planes.lower_slope * middle + planes.lower_intercept

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from tests.support.device import ON_DEVICE
 from tests.support.networks import KINDS
 from tests.support.planted import Planted, planted
 from verifier.config import Config
@@ -41,7 +42,7 @@ def problem_of(case: Planted, extra: list[tuple[np.ndarray, float]] | None = Non
 
 def answer(case: Planted, settings: dict, problem: Problem | None = None, seconds: float = 20.0) -> Result:
     network = from_module(case.network, input_shape=(1, *case.lower.shape))
-    config = Config.model_validate({"attack": {"enabled": False}, **settings})
+    config = Config.model_validate({"attack": {"enabled": False}, **ON_DEVICE, **settings})
     return solve(network, problem or problem_of(case), config, Deadline(seconds), SilentProgress())
 
 

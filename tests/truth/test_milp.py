@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.support.device import DEVICE, ON_DEVICE, single
 from tests.support.networks import KINDS
 from tests.support.planted import Planted, planted
 from verifier.api import verify
@@ -18,7 +19,6 @@ from verifier.core.interval import Interval
 from verifier.core.problem import Problem
 from verifier.core.result import Result, Verdict
 from verifier.frontend.network import Network, from_module
-from verifier.parallel.single import SingleBackend
 
 NAMES = sorted(KINDS)
 PLAIN = ["mlp", "deep-mlp", "shared"]  # the exact solver needs milliseconds for these, seconds for the others
@@ -67,7 +67,7 @@ def problem(case: Planted) -> Problem:
 
 
 def search(kind: str, seed: int, sat: bool, gap: float, settings: dict[str, object]) -> Result:
-    values = {"attack.enabled": False, "device": "cpu", "threads": 1, **settings}
+    values = {"attack.enabled": False, "threads": 1, **ON_DEVICE, **settings}
     return verify(network(kind, seed, sat, gap), problem(truth(kind, seed, sat, gap)), values, timeout=30.0)
 
 
@@ -85,10 +85,11 @@ def test_bounds_stay_below_the_minimum(kind: str, seed: int) -> None:
     case = truth(kind, seed, True)
     least = case.threshold - case.gap  # the exact minimum, attained at case.point
     graph = network(kind, seed, True).graph
-    backend = SingleBackend(graph, torch.device("cpu"))
+    backend = single(graph)
     shape = (1, *graph.input_shape)
-    state = initial_state(graph, backend, Interval(case.lower.reshape(shape), case.upper.reshape(shape)))
-    spec = Specification(torch.from_numpy(case.row).reshape(1, 1, *graph.output_shape))
+    box = Interval(case.lower.reshape(shape), case.upper.reshape(shape)).to(DEVICE)
+    state = initial_state(graph, backend, box)
+    spec = Specification(torch.from_numpy(case.row).to(DEVICE).reshape(1, 1, *graph.output_shape))
     found: list[float] = []
 
     def note(state: BoundState) -> None:
@@ -97,7 +98,7 @@ def test_bounds_stay_below_the_minimum(kind: str, seed: int) -> None:
         again, _ = crown_rows(graph, backend, state, spec, best.parameters)
         found.extend([float(plain), float(again)])
         # At the minimiser every node's value lies in its bounds.
-        point = torch.from_numpy(case.point).reshape(shape)
+        point = torch.from_numpy(case.point).to(DEVICE).reshape(shape)
         values = graph.forward(point, backend.weights, range(len(graph.nodes)))
         assert isinstance(values, dict)
         for i, b in state.bounds.items():

@@ -150,10 +150,7 @@ def place(graph: Graph, config: Config, world: World | None = None) -> Placed:
     if world.device.type == "cuda":
         torch.cuda.init()
         torch.cuda.reset_peak_memory_stats(world.device)
-        torch.backends.cuda.matmul.allow_tf32 = False
-        torch.backends.cudnn.allow_tf32 = False
-        torch.backends.cudnn.deterministic = True
-        torch.backends.cudnn.benchmark = False
+    plain_kernels(world.device)
     groups = groups_of(config, world.size)
     each = world.size // groups
     inside = world.subgroup([range(g * each, (g + 1) * each) for g in range(groups)])
@@ -192,6 +189,15 @@ def place(graph: Graph, config: Config, world: World | None = None) -> Placed:
     backend = DistributedBackend(world.everyone, world.device, store, chunk, sharded)
     search = DistributedBackend(inside, world.device, store, chunk, sharded) if each > 1 else single
     return Placed(graph, backend, search, team, inside, pool)
+
+
+def plain_kernels(device: torch.device) -> None:
+    """Full precision and the same kernel each time, which the charges for rounding and equal bits rest on."""
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.benchmark = False
 
 
 def _sharing(world: World) -> int:
