@@ -92,7 +92,7 @@ def arguments_of(options: argparse.Namespace, others: Sequence[str], files: bool
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda")
     parser.add_argument("--quick", action="store_true", help=f"every {QUICK}th case of each test")
     parser.add_argument(

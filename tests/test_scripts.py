@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from scripts import bench_domains, bench_vnncomp, deadline_test, startup_bench
+from scripts import bench_domains, bench_vnncomp, deadline_test, soundness_suite, startup_bench
 from verifier.api import verify
 
 
@@ -146,3 +147,41 @@ def test_a_remark_on_stderr_is_not_measured() -> None:
     assert startup_bench.seconds(command, {}, silent=False) > 0
     with pytest.raises(startup_bench.Failed, match="note"):
         startup_bench.seconds(command, {})
+
+
+def suite(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [
+        sys.executable,
+        str(root / "scripts" / "soundness_suite.py"),
+        "--device",
+        "cpu",
+        "--workers",
+        "1",
+        *words,
+    ]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_suite_runs_what_is_named_and_counts_it(root: Path) -> None:
+    done = suite(root, "tests/ops/test_registry.py")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "tests    3 passed, 0 failed, 0 skipped" in done.stdout and "device   cpu: CPU" in done.stdout
+    assert suite(root, "tests/ops/test_registry.py", "-k", "nothing").returncode == 1  # nothing ran: nothing was shown
+
+
+def test_the_suite_takes_its_own_folders_where_none_is_named() -> None:
+    options = soundness_suite.argparse.Namespace(device="cpu", quick=True, workers=2)
+    words = soundness_suite.arguments_of(options, ["-k", "crown"], files=False)
+    assert words[: len(soundness_suite.SUITE)] == list(soundness_suite.SUITE) and words[-2:] == ["-k", "crown"]
+    assert all((soundness_suite.ROOT / name).exists() for name in (*soundness_suite.SUITE, *soundness_suite.WITH_FILES))
+    assert words[words.index("--every") + 1] == str(soundness_suite.QUICK)
+    assert soundness_suite.arguments_of(options, ["tests/bounds"], files=True)[0] == "--device"
+
+
+def test_the_suite_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(soundness_suite, "name_of", lambda device: None)
+    assert soundness_suite.main(["--device", "cuda"]) == 2
+    assert "no CUDA device" in capsys.readouterr().err
+    monkeypatch.setattr(soundness_suite, "NEEDED", {"torch": "torch", "no_such_module": "no-such-package"})
+    assert soundness_suite.main(["--device", "cpu"]) == 2
+    assert capsys.readouterr().err.rstrip().endswith("pip install no-such-package")

@@ -44,7 +44,7 @@ def problem_of(case: Planted, extra: list[tuple[np.ndarray, float]] | None = Non
     )
 
 
-def answer(case: Planted, settings: dict, problem: Problem | None = None, seconds: float = 20.0) -> Result:
+def answer(case: Planted, settings: dict, problem: Problem | None = None, seconds: float = 60.0) -> Result:
     network = from_module(case.network, input_shape=(1, *case.lower.shape))
     config = Config.model_validate({"attack": {"enabled": False}, **ON_DEVICE, **settings})
     return solve(network, problem or problem_of(case), config, Deadline(seconds), SilentProgress())

@@ -68,7 +68,7 @@ def problem(case: Planted) -> Problem:
 
 def search(kind: str, seed: int, sat: bool, gap: float, settings: dict[str, object]) -> Result:
     values = {"attack.enabled": False, "threads": 1, **ON_DEVICE, **settings}
-    return verify(network(kind, seed, sat, gap), problem(truth(kind, seed, sat, gap)), values, timeout=30.0)
+    return verify(network(kind, seed, sat, gap), problem(truth(kind, seed, sat, gap)), values, timeout=60.0)
 
 
 def holds(case: Planted, result: Result) -> bool:
