@@ -19,7 +19,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,29 +27,26 @@ from typing import Any
 import numpy as np
 import torch
 
-from verifier.api import load_any, load_problem
-from verifier.bab import relu_split
-from verifier.bab.bounder import Bounded, Domains
-from verifier.bab.kernel import Kernel
-from verifier.bounds.alpha import Schedule
-from verifier.config import Config, load_config
-from verifier.core.deadline import Deadline
-from verifier.core.progress import SilentProgress
-from verifier.parallel.group import Solo
-from verifier.solver.place import Placed, place
-from verifier.solver.root import Root, bound_root
-from verifier.solver.strategy import node_flops, open_boxes
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from scripts.measure import Rates, Work, measured, name_of, roofline, synchronise, timed  # noqa: E402
+from verifier.api import load_any, load_problem  # noqa: E402
+from verifier.bab import relu_split  # noqa: E402
+from verifier.bab.bounder import Bounded, Domains  # noqa: E402
+from verifier.bab.kernel import Kernel  # noqa: E402
+from verifier.bounds.alpha import Schedule  # noqa: E402
+from verifier.config import Config, load_config  # noqa: E402
+from verifier.core.deadline import Deadline  # noqa: E402
+from verifier.core.progress import SilentProgress  # noqa: E402
+from verifier.graph.graph import Graph  # noqa: E402
+from verifier.parallel.group import Solo  # noqa: E402
+from verifier.solver.place import Placed, cpu_threads, device_of, place  # noqa: E402
+from verifier.solver.root import Root, bound_root  # noqa: E402
+from verifier.solver.strategy import node_flops, open_boxes  # noqa: E402
 
 # Passes over a column's numbers in one optimiser step, read or written; of an input's numbers.
 _COLUMN_TRAFFIC, _INPUT_TRAFFIC = 60, 5
-
-
-@dataclass
-class Rates:
-    """What the device does per second: float32 operations of a product, bytes of a copy."""
-
-    flops: float
-    bytes: float
 
 
 @dataclass
@@ -80,59 +77,36 @@ class Watch:
         return float(self.total) / self.count if self.total is not None else 0.0
 
 
-def synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def name_of(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu x {torch.get_num_threads()}"
-
-
-def measured(device: torch.device) -> Rates:
-    """Rates of a product of square matrices and of a copy, the best of a few."""
-    n, size = (8192, 1 << 28) if device.type == "cuda" else (1024, 1 << 25)
-    a, b = torch.randn(n, n, device=device), torch.randn(n, n, device=device)
-    source, target = torch.randn(size, device=device), torch.empty(size, device=device)
-    return Rates(
-        2.0 * n**3 / best_of(5, device, lambda: torch.mm(a, b)),
-        8.0 * size / best_of(5, device, lambda: target.copy_(source)),
-    )
-
-
-def best_of(times: int, device: torch.device, work: Callable[[], object]) -> float:
-    best = float("inf")
-    for _ in range(times + 1):  # the first one warms up
-        synchronise(device)
-        start = time.perf_counter()
-        work()
-        synchronise(device)
-        best = min(best, time.perf_counter() - start)
-    return best
-
-
 def roots(network: Any, problem: Any, config: Config, seconds: float) -> tuple[Placed, Root | None]:
     """The root of the first box that is left open."""
     placed = place(network.graph, config)
     for cases in open_boxes(problem, np.arange(problem.n_cases)):
         root = bound_root(
-            network.graph, placed.backend, problem, cases, config, seconds, Deadline(None), lambda name: None
+            placed.graph,
+            placed.backend,
+            placed.search,
+            problem,
+            cases,
+            config,
+            seconds,
+            Deadline(None),
+            lambda name: None,
         )
         if root.open.size and root.rows is not None:
             return placed, root
     return placed, None
 
 
-def searcher(network: Any, placed: Placed, root: Root, config: Config, deadline: Deadline) -> Any:
+def searcher(placed: Placed, root: Root, config: Config) -> Any:
     """A search that has not started."""
     assert root.rows is not None
     return relu_split._Search(
-        network.graph,
-        placed.backend,
+        placed.graph,
+        placed.search,
         root.state,
         root.rows,
         config.bab,
-        deadline,
+        Deadline(None),
         SilentProgress(),
         lambda x: None,
         placed.pool_bytes,
@@ -140,26 +114,22 @@ def searcher(network: Any, placed: Placed, root: Root, config: Config, deadline:
     )
 
 
-def per_child(search: Any, steps: int) -> tuple[float, float]:
-    """Operations and bytes of the optimiser's passes for one child."""
+def per_child(search: Any) -> Work:
+    """What the optimiser's passes take for one child."""
     inner = search.bounder.inner
-    passes = (steps + 1) * search.rows
+    passes = (search.config.iterations + 1) * search.rows
     if isinstance(inner, Kernel):
         net = inner.net
         traffic = 4.0 * (_COLUMN_TRAFFIC * net.size + _INPUT_TRAFFIC * net.free.shape[0])
-        return 4.0 * net.multiplications * passes, traffic * passes
+        return Work(4.0 * net.multiplications * passes, bytes=traffic * passes)
     flops = 2.0 * sum(map(node_flops, search.graph.nodes))
-    return flops * passes, 4.0 * _COLUMN_TRAFFIC * sum(n.size for n in search.graph.nodes) * passes
+    return Work(flops * passes, bytes=4.0 * _COLUMN_TRAFFIC * sum(n.size for n in search.graph.nodes) * passes)
 
 
 def sustained(search: Any, device: torch.device, seconds: float) -> tuple[float, float, dict[str, float]]:
     """A search for some time: (children per second, seconds, statistics)."""
     search.deadline = search.team.deadline = Deadline(seconds)
-    synchronise(device)
-    start = time.perf_counter()
-    result = search.run()
-    synchronise(device)
-    spent = time.perf_counter() - start
+    spent, result = timed(device, search.run)
     return result.statistics["domains"] / spent, spent, result.statistics | {"reason": result.reason or "finished"}
 
 
@@ -188,6 +158,78 @@ def bound_only(search: Any, device: torch.device, seconds: float) -> tuple[float
     return count / spent, spent, {"batch": domains.count}
 
 
+MODES: Mapping[str, Callable[[Any, torch.device, float], tuple[float, float, dict[str, float]]]] = {
+    "search": sustained,
+    "bound only": bound_only,
+}
+
+
+@dataclass(frozen=True)
+class Ready:
+    """An instance whose root bounds are known and leave something open.
+
+    Attributes:
+        seconds: what the root took.
+    """
+
+    name: str
+    graph: Graph
+    placed: Placed
+    root: Root
+    config: Config
+    seconds: float
+
+
+def prepare(onnx: str | Path, vnnlib: str | Path, config: Config, root_seconds: float = 60.0) -> Ready | None:
+    """Root bounds; None when these leave nothing open.
+
+    Args:
+        root_seconds: the time limit that the root is planned for.
+    """
+    problem = load_problem(vnnlib)
+    network = load_any(onnx, (1, problem.n_in))
+    with cpu_threads(network.graph, config):
+        start = time.perf_counter()
+        placed, root = roots(network, problem, config, root_seconds)
+        spent = time.perf_counter() - start
+    name = f"{Path(onnx).stem} {Path(vnnlib).stem}"
+    return None if root is None else Ready(name, network.graph, placed, root, config, spent)
+
+
+def measure(ready: Ready, rates: Rates, mode: str = "search", seconds: float = 20.0) -> dict[str, Any]:
+    """Search for some time, or bound for some time; the record.
+
+    Args:
+        mode: a key of ``MODES``.
+    """
+    device = ready.placed.backend.device
+    with cpu_threads(ready.graph, ready.config):
+        search = searcher(ready.placed, ready.root, ready.config)
+        search.bounder = watch = Watch(search.bounder)
+        rate, spent, statistics = MODES[mode](search, device, seconds)
+        name = name_of(device)
+    child = per_child(search)
+    return {
+        "instance": ready.name,
+        "mode": mode,
+        "children_per_s": rate,
+        "mean_bound": watch.mean,
+        "seconds": spent,
+        "root_seconds": ready.seconds,
+        "columns": int(search.space.size),
+        "steps": ready.config.bab.iterations,
+        "batch": search.batch,
+        "device": name,
+        "mflop_per_child": child.flops / 1e6,
+        "mbyte_per_child": child.bytes / 1e6,
+        # On a CPU the batch is made to stay in the caches, so that memory is no limit.
+        "roofline_per_s": 1 / roofline(child, rates, memory=device.type == "cuda"),
+        "device_tflops": rates.flops / 1e12,
+        "device_gb_per_s": rates.bytes / 1e9,
+        "statistics": statistics,
+    }
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", help="pairs of a network and a property")
@@ -209,53 +251,21 @@ def main() -> int:
     if arguments.batch:
         settings.append(f"bab.batch_size={arguments.batch}")
     config = load_config(assignments=settings)
-    rates: Rates | None = None
+    rates = measured(device_of(config))
+    mode = "bound only" if arguments.bound_only else "search"
     records: list[dict[str, Any]] = []
-    for onnx, prop in zip(arguments.files[::2], arguments.files[1::2], strict=True):
-        problem = load_problem(prop)
-        network = load_any(onnx, (1, problem.n_in))
-        name = f"{Path(onnx).stem} {Path(prop).stem}"
-        start = time.perf_counter()
-        placed, root = roots(network, problem, config, arguments.root_seconds)
-        device = placed.backend.device
-        rates = rates or measured(device)
-        if root is None:
-            print(f"{name}: nothing is left after the root bounds", flush=True)
+    for onnx, vnnlib in zip(arguments.files[::2], arguments.files[1::2], strict=True):
+        ready = prepare(onnx, vnnlib, config, arguments.root_seconds)
+        if ready is None:
+            print(f"{Path(onnx).stem} {Path(vnnlib).stem}: nothing is left after the root bounds", flush=True)
             continue
-        at_root = time.perf_counter() - start
-        search = searcher(network, placed, root, config, Deadline(None))
-        search.bounder = watch = Watch(search.bounder)
-        measure = bound_only if arguments.bound_only else sustained
-        rate, spent, statistics = measure(search, device, arguments.seconds)
-        flops, size = per_child(search, arguments.steps)
-        # On a CPU the batch is made to stay in the caches, so that memory is no limit.
-        roof = 1 / max(flops / rates.flops, size / rates.bytes if device.type == "cuda" else 0.0)
-        record = {
-            "instance": name,
-            "mode": "bound only" if arguments.bound_only else "search",
-            "children_per_s": rate,
-            "mean_bound": watch.mean,
-            "seconds": spent,
-            "root_seconds": at_root,
-            "columns": int(search.space.size),
-            "steps": arguments.steps,
-            "batch": search.batch,
-            "device": torch.cuda.get_device_name(device)
-            if device.type == "cuda"
-            else f"cpu x {torch.get_num_threads()}",
-            "mflop_per_child": flops / 1e6,
-            "mbyte_per_child": size / 1e6,
-            "roofline_per_s": roof,
-            "device_tflops": rates.flops / 1e12,
-            "device_gb_per_s": rates.bytes / 1e9,
-            "statistics": statistics,
-        }
-        records.append(record)
+        r = measure(ready, rates, mode, arguments.seconds)
+        records.append(r)
         print(
-            f"{name}: {record['mode']}: {rate:.0f} children/s, mean bound {watch.mean:.5g}, {spent:.1f} s, "
-            f"{arguments.steps} steps, batch {search.batch}, {record['device']}; {flops / 1e6:.1f} MFLOP and "
-            f"{size / 1e6:.2f} MB a child, roofline {roof:.0f}/s ({rates.flops / 1e12:.2f} TFLOP/s, "
-            f"{rates.bytes / 1e9:.0f} GB/s); {statistics}",
+            f"{r['instance']}: {mode}: {r['children_per_s']:.0f} children/s, mean bound {r['mean_bound']:.5g}, "
+            f"{r['seconds']:.1f} s, {r['steps']} steps, batch {r['batch']}, {r['device']}; "
+            f"{r['mflop_per_child']:.1f} MFLOP and {r['mbyte_per_child']:.2f} MB a child, "
+            f"roofline {r['roofline_per_s']:.0f}/s ({rates}); {r['statistics']}",
             flush=True,
         )
     if arguments.json:
