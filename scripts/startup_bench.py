@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,12 +41,24 @@ def seconds(command: Sequence[str | Path], variables: dict[str, str], silent: bo
     return spent
 
 
-def measure(onnx: Path, vnnlib: Path, rounds: int) -> dict[str, list[float]]:
-    """Seconds of every round by what was run; one more round goes first, so that files are in memory."""
+def measure(
+    onnx: Path, vnnlib: Path, rounds: int, variables: Mapping[str, str] | None = None
+) -> dict[str, list[float]]:
+    """Seconds of every round by what was run; one more round goes first, so that files are in memory.
+
+    Args:
+        variables: of the environment, beside this process's own.
+    """
     with tempfile.TemporaryDirectory() as folder:
         results = Path(folder) / "results.txt"
         path = f"{ROOT}:{os.environ['PYTHONPATH']}" if os.environ.get("PYTHONPATH") else str(ROOT)
-        cold = {**os.environ, "PYTHONPATH": path, "VERIFIER_PYTHON": sys.executable, "VERIFIER_RESIDENT_SECONDS": "0"}
+        cold = {
+            **os.environ,
+            **(variables or {}),
+            "PYTHONPATH": path,
+            "VERIFIER_PYTHON": sys.executable,
+            "VERIFIER_RESIDENT_SECONDS": "0",
+        }
         warm = {**cold, "VERIFIER_RESIDENT_SECONDS": "60", "VERIFIER_RESIDENT_FOLDER": f"{folder}/resident"}
         prepare = [SCRIPTS / "prepare_instance.sh", "v1", "test", onnx, vnnlib]
         instance = [SCRIPTS / "run_instance.sh", "v1", "test", onnx, vnnlib, results, "60"]
