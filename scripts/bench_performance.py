@@ -64,7 +64,8 @@ SELECT = ("mnist_fc:*256x4*:prop_7_0.05*", "sri_resnet_a:*:*", "oval21:*base*:*"
 # What slopes are usually optimised by: steps of Adam, their rate and its decay.
 REFERENCE = Schedule(100, 0.1, decay=0.98)
 REACHED = 0.99
-WARM_CALLS = 3
+# Warm calls of one kind: so many, fewer when they take long.
+WARM_CALLS, WARM_SECONDS = 5, 5.0
 START_ROUNDS = 3
 MIB = 1 << 20
 
@@ -222,7 +223,9 @@ def root_row(instance: Instance, config: Config, rates: Rates) -> Row:
 
 def repeated(device: torch.device, work: Callable[[], object], rates: Rates) -> Row:
     """Seconds of the first call and the median of later ones, what one call takes, and what that costs at least."""
-    cold, *warm = (timed(device, work)[0] for _ in range(1 + WARM_CALLS))
+    cold, warm = timed(device, work)[0], [timed(device, work)[0]]
+    while len(warm) < WARM_CALLS and sum(warm) < WARM_SECONDS:
+        warm.append(timed(device, work)[0])
     with Counter() as counter:
         work()
     return {
@@ -514,8 +517,8 @@ def main() -> int:
         for part in arguments.parts:
             mine[part] = measured_part(part, options)
             arguments.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    if arguments.write:
-        write({name: mine}, PAGE)
+            if arguments.write:
+                write({name: mine}, PAGE)
     return 0
 
 
@@ -529,7 +532,7 @@ def measured_part(part: str, options: Options) -> Row:
     return {
         "rows": rows,
         "rates": str(options.rates),
-        "circumstances": f"load {load:.1f}, {torch.get_num_threads()} CPU threads, torch {torch.__version__}",
+        "circumstances": f"load {load:.1f}, CPU threads {torch.get_num_threads()}, torch {torch.__version__}",
         "command": " ".join(["python", "scripts/bench_performance.py", *sys.argv[1:]]),
     }
 

@@ -28,7 +28,7 @@ def name_of(device: torch.device, threads: bool = True) -> str:
     """The device in words; of a CPU the model and, unless left out, the threads in use."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{_cpu_model()}, {torch.get_num_threads()} threads" if threads else _cpu_model()
+    return f"{_cpu_model()} x {torch.get_num_threads()}" if threads else _cpu_model()
 
 
 def _cpu_model() -> str:
