@@ -229,10 +229,7 @@ def measure(ready: Ready, rates: Rates, mode: str = "search", seconds: float = 2
         "roofline_per_s": 1 / roofline(child, rates, memory=device.type == "cuda"),
         "device_tflops": rates.flops / 1e12,
         "device_gb_per_s": rates.bytes / 1e9,
-<<<<<<< HEAD
         "replays": watch.inner.recordings.replays if isinstance(watch.inner, Kernel) else 0,
-=======
->>>>>>> perfdoc
         "statistics": statistics,
     }
 
@@ -272,11 +269,7 @@ def main() -> int:
             f"{r['instance']}: {mode}: {r['children_per_s']:.0f} children/s, mean bound {r['mean_bound']:.5g}, "
             f"{r['seconds']:.1f} s, {r['steps']} steps, batch {r['batch']}, {r['device']}; "
             f"{r['mflop_per_child']:.1f} MFLOP and {r['mbyte_per_child']:.2f} MB a child, "
-<<<<<<< HEAD
             f"roofline {r['roofline_per_s']:.0f}/s ({rates}), {r['replays']} replays; {r['statistics']}",
-=======
-            f"roofline {r['roofline_per_s']:.0f}/s ({rates}); {r['statistics']}",
->>>>>>> perfdoc
             flush=True,
         )
     if arguments.json:
