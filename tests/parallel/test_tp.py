@@ -20,6 +20,7 @@ from tests.parallel.threads import ThreadGroup, on_ranks
 from verifier.bounds.alpha import Schedule
 from verifier.bounds.api import Method, NetworkBounds, compute_graph_bounds
 from verifier.bounds.crown import (
+    BoundState,
     Specification,
     crown_hidden,
     crown_rows,
@@ -28,6 +29,8 @@ from verifier.bounds.crown import (
     preactivations,
     relaxations,
 )
+from verifier.bounds.ibp import propagate
+from verifier.core.backend import ParallelBackend
 from verifier.core.deadline import Deadline
 from verifier.core.errors import DeadlineExceeded, UnsupportedError
 from verifier.core.handles import Handle
@@ -221,6 +224,36 @@ def test_wider_networks(width: int, ranks: int) -> None:
     centre = torch.zeros(1, width)
     made = case(graph, Interval(centre - 0.05, centre + 0.05))
     compare(*bounds_of(made, ranks, "crown"))
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+def test_long_sums(ranks: int) -> None:
+    """Sums over very many neurons: one device and every share of them are close to float64, and to each other."""
+    n_in, hidden = 8, 1 << 18
+    b = Builder((n_in,), 0)
+    b.linear(b.relu(b.linear(0, hidden)), 1)
+    # Nothing cancels: what is lost is lost of the bound itself.
+    parameters = {h: t.abs() / t.abs().mean() for h, t in b.parameters.items()}
+    last = next(h for h in parameters if h.shape == (1, hidden))
+    graph = Graph(tuple(b.nodes), len(b.nodes) - 1, {**parameters, last: parameters[last] / hidden})
+    centre = torch.full((1, n_in), 0.5)
+    made = case(graph, Interval(centre - 0.1, centre + 0.1))
+    spec = Specification(torch.ones((1, 1, 1), dtype=torch.float64))
+
+    def row(part: Graph, backend: ParallelBackend, dtype: torch.dtype = torch.float32) -> float:
+        box = Interval(*(backend.part(0, end) for end in made.box)).to(dtype)
+        bounds, charges = propagate(part, backend, box, rounding=False)
+        lower, _ = crown_rows(part, backend, BoundState(box, bounds, charges, False), spec, dtype=dtype)
+        assert lower.dtype == dtype
+        return float(lower)
+
+    exact, alone = row(made.graph, made.backend, torch.float64), row(made.graph, made.backend)
+    found = every_rank(made.graph, ranks, row)
+    assert len(set(found)) == 1
+    scale = max(1.0, abs(exact))
+    assert abs(alone - exact) <= 1e-6 * scale
+    assert abs(found[0] - exact) <= 1e-6 * scale
+    assert abs(found[0] - alone) <= 1e-6 * scale
 
 
 @pytest.mark.parametrize("name", ["mlp", "conv", "dilated", "residual"])

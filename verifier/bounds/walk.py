@@ -32,6 +32,7 @@ from verifier.bounds.forms import (
     start_through,
     windows,
 )
+from verifier.core import sums
 from verifier.core.backend import ParallelBackend
 from verifier.core.interval import Interval
 from verifier.core.numerics import gamma, tiny, unit_roundoff
@@ -67,7 +68,7 @@ class Walk:
 
     Attributes:
         a: (B or 1, S, *input_shape), the coefficients of this rank's inputs; the other fields are of the whole row.
-        constant: (B or 1, S).
+        constant: (B or 1, S); float64 also in a float32 walk, when long sums are in it.
         charge: (B or 1, S), rounding to subtract; zero without ``Charges``.
         kept: coefficients on the outputs of nonlinear nodes, by node index, when asked for.
     """
@@ -303,10 +304,10 @@ def concretise(backend: ParallelBackend, walk: Walk, box: Interval, charges: boo
     if charges and a.dtype == torch.float32 and a.shape[-1] > _LONG_SUM:
         a, box = a.double(), box.to(torch.float64)
     low, up = box.lower.flatten(1)[:, None], box.upper.flatten(1)[:, None]
-    value = (a.clamp(min=0) * low + a.clamp(max=0) * up).sum(-1)
+    terms = a.clamp(min=0) * low + a.clamp(max=0) * up
     if not charges:
-        return backend.total(value) + walk.constant
-    value, size = _totals(backend, value, _weighted(a, box.magnitude().flatten(1)))
+        return _minimum(backend, terms, walk.constant)
+    value, size = _totals(backend, terms.sum(-1), _weighted(a, box.magnitude().flatten(1)))
     value = value + walk.constant
     total = size + walk.constant.abs()
     slack = gamma(a.shape[-1] + 3 + backend.summands, a.dtype) * total + walk.charge
@@ -316,8 +317,12 @@ def concretise(backend: ParallelBackend, walk: Walk, box: Interval, charges: boo
 def lowest(backend: ParallelBackend, walk: Walk, box: Interval) -> tuple[Tensor, Tensor]:
     """Minimum of the walk's rows over the input box, (B, S), and the corner where it is; rounding is not charged."""
     x = minimiser(walk, box)
-    value = (walk.a * x).flatten(2).sum(-1)
-    return backend.total(value) + walk.constant, x
+    return _minimum(backend, (walk.a * x).flatten(2), walk.constant), x
+
+
+def _minimum(backend: ParallelBackend, terms: Tensor, constant: Tensor) -> Tensor:
+    """(B, S, n) summed, plus the constant; one in float64 has long sums in it, and then the whole is rounded once."""
+    return (backend.total(sums.last_dim(terms, constant.dtype)) + constant).to(terms.dtype)
 
 
 def minimiser(walk: Walk, box: Interval) -> Tensor:

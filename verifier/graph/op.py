@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from verifier.core import sums
 from verifier.core.handles import Handle
 from verifier.core.interval import Interval
 
@@ -139,7 +140,7 @@ class AffineOp(Op):
         return tuple(parts)
 
     def bias_dot(self, a: Tensor, p: Params) -> Tensor | None:
-        """a . b summed over the output, (N,); None when the op has no bias."""
+        """a . b summed over the output, (N,); None when the op has no bias. Float64 when a long sum."""
         return None
 
     def magnitude(self, ms: Sequence[Tensor], p: Params) -> Tensor:
@@ -193,7 +194,7 @@ class Relaxation(ABC):
             a: (B, S, *shape) coefficients on the op's output.
 
         Returns:
-            coefficients on each input, (B, S, *shape_i), and the constant, (B, S).
+            coefficients on each input, (B, S, *shape_i), and the constant, (B, S); float64 when a long sum.
         """
 
     @abstractmethod
@@ -243,7 +244,7 @@ class UnaryPlanes(Relaxation):
     def backward(self, a: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
         low = a > 0
         const = times_intercept(a, torch.where(low, self.lower_intercept, self.upper_intercept))
-        return (a * torch.where(low, self.lower_slope, self.upper_slope),), const.flatten(2).sum(-1)
+        return (a * torch.where(low, self.lower_slope, self.upper_slope),), sums.last_dim(const.flatten(2), const.dtype)
 
     def forward(self, a: Tensor, zs: Sequence[Tensor]) -> Tensor:
         z, low = zs[0], a > 0

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from verifier.core import sums
 from verifier.core.handles import Blocks, Handle
 from verifier.graph.op import AffineOp, Params, Shape, Split, folded_terms
 from verifier.ops.layout import reduce_count, sum_rest, unbroadcast
@@ -34,11 +34,11 @@ def absolute_product(x: Tensor, weight: Tensor | Blocks, bias: Tensor | None) ->
     out, width = weight.shape
     rows = max(1, _BLOCK_BYTES // max(1, width * weight.element_size()))
     if rows >= out:
-        return F.linear(x, weight.abs(), None if bias is None else bias.abs())
+        return sums.linear(x, weight.abs(), None if bias is None else bias.abs())
     y = x.new_empty((*x.shape[:-1], out))
     for i in range(0, out, rows):
         part = slice(i, min(i + rows, out))
-        y[..., part] = F.linear(x, weight[part].abs(), None if bias is None else bias[part].abs())
+        y[..., part] = sums.linear(x, weight[part].abs(), None if bias is None else bias[part].abs())
     return y
 
 
@@ -69,7 +69,7 @@ class Linear(AffineOp):
         if isinstance(p[0], Blocks):
             y = _through(xs[0], p[0])
             return y + p[1] if self.bias is not None else y
-        return F.linear(xs[0], p[0], p[1] if self.bias is not None else None)
+        return sums.linear(xs[0], p[0], p[1] if self.bias is not None else None)
 
     def linear(self, xs: Sequence[Tensor], p: Params) -> Tensor:
         return _through(xs[0], p[0])
@@ -80,7 +80,7 @@ class Linear(AffineOp):
     def bias_dot(self, a: Tensor, p: Params) -> Tensor | None:
         if self.bias is None:
             return None
-        return sum_rest(a @ p[1])
+        return sum_rest(sums.dot(a, p[1]))
 
     def spread(self, rs: Sequence[Tensor], p: Params) -> Tensor:
         return absolute_product(rs[0], p[0], None)
@@ -98,24 +98,25 @@ class Linear(AffineOp):
 def _through(x: Tensor, w: Tensor | Blocks, magnitudes: bool = False) -> Tensor:
     """x W^T (or x |W|^T); in blocks a sum of the blocks' products."""
     if isinstance(w, Tensor):
-        return F.linear(x, w.abs() if magnitudes else w)
+        return sums.linear(x, w.abs() if magnitudes else w)
     out, start = None, 0
+    dtype = torch.float64 if sums.is_long(w.shape[1], x.dtype) else x.dtype
     for block in w:
-        part = F.linear(x[..., start : start + block.shape[1]], block.abs() if magnitudes else block)
-        out = part if out is None else out.add_(part)
+        part = sums.linear(x[..., start : start + block.shape[1]], block.abs() if magnitudes else block)
+        out = part.to(dtype) if out is None else out.add_(part)
         start += block.shape[1]
     assert out is not None
-    return out
+    return out.to(x.dtype)
 
 
 def _back(a: Tensor, w: Tensor | Blocks) -> Tensor:
     """a W; in blocks their products side by side."""
     if isinstance(w, Tensor):
-        return a @ w
+        return sums.product(a, w)
     out = a.new_empty((*a.shape[:-1], w.shape[1]))
     start = 0
     for block in w:
-        out[..., start : start + block.shape[1]] = a @ block
+        out[..., start : start + block.shape[1]] = sums.product(a, block)
         start += block.shape[1]
     return out
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from verifier.core import sums
 from verifier.core.interval import Interval
 from verifier.core.numerics import tiny
 from verifier.graph.op import NonlinearOp, Params, ParamSpec, Shape, Split, UnaryPlanes, split_elementwise
@@ -125,10 +126,10 @@ class OriginPlanes(UnaryPlanes):
 
     def backward(self, a: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
         columns = _chords(self.upper_intercept) if self.columns is None else self.columns
-        sums = torch.matmul(a.clamp(max=0).flatten(2), columns)
-        const = sums[..., 0]
+        totals = sums.wide_product(a.clamp(max=0).flatten(2), columns)
+        const = totals[..., 0]
         if columns.shape[-1] > 1:
-            const = const.masked_fill(sums[..., 1] < 0, -float("inf"))
+            const = const.masked_fill(totals[..., 1] < 0, -float("inf"))
         return (a * torch.where(a > 0, self.lower_slope, self.upper_slope),), const
 
     def gradients(self, a: Tensor, zs: Sequence[Tensor]) -> Mapping[str, Tensor]:
