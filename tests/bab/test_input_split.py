@@ -12,7 +12,17 @@ from torch import Tensor
 
 from tests.bounds.nets import Builder
 from tests.support.device import DEVICE, array, single
-from verifier.bab.boxes import CHARGED_32, CHARGED_64, Arithmetic, Domains, Hidden, bound_boxes, cuttable, halve
+from verifier.bab.boxes import (
+    CHARGED_32,
+    CHARGED_64,
+    Arithmetic,
+    Domains,
+    Hidden,
+    _scatter,
+    bound_boxes,
+    cuttable,
+    halve,
+)
 from verifier.bab.clip import combine, cut, halfspaces, least
 from verifier.bab.input_split import InputSplitResult, search
 from verifier.bounds.crown import Specification
@@ -285,6 +295,17 @@ def test_rows_lie_below_the_network(make: type, arithmetic: Arithmetic, hidden: 
     inside = ((x >= cut_box.lower[:, None]) & (x <= cut_box.upper[:, None])).all(-1)
     assert bool(inside[bad].all())
     assert not bool((least(rows, box) > 0).any(1)[bad.any(1)].any())
+
+
+def test_rows_summed_in_float64_are_rounded_outward() -> None:
+    """Bounds of hidden neurons found in float64 go into float32 intervals: no nearest value may cut them."""
+    random = torch.Generator().manual_seed(0)
+    rows = torch.randn((3, 400), generator=random, dtype=torch.float64).to(DEVICE)
+    elements = torch.arange(200, device=DEVICE)
+    like = Interval(*(torch.full((3, 200), end, device=DEVICE) for end in (-9.0, 9.0)))
+    found = _scatter(like, elements, rows, None)
+    assert bool((found.lower.double() <= rows[:, :200]).all()) and bool((found.upper.double() >= -rows[:, 200:]).all())
+    assert bool((found.upper - found.lower - (-rows[:, 200:] - rows[:, :200])).abs().max() < 1e-5)
 
 
 def test_cuts_do_cut() -> None:

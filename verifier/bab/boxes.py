@@ -28,7 +28,7 @@ from verifier.bounds.walk import Charges, Walk, backward, concretise
 from verifier.core.backend import ParallelBackend
 from verifier.core.deadline import Deadline
 from verifier.core.interval import Interval
-from verifier.core.numerics import CHARGE_SAFETY, finite_lower, tiny
+from verifier.core.numerics import CHARGE_SAFETY, finite_lower, outward, tiny
 from verifier.graph.graph import Graph
 from verifier.graph.op import AffineOp, NonlinearOp, Relaxation
 from verifier.ops.conv import Conv
@@ -158,11 +158,15 @@ def _rounded_rows(
 
 
 def _scatter(like: Interval, elements: Tensor, lower: Tensor, here: Tensor | None) -> Interval:
-    """An interval that knows only some elements (those that are ``here``): (B, 2n) bounds of +e, then of -e."""
+    """An interval that knows only some elements (those that are ``here``): (B, 2n) bounds of +e, then of -e.
+
+    Rows that were summed in float64 are rounded outward.
+    """
     n = elements.shape[0]
     inf = torch.full_like(like.lower, float("inf")).flatten(1)
     low, up = -inf, inf
-    least, most = lower[:, :n], -lower[:, n:]
+    found = outward(Interval(lower[:, :n], -lower[:, n:]), low.dtype)
+    least, most = found.lower, found.upper
     if here is not None:
         elements, least, most = elements[here], least[:, here], most[:, here]
     low[:, elements], up[:, elements] = least, most
