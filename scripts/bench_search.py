@@ -141,11 +141,11 @@ def bound_only(search: Any, device: torch.device, seconds: float) -> tuple[float
     search.deadline = Deadline(None)
     search._push_roots()
     while search.pool.count and search.pool.count < search.batch // 2:
-        search._bound(search._children(search.pool.pop(search._take()))[0])
+        search._bound(search._branch(search.pool.pop(search._take())))
     if not search.pool.count:
         return 0.0, 0.0, {}
     parents = search.pool.pop(search.batch // 2)
-    children = search._children({k: v[: search.batch // 2] for k, v in parents.items()})[0]
+    children = search._branch({k: v[: search.batch // 2] for k, v in parents.items()})
     domains = relu_split._domains({k: v[: search.batch] for k, v in children.items()})
     bab = search.config
     schedule = Schedule(bab.iterations, bab.learning_rate_alpha, bab.learning_rate_beta, 0.98)

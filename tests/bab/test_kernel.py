@@ -155,15 +155,16 @@ def test_certificates_take_no_negative_multipliers() -> None:
 def test_children_cover_their_parents(depth: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every full assignment of signs that a parent allows is allowed by exactly one child."""
     s = Setting("mlp", 1)
-    search = s.search(BabConfig(candidates=3))
+    search = s.search(BabConfig(candidates=3, probes=0))
     monkeypatch.setattr(search, "_depth", lambda count, candidates: depth)
     random = torch.Generator().manual_seed(3)
     parents = s.domains
     # Split and repeated ones too.
     candidates = torch.randint(0, s.space.size, (DOMAINS, 6), generator=random).to(DEVICE)
-    children, split, between = search._children(
+    ordered = search._ordered(
         {"case": parents.case, "signs": parents.signs, "theta": parents.theta, "candidates": candidates}
     )
+    children, split, between = search._children(ordered)
     # Every split replaces a domain by two, some of which are split in turn.
     assert split - between == DOMAINS
     assert children["case"].shape[0] == 2 * split - between

@@ -12,6 +12,9 @@ from tests.support.device import DEVICE, ON_DEVICE, single
 from tests.support.networks import KINDS
 from tests.support.planted import Planted, planted
 from verifier.api import verify
+from verifier.bab.bounder import Bounder, Domains, WalkBounder
+from verifier.bab.branching import probing
+from verifier.bab.kernel import Kernel
 from verifier.bounds.alpha import Schedule, alpha_hidden, alpha_rows
 from verifier.bounds.crown import BoundState, Specification, crown_hidden, crown_rows, initial_state
 from verifier.core.deadline import Deadline
@@ -28,6 +31,9 @@ PLANTED = [(kind, 0.02) for kind in NAMES] + [(kind, 1e-5) for kind in PLAIN]
 SEARCHES = {
     "babsr": {"bab.branching": "babsr"},
     "kfsb": {"bab.branching": "kfsb"},
+    # Every side of every split is tried before a domain is split.
+    "probed": {"bab.branching": "kfsb", "bab.probes": 1000},
+    "unprobed": {"bab.branching": "kfsb", "bab.probes": 0},
     "input": {"bab.branching": "input"},
     # Nothing is optimised: splits go on until every neuron is decided, and the leaf programs do the rest.
     "leaves": {
@@ -131,8 +137,33 @@ def test_every_search_is_right_or_undecided(kind: str, sat: bool, how: str) -> N
         assert result.verdict not in (wrong, Verdict.ERROR), result.reason
         if result.verdict is Verdict.SAT:
             assert holds(truth(kind, seed, sat), result)
-        if how in ("babsr", "kfsb", "leaves") and not sat:
+        if how in ("babsr", "kfsb", "probed", "unprobed", "leaves") and not sat:
             assert result.verdict is Verdict.UNSAT, result.reason
+
+
+@pytest.mark.parametrize("iterations", [0, 20])
+@pytest.mark.parametrize("sat", [True, False], ids=["sat", "unsat"])
+def test_phases_follow_from_certified_sides_alone(sat: bool, iterations: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trials that call every side refuted: only the float64 certificates stand between them and a wrong proof."""
+
+    def refuted(self: Bounder, domains: Domains) -> torch.Tensor:
+        return torch.ones(domains.count)
+
+    for bounder in (Kernel, WalkBounder):
+        monkeypatch.setattr(bounder, "evaluate", refuted)
+    monkeypatch.setattr(probing, "_NEAR", -np.inf)
+    monkeypatch.setattr(probing, "_WORTH", -np.inf)
+    settings = {"bab.branching": "kfsb", "bab.probes": 1000, "bab.iterations": iterations}
+    if not iterations:
+        settings |= {"bounds.alpha.iterations": 0, "bounds.alpha.intermediate_iterations": 0}
+    forced = unsure = 0
+    for kind in PLAIN:
+        for seed in range(1, 7):
+            result = search(kind, seed, sat, 1e-5, settings)
+            assert result.verdict is (Verdict.SAT if sat else Verdict.UNSAT), (kind, seed, result.reason)
+            found = result.statistics.get("relu_split", {})
+            forced, unsure = forced + found.get("forced", 0), unsure + found.get("uncertified", 0)
+    assert (forced > 0 and unsure > 0) or (sat and iterations)  # where the minimiser is a counterexample at once
 
 
 @pytest.mark.parametrize("seed", range(4, 8))

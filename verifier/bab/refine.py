@@ -87,9 +87,8 @@ def search(
             most = max(100, int(share * limit * children_per_second(net.multiplications, backend.device)))
         part = config if most is None else config.model_copy(update={"max_domains": most})
         ended = relu_split.search(graph, backend, state, cases, part, deadline, progress, accept, memory_limit, team)
-        spent = {
-            k: spent.get(k, 0) + ended.statistics[k] for k in ("domains", "closed", "leaves", "rounds", "uncertified")
-        }
+        counted = ("domains", "closed", "leaves", "rounds", "uncertified", "forced")
+        spent = {k: spent.get(k, 0) + ended.statistics[k] for k in counted}
         parts = ended.statistics.get("groups", [])
         groups = [
             {k: part[k] + old.get(k, 0) for k in part}
@@ -248,6 +247,8 @@ class _Rows(_Search):
             groups: a round takes this part of a batch.
         """
         self.pool = self.frontier = _Frontier()
+        # Rows are seldom near their threshold: the sides that trials refute anyway are most of what probing finds.
+        self.config = self.config.model_copy(update={"probes": min(1, self.config.probes)})
         self.start()
         count = self.cases.thresholds.shape[0]
         self.config = self.config.model_copy(update={"iterations": min(_LATER_STEPS, self.config.iterations)})
@@ -260,10 +261,7 @@ class _Rows(_Search):
             if not taken:
                 break
             done += max(full // 4, taken)
-            children, split, between = self._children(domains)
-            self.split += split
-            self.between += between
-            self._bound(children)
+            self._bound(self._branch(domains))
         balance_alone(self.count(), self.roots)
         value = torch.zeros(count, dtype=torch.float64, device=self.backend.device)
         if self.pool.count:

@@ -5,7 +5,9 @@ chooses a neuron for each, bounds the two children by optimising slopes and spli
 closes those whose bound is certified, tries the minimisers of the others as counterexamples and puts them back.
 
 The answer is a proof only when no domain is left. A domain leaves the pool in three ways alone: its bound is certified
-above the threshold, it is replaced by two children that cover it, or an LP certificate closes it.
+above the threshold, it is replaced by two children that cover it, or an LP certificate closes it. Before a domain is
+split, sides of other splits are probed: one that is certified to be refuted is a closed child, and the domain goes on
+as the other child.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import torch
 from torch import Tensor
 
 from verifier.bab.bounder import Bounded, Bounder, CaseRows, Domains, WalkBounder, domain_parameters
-from verifier.bab.branching import babsr, kfsb
+from verifier.bab.branching import babsr, kfsb, probing
 from verifier.bab.compact import compact
 from verifier.bab.kernel import Kernel
 from verifier.bab.leaf_lp import solve_leaf
@@ -110,6 +112,29 @@ def _fields(domains: Domains) -> Fields:
     return {"case": domains.case, "signs": domains.signs, "theta": domains.theta}
 
 
+def _sign(side: Tensor) -> Tensor:
+    """int8 sign of the split that a side stands for."""
+    return (1 - 2 * (side % 2)).to(torch.int8)
+
+
+def _sided(domains: Domains, parent: Tensor, side: Tensor, push: Tensor) -> Domains:
+    """(n,) domains split to one side each, with the multiplier ``push`` on it."""
+    part = domains[parent]
+    column, at = side // 2, torch.arange(parent.shape[0], device=parent.device)
+    signs, theta = part.signs.clone(), part.theta.clone()
+    signs[at, column] = _sign(side)
+    theta[at, :, column] = push[:, None]
+    return Domains(part.case, signs, theta)
+
+
+def _first(keys: Tensor) -> Tensor:
+    """Positions at which some value occurs for the first time, ascending."""
+    values, place = torch.unique(keys, return_inverse=True)
+    position = torch.arange(keys.shape[0], device=keys.device)
+    first = torch.full_like(values, keys.shape[0]).scatter_reduce_(0, place, position, "amin")
+    return first.sort().values
+
+
 def _rows(fields: Fields, index: Tensor | slice) -> Fields:
     """Some of the domains."""
     return {k: v[index] for k, v in fields.items()}
@@ -143,7 +168,7 @@ class _Search:
         self.batch = self._batch_size()
         self.pool = Pool()
         self.bounded = self.closed = self.leaves = self.uncertified = self.rounds = 0
-        self.stuck = self.split = self.between = self.began = 0
+        self.stuck = self.split = self.between = self.began = self.forced = 0
         self.witness: Witness | None = None
 
     def _bounder(self) -> Bounder:
@@ -192,13 +217,11 @@ class _Search:
         domains = self.pool.pop(self._take(), worst_first=not crowded)
         n = domains["case"].shape[0]
         try:
-            children, split, between = self._children(domains)
+            children = self._branch(domains)
         except (RuntimeError, MemoryError) as error:
             self._smaller(error, n)
             self.pool.push(domains)
             return
-        self.split += split
-        self.between += between
         self._bound(children)
         self.rounds += 1
 
@@ -208,7 +231,7 @@ class _Search:
     def count(self) -> Figures:
         return Figures(
             roots=self.began,
-            children=self.bounded - self.began + self.between,
+            children=self.bounded - self.began + self.between + self.forced,
             split=self.split,
             closed=self.closed,
             stuck=self.stuck,
@@ -217,6 +240,7 @@ class _Search:
             rounds=self.rounds,
             leaves=self.leaves,
             uncertified=self.uncertified,
+            forced=self.forced,
             worst=self.pool.worst(),
         )
 
@@ -250,6 +274,7 @@ class _Search:
             "leaves": total.leaves,
             "rounds": total.rounds,
             "uncertified": total.uncertified,
+            "forced": total.forced,
             "worst": total.worst if total.open else 0.0,
         }
         if ending.groups:
@@ -325,7 +350,11 @@ class _Search:
         """(n,) bool: whether some row of these domains is refuted in float64 with every rounding charged."""
         others = found.parameters and {i: {k: v[index] for k, v in d.items()} for i, d in found.parameters.items()}
         part = Domains(domains.case[index], domains.signs[index], found.theta[index])
-        return proved(self._lower(part, others), self.cases.thresholds[part.case]).any(1)
+        return self._proved(part, others)
+
+    def _proved(self, domains: Domains, others: Parameters | None = None) -> Tensor:
+        """(n,) bool: whether some row of every domain is refuted at these slopes and multipliers, as :meth:`_lower`."""
+        return proved(self._lower(domains, others), self.cases.thresholds[domains.case]).any(1)
 
     def _lower(self, domains: Domains, others: Parameters | None = None) -> Tensor:
         """(B, S) bounds at given slopes and multipliers, in float64, certified when the state is.
@@ -363,6 +392,7 @@ class _Search:
         part["theta"] = found.theta[still]
         part["gap"] = found.gap[still].amax(1)
         part["candidates"] = self._rank(domains, found, still)
+        part["probes"], part["pushes"] = self._probes(domains, found, still)
         decided = (part["signs"] != 0).all(1) if self.space.size else torch.ones_like(part["case"], dtype=torch.bool)
         if bool(decided.any()):
             for i in decided.nonzero()[:, 0].tolist():
@@ -395,25 +425,87 @@ class _Search:
         gaps.scatter_(1, first, float("-inf"))
         return torch.cat([first, torch.topk(gaps, k, dim=1).indices], 1)
 
+    def _probes(self, domains: Domains, found: Bounded, still: Tensor) -> tuple[Tensor, Tensor]:
+        """(n, k) sides that some domains should be probed at, and multipliers to do it with."""
+        gap, row = found.gap[still].max(1)
+        a, alpha, z = found.coefficients[still], found.theta[still, row], found.z[still]
+        return probing.sides(self.space, domains.signs[still], a, alpha, z, gap, self.config.probes)
+
     # -- branching --------------------------------------------------------------------------------------------------
 
+    def _branch(self, domains: Fields) -> Fields:
+        """The children of some domains, with the books kept of all splits; nothing is kept when it fails."""
+        ordered = self._ordered(domains)
+        probed, forced, unsure = self._forced(ordered)
+        children, split, between = self._children(probed)
+        # A forced phase is a split with one child closed; the other one is split in turn.
+        self.split += split + forced
+        self.between += between + forced
+        self.closed += forced
+        self.forced += forced
+        self.uncertified += unsure
+        return children
+
+    def _ordered(self, domains: Fields) -> Fields:
+        """The domains with free candidates only, best first; what trying them refutes goes in front of the probes."""
+        parents, candidates = _domains(domains), domains["candidates"]
+        # Ranked lists can run into split columns when few are free: replace these by the domain's first free column.
+        taken = parents.signs.gather(1, candidates) != 0
+        first_free = (parents.signs == 0).to(torch.int8).argmax(1, keepdim=True)
+        candidates = torch.where(taken, first_free, candidates)
+        if self.config.branching == "babsr" or candidates.shape[1] == 1:
+            return {**domains, "candidates": candidates}
+        gaps = self._trial(parents, candidates)
+        out = {**domains, "candidates": kfsb.choose(candidates, gaps)}
+        if self.config.probes:
+            found = probing.refuted(candidates, gaps)
+            out["probes"] = torch.cat([found, domains["probes"]], 1)
+            out["pushes"] = torch.cat([torch.zeros_like(found, dtype=domains["pushes"].dtype), domains["pushes"]], 1)
+        return out
+
+    def _forced(self, domains: Fields) -> tuple[Fields, int, int]:
+        """The domains with phases that follow because the other side is refuted, how many, and how many proofs failed.
+
+        Sound: a side is the domain with one more split. When it is certified to be refuted, the opposite split covers
+        what is left of the domain, whatever other phases follow in the same way. The best candidate is left for the
+        split.
+        """
+        if not self.config.probes:
+            return domains, 0, 0
+        probes = domains["probes"]
+        parent, place = ((probes >= 0) & (probes // 2 != domains["candidates"][:, :1])).nonzero(as_tuple=True)
+        if not parent.numel():
+            return domains, 0, 0
+        side, push = probes[parent, place], domains["pushes"][parent, place]
+        parents = _domains(domains)
+        gaps = [
+            self.bounder.evaluate(_sided(parents, parent[s], side[s], push[s]))
+            for s in (slice(i, i + self.batch) for i in range(0, parent.numel(), self.batch))
+        ]
+        hit = (torch.cat(gaps) > 0).nonzero()[:, 0]
+        hit = hit[_first(parent[hit] * self.space.size + side[hit] // 2)]
+        if not hit.numel():
+            return domains, 0, 0
+        sure = torch.ones_like(hit, dtype=torch.bool)
+        if self.state.certified:
+            sure = self._proved(_sided(parents, parent[hit], side[hit], push[hit]))
+        unsure, hit = int((~sure).sum()), hit[sure]
+        signs, theta = parents.signs.clone(), parents.theta.clone()
+        column = side[hit] // 2
+        signs[parent[hit], column] = _sign(side[hit] ^ 1)
+        theta[parent[hit], :, column] = 0.0  # the new multiplier
+        return {**domains, "signs": signs, "theta": theta}, hit.numel(), unsure
+
     def _children(self, domains: Fields) -> tuple[Fields, int, int]:
-        """Split every domain at its best column, or at several; all signs.
+        """Split every domain at its first candidate, or at several; all signs.
 
         Returns:
             the children that are to be bounded, how many splits there were, and how many of them split a child.
         """
-        parents, candidates = _domains(domains), domains["candidates"]
-        signs = parents.signs
-        # Ranked lists can run into split columns when few are free: replace these by the domain's first candidate.
-        taken = signs.gather(1, candidates) != 0
-        first_free = (signs == 0).to(torch.int8).argmax(1, keepdim=True)
-        candidates = torch.where(taken, first_free, candidates)
-        if self.config.branching != "babsr" and candidates.shape[1] > 1:
-            candidates = kfsb.choose(candidates, self._trial(parents, candidates))
-        children, origin = parents, torch.arange(parents.count, device=signs.device)
+        children, candidates = _domains(domains), domains["candidates"]
+        origin = torch.arange(children.count, device=candidates.device)
         split = []
-        for d in range(self._depth(parents.count, candidates.shape[1])):
+        for d in range(self._depth(children.count, candidates.shape[1])):
             children, source, count = self._halves(children, candidates[origin, d : d + 1])
             origin = origin[source]
             split.append(count)  # counted before the halves are made, so that the books would miss a lost one

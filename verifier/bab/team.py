@@ -72,7 +72,7 @@ class Figures:
         roots: domains that it began with.
         children: domains made by splits, ``split``: domains replaced by them.
         closed: refuted domains; ``stuck``: domains that nothing can decide; ``open``: domains in the pool.
-        bounded, rounds, leaves, uncertified, depth: for the statistics.
+        bounded, rounds, leaves, uncertified, forced, depth: for the statistics.
         worst: lowest bound minus threshold among the open domains, +inf without any.
     """
 
@@ -86,6 +86,7 @@ class Figures:
     rounds: int = 0
     leaves: int = 0
     uncertified: int = 0
+    forced: int = 0
     depth: int = 0
     worst: float = math.inf
 
