@@ -95,8 +95,8 @@ class BabConfig(Section):
     learning_rate_alpha: float = Field(default=0.1, gt=0, description="step size of the slopes")
     learning_rate_beta: float = Field(default=0.05, gt=0, description="step size of the split multipliers")
     candidates: int = Field(default=3, ge=1, description="k of kFSB: candidate splits tried per domain")
-    probes: int = Field(
-        default=4, ge=0, description="sides of other splits tried per domain; one that is refuted fixes its neuron"
+    probes: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        default="auto", description="sides of other splits tried per domain; one that is refuted fixes its neuron"
     )
     max_domains: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="stop with unknown after this many bounded domains"

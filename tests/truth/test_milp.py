@@ -147,7 +147,7 @@ def test_phases_follow_from_certified_sides_alone(sat: bool, iterations: int, mo
     """Trials that call every side refuted: only the float64 certificates stand between them and a wrong proof."""
 
     def refuted(self: Bounder, domains: Domains) -> torch.Tensor:
-        return torch.ones(domains.count)
+        return torch.ones(domains.count, device=DEVICE)
 
     for bounder in (Kernel, WalkBounder):
         monkeypatch.setattr(bounder, "evaluate", refuted)

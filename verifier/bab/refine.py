@@ -248,7 +248,7 @@ class _Rows(_Search):
         """
         self.pool = self.frontier = _Frontier()
         # Rows are seldom near their threshold: the sides that trials refute anyway are most of what probing finds.
-        self.config = self.config.model_copy(update={"probes": min(1, self.config.probes)})
+        self.config = self.config.model_copy(update={"probes": min(1, self._most_probes)})
         self.start()
         count = self.cases.thresholds.shape[0]
         self.config = self.config.model_copy(update={"iterations": min(_LATER_STEPS, self.config.iterations)})
