@@ -247,8 +247,8 @@ class _Rows(_Search):
             groups: a round takes this part of a batch.
         """
         self.pool = self.frontier = _Frontier()
-        # Rows are seldom near their threshold: the sides that trials refute anyway are most of what probing finds.
-        self.config = self.config.model_copy(update={"probes": min(1, self._most_probes)})
+        # Rows are seldom near their threshold: probing narrows them by some percent and takes as much longer.
+        self.config = self.config.model_copy(update={"probes": 0})
         self.start()
         count = self.cases.thresholds.shape[0]
         self.config = self.config.model_copy(update={"iterations": min(_LATER_STEPS, self.config.iterations)})
