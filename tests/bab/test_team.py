@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import pytest
@@ -49,6 +50,8 @@ from verifier.solver.root import Root, bound_root
 SIZES = [1, 2, 3, 4]
 
 # ------------------------------------------------------------------------------------------------------ plans and rows
+
+T = TypeVar("T")
 
 
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=9).filter(any))
@@ -520,6 +523,9 @@ class Lockstep(SingleBackend):
 
     def together(self, deadline: Deadline) -> Deadline:
         return _Agreed(deadline, self)
+
+    def once(self, work: Callable[[], T]) -> T:
+        return self.group.share(work() if self.rank == 0 else None)
 
 
 class _Agreed(Deadline):
