@@ -41,6 +41,12 @@ def seconds(command: Sequence[str | Path], variables: dict[str, str], silent: bo
     return spent
 
 
+def environment(variables: Mapping[str, str]) -> dict[str, str]:
+    """This process's variables and some more; what it starts runs the code of this repository with its interpreter."""
+    path = f"{ROOT}:{os.environ['PYTHONPATH']}" if os.environ.get("PYTHONPATH") else str(ROOT)
+    return {**os.environ, **variables, "PYTHONPATH": path, "VERIFIER_PYTHON": sys.executable}
+
+
 def measure(
     onnx: Path, vnnlib: Path, rounds: int, variables: Mapping[str, str] | None = None
 ) -> dict[str, list[float]]:
@@ -51,14 +57,7 @@ def measure(
     """
     with tempfile.TemporaryDirectory() as folder:
         results = Path(folder) / "results.txt"
-        path = f"{ROOT}:{os.environ['PYTHONPATH']}" if os.environ.get("PYTHONPATH") else str(ROOT)
-        cold = {
-            **os.environ,
-            **(variables or {}),
-            "PYTHONPATH": path,
-            "VERIFIER_PYTHON": sys.executable,
-            "VERIFIER_RESIDENT_SECONDS": "0",
-        }
+        cold = environment({**(variables or {}), "VERIFIER_RESIDENT_SECONDS": "0"})
         warm = {**cold, "VERIFIER_RESIDENT_SECONDS": "60", "VERIFIER_RESIDENT_FOLDER": f"{folder}/resident"}
         prepare = [SCRIPTS / "prepare_instance.sh", "v1", "test", onnx, vnnlib]
         instance = [SCRIPTS / "run_instance.sh", "v1", "test", onnx, vnnlib, results, "60"]

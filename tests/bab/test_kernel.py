@@ -179,6 +179,17 @@ def test_children_cover_their_parents(depth: int, monkeypatch: pytest.MonkeyPatc
             assert members(children["signs"], children["case"]) == members(parents.signs, parents.case)
 
 
+def test_small_rounds_split_several_columns_at_once() -> None:
+    """While more children cost nothing: at the head and at the tail of a search, never in a full round."""
+    search = Setting("mlp", 1).search(BabConfig())
+    free = min(search.batch, relu_split._FREE_NUMBERS // (search.bounder.widest * search.rows))
+    assert search._depth(1, 6) == relu_split._MOST_DEPTH
+    assert search._depth(1, 2) == 2
+    depths = [search._depth(count, 6) for count in range(1, search.batch)]
+    assert all(d == 1 or count << d < free for count, d in enumerate(depths, 1))
+    assert depths[-1] == 1
+
+
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("name", NAMES)
 def test_refined_bounds_hold_and_are_tighter(name: str, seed: int) -> None:

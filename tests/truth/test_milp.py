@@ -12,6 +12,7 @@ from tests.support.device import DEVICE, ON_DEVICE, single
 from tests.support.networks import KINDS
 from tests.support.planted import Planted, planted
 from verifier.api import verify
+from verifier.bab import relu_split
 from verifier.bab.bounder import Bounder, Domains, WalkBounder
 from verifier.bab.branching import probing
 from verifier.bab.kernel import Kernel
@@ -153,6 +154,8 @@ def test_phases_follow_from_certified_sides_alone(sat: bool, iterations: int, mo
         monkeypatch.setattr(bounder, "evaluate", refuted)
     monkeypatch.setattr(probing, "_NEAR", -np.inf)
     monkeypatch.setattr(probing, "_WORTH", -np.inf)
+    # One column per round, so that there are domains to probe in trees as small as these.
+    monkeypatch.setattr(relu_split, "_MOST_DEPTH", 1)
     settings = {"bab.branching": "kfsb", "bab.probes": 1000, "bab.iterations": iterations}
     if not iterations:
         settings |= {"bounds.alpha.iterations": 0, "bounds.alpha.intermediate_iterations": 0}

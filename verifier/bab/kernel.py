@@ -14,12 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from verifier.bab.bounder import Bounded, Domains
-from verifier.bab.compact import Compact
+from verifier.bab.compact import Compact, Layer
 from verifier.bab.recordings import Outputs, Recordings
 from verifier.bounds.alpha import Schedule
 from verifier.core.deadline import Deadline
@@ -244,6 +245,32 @@ class _Moments:
     cap: Tensor
 
 
+class _Slices(NamedTuple):
+    """What a pass touches at one layer, as views of a work's buffers: slicing costs as much as small kernels do.
+
+    Attributes:
+        wide, a, m, low, extra, pre, z: at its columns; ``wide`` holds the outputs after a pass forward.
+        start: the rows' own coefficients there, or None when they do not mention its outputs.
+        pre_consumers: coefficients on what reads it, or None when nothing does.
+        h_sources: outputs that feed it, or None when only the input does.
+        z_start: what its pre-activations start from.
+    """
+
+    layer: Layer
+    back: Tensor
+    wide: Tensor
+    a: Tensor
+    m: Tensor
+    low: Tensor
+    extra: Tensor
+    pre: Tensor
+    z: Tensor
+    start: Tensor | None
+    pre_consumers: Tensor | None
+    h_sources: Tensor | None
+    z_start: Tensor
+
+
 class _Work:
     """The rows that are being optimised, with every buffer they need.
 
@@ -264,8 +291,8 @@ class _Work:
         self.weight, self.offset, self.row = weight, offset, row
         self.a, self.pre, self.m, self.extra, self.z, self.h, self.low = (torch.empty_like(theta) for _ in range(7))
         self.moments: _Moments | None = None
-        self.x: Tensor = theta
-        self.start: Tensor | None = None
+        self.x = self.pre_entry = self.z_entry = theta
+        self.slices: list[_Slices] | None = None
         self.start_input: Tensor | None = None
 
     @property
@@ -288,33 +315,55 @@ class _Work:
             out.moments = _Moments(*(t[:, pick] for t in (self.moments.first, self.moments.second, self.moments.cap)))
         return out
 
+    def _begin(self, p: _Pass) -> list[_Slices]:
+        """The rows' own coefficients, and all views, in topological order."""
+        net = p.net
+        start = p.rows[:, self.row]
+        self.start_input = None if p.row_input is None else p.row_input[:, self.row]
+        self.a.copy_(start)
+        self.pre_entry, self.z_entry = self.pre[net.entry], self.z[net.entry]
+        slices = []
+        for layer, back in zip(net.layers, p.back, strict=True):
+            at = layer.columns
+            slices.append(
+                _Slices(
+                    layer,
+                    back,
+                    self.h[at],
+                    self.a[at],
+                    self.m[at],
+                    self.low[at],
+                    self.extra[at],
+                    self.pre[at],
+                    self.z[at],
+                    start[at] if layer.in_rows else None,
+                    self.pre[layer.consumers] if layer.consumers.stop else None,
+                    self.h[layer.sources] if layer.sources.stop else None,
+                    self.z[at] if layer.reads_input else p.bias[at],
+                )
+            )
+        return slices
+
     def back(self, p: _Pass) -> None:
         """Negated coefficients on every column's output (``a``) and input (``pre``), and on s (``x``)."""
-        net = p.net
-        if self.start is None:
-            self.start = p.rows[:, self.row]
-            self.start_input = None if p.row_input is None else p.row_input[:, self.row]
-            self.a.copy_(self.start)
-        start = self.start
+        if self.slices is None:
+            self.slices = self._begin(p)
         torch.mul(self.weight, self.theta, out=self.extra)
         torch.addcmul(self.fixed, self.free, self.theta, out=self.low)
-        wide = torch.sub(self.up, self.low, out=self.h)
-        for layer, back in zip(reversed(net.layers), reversed(p.back), strict=True):
-            at = layer.columns
-            a, m = self.a[at], self.m[at]
-            if layer.consumers.stop:
-                if layer.in_rows:
-                    torch.addmm(start[at], back, self.pre[layer.consumers], out=a)
+        torch.sub(self.up, self.low, out=self.h)  # the difference of the two slopes, until the pass forward
+        for part in reversed(self.slices):
+            if part.pre_consumers is not None:
+                if part.start is not None:
+                    torch.addmm(part.start, part.back, part.pre_consumers, out=part.a)
                 else:
-                    torch.mm(back, self.pre[layer.consumers], out=a)
-            _where_positive(wide[at], a, 0, grad_input=m)
-            m.add_(self.low[at])
-            torch.addcmul(self.extra[at], a, m, out=self.pre[at])
-        pre = self.pre[net.entry]
+                    torch.mm(part.back, part.pre_consumers, out=part.a)
+            _where_positive(part.wide, part.a, 0, grad_input=part.m)
+            part.m.add_(part.low)
+            torch.addcmul(part.extra, part.a, part.m, out=part.pre)
         if self.start_input is None:
-            self.x = torch.mm(p.input_back, pre)
+            self.x = torch.mm(p.input_back, self.pre_entry)
         else:
-            self.x = torch.addmm(self.start_input, p.input_back, pre)
+            self.x = torch.addmm(self.start_input, p.input_back, self.pre_entry)
 
     def value(self, p: _Pass) -> Tensor:
         """(R,) bounds from the coefficients alone."""
@@ -324,25 +373,21 @@ class _Work:
 
     def forward(self, p: _Pass) -> Tensor:
         """Values of the relaxed network at the minimiser; (R,) bounds."""
-        net = p.net
+        net, slices = p.net, self.slices
+        assert slices is not None
         self.x.sign_()
-        torch.addmm(p.bias[net.entry], net.input_weight, self.x, out=self.z[net.entry])
+        torch.addmm(p.bias[net.entry], net.input_weight, self.x, out=self.z_entry)
         _where_positive(self.offset, self.a, 0, grad_input=self.low)
-        for layer in net.layers:
-            at = layer.columns
-            z = self.z[at]
-            if layer.sources.stop:
-                start = z if layer.reads_input else p.bias[at]
-                torch.addmm(start, layer.weight, self.h[layer.sources], out=z)
-            elif not layer.reads_input:
-                z.copy_(p.bias[at].expand_as(z))
-            torch.addcmul(self.low[at], self.m[at], z, out=self.h[at])
-        assert self.start is not None
+        for part in slices:
+            if part.h_sources is not None:
+                torch.addmm(part.z_start, part.layer.weight, part.h_sources, out=part.z)
+            elif not part.layer.reads_input:
+                part.z.copy_(part.z_start.expand_as(part.z))
+            torch.addcmul(part.low, part.m, part.z, out=part.wide)
         lost = torch.mul(self.extra, self.z, out=self.extra).sum(0)
-        for layer in net.layers:
-            if layer.in_rows:
-                at = layer.columns
-                lost += torch.mul(self.start[at], self.h[at], out=self.low[at]).sum(0)
+        for part in slices:
+            if part.start is not None:
+                lost += torch.mul(part.start, part.wide, out=part.low).sum(0)
         if self.start_input is not None:
             lost += (self.x * self.start_input).sum(0)
         return net.row_constant[self.row] - lost

@@ -45,6 +45,8 @@ __all__ = ["CaseRows", "SearchResult", "search"]
 
 # Columns at which a domain is split at once.
 _MOST_DEPTH = 3
+# Numbers in the widest table of a batch up to which a CPU spends more time on calling kernels than in them.
+_FREE_NUMBERS = 1 << 15
 # Sides probed per domain where the configuration leaves it open. What probing saves was measured on a CPU alone.
 _PROBES = {"cpu": 4, "cuda": 0}
 
@@ -533,11 +535,11 @@ class _Search:
         return _joined([domains[rest], *sides]), torch.cat([rest, split, split]), int(split.shape[0])
 
     def _depth(self, count: int, candidates: int) -> int:
-        """Columns that every domain is split at: more than one while a GPU's batch is far from full."""
+        """Columns that every domain is split at: more than one while a round costs the same with more children."""
+        free = self.batch if self.backend.device.type == "cuda" else _FREE_NUMBERS // (self.bounder.widest * self.rows)
         depth = 1
-        if self.backend.device.type == "cuda":
-            while depth < min(_MOST_DEPTH, candidates) and count << (depth + 1) < self.batch:
-                depth += 1
+        while depth < min(_MOST_DEPTH, candidates) and count << (depth + 1) < min(free, self.batch):
+            depth += 1
         return depth
 
     def _trial(self, parents: Domains, candidates: Tensor) -> Tensor:

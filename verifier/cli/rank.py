@@ -29,9 +29,11 @@ def serve(address: str, rank: int, size: int, device: str, parent: int) -> int:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         return 1
+    from verifier.core.allocator import keep_freed_blocks
     from verifier.parallel.world import follow_leader
     from verifier.solver.crew import follow
 
+    keep_freed_blocks()
     world = follow_leader(address, rank, size, device)
     try:
         follow(world)

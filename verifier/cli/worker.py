@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from verifier.cli.clock import limits, solver_deadline
 from verifier.cli.device import begin_context
+from verifier.core.allocator import keep_freed_blocks
 from verifier.core.errors import DeadlineExceeded, MemoryExceeded, VerifierError
 from verifier.report.record import Outcome, plain
 
@@ -267,6 +268,7 @@ def work(job: Job, pipe: int) -> None:
             while data:
                 data = data[os.write(pipe, data) :]
 
+    keep_freed_blocks()
     send({"outcome": asdict(solve(job, send))})
 
 

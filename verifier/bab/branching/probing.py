@@ -38,6 +38,8 @@ def sides(
         (B, k) sides, 2 u for z_u >= 0 and 2 u + 1 for z_u <= 0, or -1 for none, most promising first; and (B, k)
         multipliers to try them with.
     """
+    if not count:
+        return signs.new_empty((signs.shape[0], 0), dtype=torch.int64), a[:, :0]
     slope = space.upper / (space.upper - space.lower)
     h = torch.where(a > 0, alpha * z, slope * (z - space.lower))
     gains = torch.stack((a * (z - h), -a * h), -1)
