@@ -251,7 +251,7 @@ def main() -> int:
     ]
     columns += ["speed-up", *(["ceiling"] if arguments.ceiling else [])]
     print("| " + " | ".join(columns) + " |\n|---" + "|---:" * (len(columns) - 1) + "|")
-    gains: list[float] = []
+    gains: dict[str, list[float]] = {}
     for instance in chosen:
         one, many, ceiling = measure(instance, arguments)
         gain = statistics.median(s.seconds for s in one) / statistics.median(s.seconds for s in many)
@@ -263,10 +263,12 @@ def main() -> int:
         if any(s.verdict != "unsat" for s in (*one, *many)):
             print(f"PROBLEM {instance.name}: {sorted({s.verdict for s in (*one, *many)})}", file=sys.stderr)
             return 1
-        gains.append(gain)
-    median = statistics.median(gains)
-    load = os.getloadavg()[0]
-    print(f"median speed-up of {arguments.ranks} ranks, {len(gains)} instances: {median:.2f}; load average {load:.1f}")
+        gains.setdefault(instance.category, []).append(gain)
+    for category, some in gains.items():
+        print(f"{category}: median {statistics.median(some):.2f} of {len(some)}")
+    found_gains = [gain for some in gains.values() for gain in some]
+    median, load = statistics.median(found_gains), os.getloadavg()[0]
+    print(f"median speed-up of {arguments.ranks} ranks, {len(found_gains)} instances: {median:.2f}; load {load:.1f}")
     return 0 if median >= arguments.target else 1
 
 

@@ -106,15 +106,15 @@ def prepare(folder: Path, idle: float) -> None:
 
 
 def warm_up() -> None:
-    """Import what instances need and wake the GPU; nothing is computed that a query could see."""
+    """Import what instances need and have the GPU's kernels loaded; nothing is left that a query could see."""
     for name in (*_LIBRARIES, *_modules()):
         importlib.import_module(name)
     importlib.import_module("verifier.frontend.onnx_module").converter()
     torch = importlib.import_module("torch")
     if torch.cuda.is_available():
-        for kind in (torch.float32, torch.float64):  # the library for products is loaded by the first one
-            ones = torch.ones(2, 2, device="cuda", dtype=kind)
-            (ones @ ones).sum().item()
+        importlib.import_module("verifier.cli.rehearsal").rehearse()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
 
 
 def _modules() -> Iterator[str]:

@@ -1,0 +1,19 @@
+"""What a prepared process does before the first query."""
+
+from __future__ import annotations
+
+import torch
+
+from tests.support.device import DEVICE
+from verifier.cli.rehearsal import rehearse
+from verifier.core.result import Verdict
+
+
+def test_both_searches_are_rehearsed_and_random_numbers_stay_as_they_are() -> None:
+    before = torch.random.get_rng_state()
+    images, points = rehearse(DEVICE.type)
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert images.statistics["relu_split"]["domains"] > 500
+    assert images.statistics["relu_split"]["rounds"] > 3
+    assert points.statistics["input_split"]["domains"] > 10
+    assert Verdict.SAT not in (images.verdict, points.verdict)
