@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -237,6 +238,38 @@ def test_layers_that_do_not_fit_into_memory_keep_their_bounds(monkeypatch: pytes
     assert asked
     for index, old in s.state.bounds.items():
         assert torch.equal(fine.bounds[index].lower, old.lower) and torch.equal(fine.bounds[index].upper, old.upper)
+
+
+@pytest.mark.parametrize("failures", [0, 1])
+def test_every_refuted_domain_counts_for_its_row(failures: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when memory fails while they are looked at."""
+    s = Setting("mlp", 0)
+    lower, bounds = refine._Rows._lower_values, refine._Rows.bounds
+    seen: Counter[refine._Rows] = Counter()
+    calls: Counter[refine._Rows] = Counter()
+    ended = []
+
+    def counting(self: refine._Rows, domains: Domains) -> None:
+        calls[self] += 1
+        if calls[self] <= failures:
+            raise torch.OutOfMemoryError("out of memory")
+        lower(self, domains)
+        seen[self] += domains.count
+
+    def noting(self: refine._Rows, splits: int, groups: int) -> tuple[Tensor, int]:
+        found = bounds(self, splits, groups)
+        ended.append(self)
+        return found
+
+    monkeypatch.setattr(refine._Rows, "_lower_values", counting)
+    monkeypatch.setattr(refine._Rows, "bounds", noting)
+    config = BabConfig(batch_size=16)
+    refine.refine(s.made.graph, s.made.backend, s.state, config, 0.5, Deadline(20.0), SilentProgress())
+    assert ended and all(calls[rows] > failures for rows in ended)
+    for rows in ended:
+        figures = rows.count()
+        assert figures.closed > 0 and not rows.refuted
+        assert seen[rows] >= figures.closed + figures.open
 
 
 @pytest.mark.parametrize("rows", [1, 2])

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from verifier.bab import relu_split
-from verifier.bab.bounder import CaseRows, Domains
+from verifier.bab.bounder import Bounded, CaseRows, Domains
 from verifier.bab.compact import compact
 from verifier.bab.compact import size as compact_size
 from verifier.bab.kernel import Kernel
 from verifier.bab.pool import Fields, Pool
-from verifier.bab.relu_split import SearchResult, _Search
+from verifier.bab.relu_split import SearchResult, _joined, _Search
 from verifier.bab.splits import split_space
 from verifier.bab.team import Accept, Stop, balance_alone
 from verifier.bounds.alpha import initial_parameters
@@ -173,11 +173,12 @@ def refine(
             if not (isinstance(error, MemoryExceeded) or out_of_memory(error)):
                 raise
             found, spent = None, 0.0  # nobody relies on this layer's bounds becoming tighter
-        seconds -= spent * group.size
         if found is not None:
             lower[torch.cat([mine, mine + elements.numel()])] = found
         tighten(state, index, elements, group.all_gather(lower).amax(0)[None])
-        if any(over for (over,) in group.numbers([float(deadline.expired())])):
+        told = group.numbers([spent, float(deadline.expired())])
+        seconds -= sum(spent for spent, _ in told)  # what all took, so that none has less to do than another
+        if any(over for _, over in told):
             break
     return state
 
@@ -247,6 +248,8 @@ class _Rows(_Search):
             groups: a round takes this part of a batch.
         """
         self.pool = self.frontier = _Frontier()
+        self.refuted: list[Domains] = []
+        self.value = torch.zeros(self.cases.thresholds.shape[0], dtype=torch.float64, device=self.backend.device)
         # Rows are seldom near their threshold: probing narrows them by some percent and takes as much longer.
         self.config = self.config.model_copy(update={"probes": 0})
         self.start()
@@ -263,12 +266,32 @@ class _Rows(_Search):
             done += max(full // 4, taken)
             self._bound(self._branch(domains))
         balance_alone(self.count(), self.roots)
-        value = torch.zeros(count, dtype=torch.float64, device=self.backend.device)
+        self._account()
         if self.pool.count:
             fields = self.frontier.everything()
-            lower = self._lower(Domains(fields["case"], fields["signs"], fields["theta"]))
-            value.scatter_reduce_(0, fields["case"], lower[:, 0], "amin")
-        return value, done
+            self._lower_values(Domains(fields["case"], fields["signs"], fields["theta"]))
+        return self.value, done
+
+    def _certified(self, domains: Domains, found: Bounded) -> Tensor:
+        """(B,) bool: domains that seem to be refuted. What they really give counts for their row's bound, later and for
+        many at once: a certificate of few takes as long as one of many.
+        """
+        done = found.gap.amax(1) > 0
+        index = done.nonzero()[:, 0]
+        if index.numel():
+            self.refuted.append(Domains(domains.case[index], domains.signs[index], found.theta[index]))
+        if sum(part.count for part in self.refuted) >= self.batch:
+            self._account()
+        return done
+
+    def _account(self) -> None:
+        """Lower the rows' bounds to what the domains that left the frontier give."""
+        if self.refuted:
+            self._lower_values(_joined(self.refuted))
+        self.refuted = []  # not before: where memory fails they must be tried again
+
+    def _lower_values(self, domains: Domains) -> None:
+        self.value.scatter_reduce_(0, domains.case, self._lower(domains)[:, 0], "amin")
 
     def _leaf(self, domain: Fields) -> None:
         """A domain that cannot be split further stays on the frontier as it is."""
