@@ -679,8 +679,8 @@ def test_verdicts_do_not_depend_on_the_number_of_groups(kind: str, seed: int, co
             continue
         parts = told[0].statistics["groups"]
         assert sum(p["domains"] for p in parts) == told[0].statistics["domains"]
-        if not sat and told[0].statistics["domains"] > 100:
-            assert all(p["domains"] > 0 for p in parts)
+        if not sat and told[0].statistics["domains"] > 40:
+            assert sum(p["received"] for p in parts) > 0
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -17,13 +17,18 @@ from verifier.core.problem import Problem
 from verifier.core.progress import SilentProgress
 from verifier.core.result import Result, Verdict
 from verifier.frontend.network import from_module
+from verifier.graph.graph import Graph
+from verifier.parallel.world import World
+from verifier.solver import pipeline
 from verifier.solver.pipeline import solve
 from verifier.solver.root import _Enough, _RowTable
+from verifier.solver.strategy import Features, starts_on_host
 from verifier.spec.build import from_box
 
 NEURONS = {"bab": {"branching": "kfsb"}}
 BABSR = {"bab": {"branching": "babsr"}}
 INPUTS = {"bab": {"branching": "input"}}
+ATTACKED = {"attack": {"enabled": True, "restarts": 5, "steps": 3}, **INPUTS}
 
 
 def problem_of(case: Planted, extra: list[tuple[np.ndarray, float]] | None = None) -> Problem:
@@ -140,6 +145,66 @@ def test_a_graph_that_disagrees_with_its_reference_never_proves(monkeypatch: pyt
     result = answer(case, NEURONS)
     assert result.verdict is Verdict.ERROR
     assert "output 0 differs by 1" in result.reason
+
+
+class TestStartOnTheHost:
+    """Small queries are looked at on the CPU before a GPU is; here the CPU stands for both."""
+
+    @pytest.fixture
+    def crews(self, monkeypatch: pytest.MonkeyPatch) -> list[World]:
+        """The jobs that crews are made for."""
+        made: list[World] = []
+
+        class Noting(pipeline.Crew):
+            def __init__(self, graph: Graph, problem: Problem, config: Config, world: World, *others: Any) -> None:
+                made.append(world)
+                super().__init__(graph, problem, config, world, *others)
+
+        monkeypatch.setattr(pipeline, "Crew", Noting)
+        monkeypatch.setattr(pipeline, "starts_on_host", lambda found, config, device, ranks: True)
+        return made
+
+    def test_what_the_first_look_settles_needs_no_device(self, crews: list[World]) -> None:
+        result = answer(planted("mlp", 1, sat=False, gap=50.0), ATTACKED)
+        assert result.verdict is Verdict.UNSAT and len(crews) == 1
+        assert crews[0].device.type == "cpu"
+
+    @pytest.mark.parametrize("sat", [True, False])
+    def test_what_it_leaves_goes_on_there(self, sat: bool, crews: list[World], monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(pipeline, "first_look", lambda graph: 2)
+        monkeypatch.setattr(pipeline, "quick", lambda attack: attack.model_copy(update={"enabled": True, "steps": 1}))
+        case = planted("mlp", 8, sat=sat, gap=0.001, radius=2.0)
+        result = answer(case, {**ATTACKED, "attack": {"enabled": True, "restarts": 1, "steps": 1}})
+        assert result.verdict is (Verdict.SAT if sat else Verdict.UNSAT), result.reason
+        if not sat:
+            assert len(crews) == 2 and crews[0] is not crews[1]
+
+    def test_disagreement_on_either_side_forbids_a_proof(
+        self, crews: list[World], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        told = iter(["the host is off", None])
+        monkeypatch.setattr(pipeline, "parity", lambda *a: next(told))
+        monkeypatch.setattr(pipeline, "first_look", lambda graph: 2)
+        result = answer(planted("mlp", 8, sat=False, gap=0.001, radius=2.0), ATTACKED)
+        assert len(crews) == 2
+        assert result.verdict is Verdict.ERROR and "the host is off" in result.reason
+
+
+@pytest.mark.parametrize(
+    ("device", "ranks", "settings", "flops", "expected"),
+    [
+        ("cuda", 1, {}, 1e4, True),
+        ("cuda", 1, {}, 1e8, False),
+        ("cuda", 2, {}, 1e4, False),
+        ("cpu", 1, {}, 1e4, False),
+        ("cuda", 1, {"device": "cuda"}, 1e4, False),
+        ("cuda", 1, {"bab": {"branching": "kfsb"}}, 1e4, False),
+        ("cuda", 1, {"attack": {"enabled": False}}, 1e4, False),
+    ],
+)
+def test_who_starts_on_the_host(device: str, ranks: int, settings: dict, flops: float, expected: bool) -> None:
+    found = Features(free_inputs=5, boxes=1, cases=1, only_relu=True, walk_flops=flops)
+    assert starts_on_host(found, Config.model_validate(settings), torch.device(device), ranks) is expected
 
 
 def test_slopes_are_left_alone_when_they_gain_nothing() -> None:

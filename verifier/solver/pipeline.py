@@ -31,10 +31,19 @@ from verifier.parallel.world import World, solo
 from verifier.solver.crew import Crew, dismiss, share_query
 from verifier.solver.place import cpu_threads, device_of
 from verifier.solver.root import Root
-from verifier.solver.strategy import Features, features, first_look, open_boxes, quick, search_plan
+from verifier.solver.strategy import (
+    Features,
+    features,
+    first_look,
+    open_boxes,
+    quick,
+    search_plan,
+    starts_on_host,
+)
 from verifier.spec.replay import replay
 
 Phase = Callable[[Crew], None]
+_HOST = torch.device("cpu")
 
 
 def solve(
@@ -99,14 +108,14 @@ class _Run:
         if not self.open.size:
             self._proved("no case is left: the unsafe set is empty")
             return
-        with self._phase("set-up"):
-            graph = self.network.graph
-            crew = Crew(graph, self.problem, self.config, self.world, self.deadline, self.progress, self._accept)
-            self.crew = crew
-            found = features(graph, self.problem)
-            self.mismatch = self._parity(crew)
+        found = features(self.network.graph, self.problem)
+        host = starts_on_host(found, self.config, self.world.device, self.world.size)
+        crew = self._set_up(solo(_HOST) if host else self.world)
         for phase in self._phases(found):
-            phase(crew)
+            if phase is not None:
+                phase(crew)
+            elif host:
+                crew = self._set_up(self.world)
             if self.witness is not None:
                 self.stop(Verdict.SAT, "a counterexample was replayed in the reference network")
                 return
@@ -118,8 +127,19 @@ class _Run:
             self.deadline.check()
         self.stop(Verdict.UNKNOWN, self.reason or f"{self.open.size} cases are left open")
 
-    def _phases(self, found: Features) -> Iterator[Phase]:
-        """Cheap things first: a quick attack and a first look at the bounds settle most queries."""
+    def _set_up(self, world: World) -> Crew:
+        """The network where the ranks of a job want it, checked against the reference there."""
+        with self._phase("set-up"):
+            graph = self.network.graph
+            crew = Crew(graph, self.problem, self.config, world, self.deadline, self.progress, self._accept)
+            self.crew = crew
+            self.mismatch = self.mismatch or self._parity(crew)
+        return crew
+
+    def _phases(self, found: Features) -> Iterator[Phase | None]:
+        """Cheap things first: a quick attack and a first look at the bounds settle most queries. None: what follows is
+        worth a GPU.
+        """
         attack, search = self.config.attack.enabled, self.config.bab.enabled
         if attack:
             yield partial(self._attack, config=quick(self.config.attack))
@@ -127,6 +147,7 @@ class _Run:
         if inputs and search:
             if attack:
                 yield partial(self._split_inputs, share=1.0, domains=first_look(self.network.graph))
+                yield None
                 yield partial(self._attack, config=self.config.attack)
             yield partial(self._split_inputs, share=inputs, domains=None)
             if not neurons:
@@ -144,7 +165,7 @@ class _Run:
         placed = crew.placed
         if self.world.size == 1 or self.config.parallel.backend == "single":
             return placed.backend.weights, placed.backend.device
-        host = Resident(torch.device("cpu"), 0)
+        host = Resident(_HOST, 0)
         for handle, tensor in self.network.graph.parameters.items():
             host.put(handle, tensor)
         return host, host.device

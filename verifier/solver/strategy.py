@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from verifier.config import AttackConfig, Config
 from verifier.core.problem import Problem
@@ -92,6 +93,23 @@ def search_plan(found: Features, config: Config) -> tuple[float, bool]:
         return 1.0, False
     few = FEW_INPUTS if found.only_relu else SMOOTH_INPUTS
     return (0.5, True) if found.free_inputs <= few else (0.0, True)
+
+
+# Walks of so few operations are worth no GPU before a first look at the boxes has failed: loading its kernels alone
+# takes longer than that look.
+_HOST_FLOPS = 1e6
+
+
+def starts_on_host(found: Features, config: Config, device: torch.device, ranks: int) -> bool:
+    """Whether the quick attack and the first look at the boxes are done on the CPU though there is a GPU.
+
+    Args:
+        device: where the query is worked on after that.
+    """
+    if device.type != "cuda" or config.device != "auto" or ranks > 1:
+        return False
+    looks = config.attack.enabled and config.bab.enabled and search_plan(found, config)[0] > 0
+    return looks and found.walk_flops < _HOST_FLOPS
 
 
 def hidden_iterations(graph: Graph, rows: dict[int, int], limit: float, device: str, config: Config) -> int:
