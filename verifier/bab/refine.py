@@ -177,7 +177,7 @@ def refine(
             lower[torch.cat([mine, mine + elements.numel()])] = found
         tighten(state, index, elements, group.all_gather(lower).amax(0)[None])
         told = group.numbers([spent, float(deadline.expired())])
-        seconds -= sum(spent for spent, _ in told)  # what all took, so that none has less to do than another
+        seconds -= sum(took for took, _ in told)  # of all ranks, so that none has less to do than another
         if any(over for _, over in told):
             break
     return state
