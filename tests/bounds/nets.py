@@ -17,6 +17,7 @@ from verifier.graph.op import Op, Shape
 from verifier.ops.add import Add
 from verifier.ops.conv import Conv
 from verifier.ops.linear import Linear
+from verifier.ops.product import Mul
 from verifier.ops.relu import Relu
 from verifier.ops.scale import ScaleShift
 from verifier.ops.shape import Concat, Permute, Reshape
@@ -172,8 +173,19 @@ def smooth(seed: int) -> Graph:
     return b.graph()
 
 
+def gated(seed: int) -> Graph:
+    """Nonlinear ops that read others without anything affine between them."""
+    b = Builder((4,), seed, gain=2.0)
+    x = b.relu(b.linear(0, 6))
+    x = b.op(Mul(), x, b.op(Sigmoid(), x))
+    x = b.op(Tanh(), b.op(Relu(0.1), b.linear(x, 5)))
+    b.linear(x, 2)
+    return b.graph()
+
+
 ARCHITECTURES: dict[str, Callable[[int], Graph]] = {
-    f.__name__: f for f in (mlp, wide_shape, conv, strided, dilated, residual, preactivation, shared, concat, smooth)
+    f.__name__: f
+    for f in (mlp, wide_shape, conv, strided, dilated, residual, preactivation, shared, concat, smooth, gated)
 }
 
 

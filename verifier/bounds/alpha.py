@@ -364,13 +364,13 @@ def alpha_hidden(
         for chunk in backend.row_chunks(rows, 3 * row_bytes(graph, 1, torch.float32, index)):
             deadline.check("alpha-CROWN")
             form = hidden_rows(positions, node.shape, chunk.start, chunk.stop, chunk.size, torch.float32, here)
-            values, _ = initial_parameters(graph, state.bounds, chunk.size, index)
+            values, _ = initial_parameters(graph, state.bounds, chunk.size, index + 1)
             found = optimise(graph, backend, {index: form}, state.box, state.bounds, values, schedule, deadline)
             lower = found.lower
             total += found.state
             if state.certified:
                 exact = hidden_rows(positions, node.shape, chunk.start, chunk.stop, chunk.size, torch.float64, here)
-                planes = relaxations(graph, state.bounds, torch.float64, found.parameters, index)
+                planes = relaxations(graph, state.bounds, torch.float64, found.parameters, index + 1)
                 lower, _ = lower_bounds(graph, backend, state, {index: exact}, planes, torch.float64, state.charges)
             parts.append((chunk, lower))
         backend.usage.note_rows(total)

@@ -291,9 +291,9 @@ def _propagate(graph: Graph, backend: ParallelBackend, out: BoundState, first: i
 def _between(
     graph: Graph, bounds: Mapping[int, Interval], dtype: torch.dtype, first: int, last: int
 ) -> dict[int, Relaxation]:
-    """Planes of the nonlinear nodes with first < index < last."""
+    """Planes of the nonlinear nodes with first <= index <= last: a walk passes through the node that it starts from."""
     out: dict[int, Relaxation] = {}
-    for node in graph.nodes[first:last]:
+    for node in graph.nodes[first : last + 1]:
         if isinstance(node.op, NonlinearOp):
             out[node.index] = node.op.relax([bounds[i].to(dtype) for i in node.inputs])
     return out
