@@ -5,9 +5,10 @@
 
 SAMPLE holds one folder per category (``instances.csv``, ``onnx/``, ``vnnlib/``) and perhaps a ``verdicts.csv``. For
 every instance ``prepare_instance.sh`` is called, whose time is not counted, and then ``run_instance.sh``. ``--cold N``
-also runs N of them, evenly spread, without a resident worker. Between instances a process start is timed: importing
+also runs N of them, evenly spread, without a resident worker. After that some process starts are timed: importing
 torch, onnx and onnxruntime, with a context on the GPU when there is one. ``--jobs`` works on several instances at a
-time, each worker with a resident worker of its own; times are then no better than alone.
+time, each with a resident worker of its own; times are then no better than alone. An instance that was prepared but
+went without its resident worker ends the run.
 
 Exits 1 when a verdict contradicts a known one, when an instance takes longer than ``--longest`` seconds, or when the
 median is more than ``--over-start`` seconds above the median process start; both hold for prepared instances.
@@ -19,7 +20,6 @@ import argparse
 import statistics
 import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from scripts.bench_vnncomp import Selection, selected, truths  # noqa: E402
-from scripts.startup_bench import IMPORTS, SCRIPTS, Failed, environment, seconds  # noqa: E402
+from scripts.startup_bench import IMPORTS, SCRIPTS, Failed, environment, remarks, seconds  # noqa: E402
 
 # A process start is timed once for so many instances.
 _STARTS = 10
@@ -75,7 +75,9 @@ class Bench:
         if prepared:
             seconds([SCRIPTS / "prepare_instance.sh", "v1", category, onnx, vnnlib], variables, silent=False)
         command = [SCRIPTS / "run_instance.sh", "v1", category, onnx, vnnlib, results, str(self.timeout)]
-        spent = seconds(command, variables, silent=False)
+        spent, said = remarks(command, variables)
+        if prepared and "resident worker" in said:
+            raise Failed(f"{Path(onnx).name} {Path(vnnlib).name}: {said}")
         return Timed(onnx, vnnlib, results.read_text(encoding="utf-8").split()[0], spent)
 
     def all(self, category: str, rows: Sequence[Sequence[str]], jobs: int, prepared: bool) -> list[Timed]:
@@ -121,31 +123,46 @@ def main() -> int:
     arguments = parser.parse_args()
     known = truths(arguments.sample)
     problems: list[str] = []
+    chosen: list[tuple[Selection, list[list[str]]]] = []
+    for selection in map(Selection.parse, arguments.categories.split(",")):
+        if not (arguments.sample / selection.category / "instances.csv").is_file():
+            parser.error(f"{arguments.sample / selection.category} has no instances.csv")
+        rows = selected(arguments.sample, selection, arguments.limit)
+        if not rows:
+            parser.error(f"no instance of {selection.category} has '{selection.part}' in its network's name")
+        chosen.append((selection, rows))
     print("| | instances | median s | longest s | verdicts |\n|---|---:|---:|---:|---|")
-    with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(Path(folder), arguments.timeout)
-        for selection in map(Selection.parse, arguments.categories.split(",")):
-            rows = selected(arguments.sample, selection, arguments.limit)
-            try:
-                begin = time.monotonic()
-                found = {"prepared": bench.all(selection.category, rows, arguments.jobs, True)}
-                print(line(f"{selection.title} prepared", found["prepared"]), flush=True)
-                if arguments.cold:
-                    some = selected(arguments.sample, selection, arguments.cold)
-                    found["cold"] = bench.all(selection.category, some, arguments.jobs, False)
-                    print(line(f"{selection.title} cold", found["cold"]), flush=True)
-                starts = process_starts(max(3, len(rows) // _STARTS // arguments.jobs))
-                bench.stop(arguments.jobs)
-            except Failed as error:
-                print(error, file=sys.stderr)
-                return 1
-            start = statistics.median(starts)
-            print(f"| process start | {len(starts)} | {start:.2f} | {max(starts):.2f} | |")
-            print(f"{time.monotonic() - begin:.0f} s for {selection.title}", file=sys.stderr)
+    try:
+        for selection, rows in chosen:
+            found, start = measured(selection, rows, arguments)
             problems += wrong(found, known) + slow(found["prepared"], start, arguments.longest, arguments.over_start)
+    except Failed as error:
+        print(error, file=sys.stderr)
+        return 1
     for problem in problems:
         print(f"PROBLEM {problem}", file=sys.stderr)
     return 1 if problems else 0
+
+
+def measured(
+    selection: Selection, rows: Sequence[Sequence[str]], arguments: argparse.Namespace
+) -> tuple[dict[str, list[Timed]], float]:
+    """Instances by how they were run, and the median process start; a row is printed for each."""
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(Path(folder), arguments.timeout)
+        try:
+            found = {"prepared": bench.all(selection.category, rows, arguments.jobs, True)}
+        finally:  # what is prepared for the next instance would disturb what follows
+            bench.stop(arguments.jobs)
+        print(line(f"{selection.title} prepared", found["prepared"]), flush=True)
+        if arguments.cold:
+            some = selected(arguments.sample, selection, arguments.cold)
+            found["cold"] = bench.all(selection.category, some, arguments.jobs, False)
+            print(line(f"{selection.title} cold", found["cold"]), flush=True)
+    starts = process_starts(max(3, len(rows) // _STARTS // arguments.jobs))
+    start = statistics.median(starts)
+    print(f"| process start | {len(starts)} | {start:.2f} | {max(starts):.2f} | |", flush=True)
+    return found, start
 
 
 def wrong(found: dict[str, list[Timed]], known: dict[tuple[str, str], str]) -> list[str]:

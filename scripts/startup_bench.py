@@ -31,13 +31,21 @@ class Failed(Exception):
     """A command did not do what is measured."""
 
 
-def seconds(command: Sequence[str | Path], variables: dict[str, str], silent: bool = True) -> float:
-    """Wall time of a command that must succeed and, where ``silent``, have nothing to remark."""
+def remarks(command: Sequence[str | Path], variables: dict[str, str]) -> tuple[float, str]:
+    """Wall time of a command that must succeed, and what it remarked."""
     begin = time.monotonic()
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, env=variables, check=False)
     spent = time.monotonic() - begin
-    if done.returncode or (silent and done.stderr):
+    if done.returncode:
         raise Failed(f"{' '.join(map(str, command))}: exit code {done.returncode}: {done.stderr.strip()}")
+    return spent, done.stderr.strip()
+
+
+def seconds(command: Sequence[str | Path], variables: dict[str, str], silent: bool = True) -> float:
+    """Wall time of a command that must succeed and, where ``silent``, have nothing to remark."""
+    spent, said = remarks(command, variables)
+    if silent and said:
+        raise Failed(f"{' '.join(map(str, command))}: {said}")
     return spent
 
 

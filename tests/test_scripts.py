@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts import bench_domains, bench_vnncomp, deadline_test, soundness_suite, startup_bench
+from scripts import bench_domains, bench_instances, bench_vnncomp, deadline_test, soundness_suite, startup_bench
 from verifier.api import verify
 
 
@@ -185,3 +185,19 @@ def test_the_suite_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, capsys:
     monkeypatch.setattr(soundness_suite, "NEEDED", {"torch": "torch", "no_such_module": "no-such-package"})
     assert soundness_suite.main(["--device", "cpu"]) == 2
     assert capsys.readouterr().err.rstrip().endswith("pip install no-such-package")
+
+
+def timed(name: str, verdict: str, seconds: float) -> bench_instances.Timed:
+    return bench_instances.Timed(f"/v/onnx/{name}.onnx", f"/v/vnnlib/{name}.vnnlib", verdict, seconds)
+
+
+def test_whole_instances_are_held_against_known_verdicts_and_limits() -> None:
+    found = [timed("a", "sat", 0.5), timed("b", "unsat", 6.0), timed("c", "timeout", 1.0)]
+    known = {(t.onnx, t.vnnlib): "unsat" for t in found}
+    assert bench_instances.wrong({"prepared": found}, known) == ["a a prepared: sat, known to be unsat"]
+    assert bench_instances.wrong({"prepared": found}, {}) == []
+    assert bench_instances.slow(found, start=1.0, longest=5.0, over=0.5) == ["b b takes 6.00 s"]
+    assert bench_instances.slow(found, start=0.4, longest=7.0, over=0.5) == [
+        "the median is 1.00 s, 0.60 s more than a process start"
+    ]
+    assert bench_instances.line("x", found) == "| x | 3 | 1.00 | 6.00 (b b) | 1 sat 1 timeout 1 unsat |"

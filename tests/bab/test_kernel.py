@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -311,3 +313,52 @@ def test_fewer_neurons_than_ranks() -> None:
     for found in others:
         assert torch.equal(found.bounds[index].lower, first.bounds[index].lower)
         assert torch.equal(found.bounds[index].upper, first.bounds[index].upper)
+
+
+def test_the_last_look_at_refuted_domains_is_taken_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where memory holds few domains at a time the bounds are those of all at once."""
+    s = Setting("mlp", 0)
+    lower = relu_split._Search._lower
+
+    def refined() -> BoundState:
+        config = BabConfig(batch_size=16)
+        graph, backend = s.made.graph, s.made.backend
+        return refine.refine(graph, backend, s.state, config, 0.5, Deadline(60.0), SilentProgress())
+
+    def narrow(self: relu_split._Search, domains: Domains, *others: Any) -> Tensor:
+        if domains.count > 5:
+            raise torch.OutOfMemoryError("out of memory")
+        return lower(self, domains, *others)
+
+    whole = refined()
+    monkeypatch.setattr(relu_split._Search, "_lower", narrow)
+    parts = refined()
+    gained = 0.0
+    for index, b in whole.bounds.items():
+        torch.testing.assert_close(parts.bounds[index].lower, b.lower)
+        torch.testing.assert_close(parts.bounds[index].upper, b.upper)
+        gained += float((b.lower - s.state.bounds[index].lower).sum())
+    assert gained > 0
+
+
+def test_ranks_agree_on_the_time_that_a_layer_gets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also after one of them had more to do in the layer before."""
+    s = Setting("mlp", 0)
+    work = refine._bound_layer
+    rank = threading.local()
+    given: dict[int, list[float]] = {0: [], 1: []}
+
+    def noting(*arguments: Any) -> tuple[Tensor | None, float]:
+        given[rank.number].append(arguments[6])
+        found, spent = work(*arguments)
+        return found, spent + 0.01 * rank.number
+
+    def refined(group: ThreadGroup) -> BoundState:
+        rank.number = group.rank
+        graph, backend = s.made.graph, s.made.backend
+        return refine.refine(graph, backend, s.state, BabConfig(), 0.5, Deadline(60.0), SilentProgress(), group)
+
+    monkeypatch.setattr(refine, "_bound_layer", noting)
+    on_ranks(2, refined)
+    assert len(given[0]) > 1
+    assert given[0] == given[1]

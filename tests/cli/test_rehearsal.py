@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from tests.support.device import DEVICE
@@ -17,3 +18,10 @@ def test_both_searches_are_rehearsed_and_random_numbers_stay_as_they_are() -> No
     assert images.statistics["relu_split"]["rounds"] > 3
     assert points.statistics["input_split"]["domains"] > 10
     assert Verdict.SAT not in (images.verdict, points.verdict)
+
+
+def test_it_joins_no_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever torchrun's variables say: nobody else would come."""
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"}.items():
+        monkeypatch.setenv(name, value)
+    assert all(result.statistics for result in rehearse(DEVICE.type))

@@ -18,7 +18,7 @@ from verifier.core.progress import SilentProgress
 from verifier.core.result import Result, Verdict
 from verifier.frontend.network import from_module
 from verifier.graph.graph import Graph
-from verifier.parallel.world import World
+from verifier.parallel.world import World, solo
 from verifier.solver import pipeline
 from verifier.solver.pipeline import solve
 from verifier.solver.root import _Enough, _RowTable
@@ -171,23 +171,28 @@ class TestStartOnTheHost:
 
     @pytest.mark.parametrize("sat", [True, False])
     def test_what_it_leaves_goes_on_there(self, sat: bool, crews: list[World], monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(pipeline, "first_look", lambda graph: 2)
+        monkeypatch.setattr(pipeline, "first_look", lambda found: 2)
         monkeypatch.setattr(pipeline, "quick", lambda attack: attack.model_copy(update={"enabled": True, "steps": 1}))
         case = planted("mlp", 8, sat=sat, gap=0.001, radius=2.0)
-        result = answer(case, {**ATTACKED, "attack": {"enabled": True, "restarts": 1, "steps": 1}})
+        job = solo(torch.device("cpu"))
+        settings = {**ATTACKED, "attack": {"enabled": True, "restarts": 1, "steps": 1}}
+        network = from_module(case.network, input_shape=(1, *case.lower.shape))
+        config = Config.model_validate({**settings, "device": "cpu"})
+        result = solve(network, problem_of(case), config, Deadline(60.0), SilentProgress(), job)
         assert result.verdict is (Verdict.SAT if sat else Verdict.UNSAT), result.reason
         if not sat:
-            assert len(crews) == 2 and crews[0] is not crews[1]
+            assert len(crews) == 2 and crews[0] is not job and crews[1] is job
 
+    @pytest.mark.parametrize("told", [["this is off", None], [None, "this is off"]], ids=["host", "device"])
     def test_disagreement_on_either_side_forbids_a_proof(
-        self, crews: list[World], monkeypatch: pytest.MonkeyPatch
+        self, told: list[str | None], crews: list[World], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        told = iter(["the host is off", None])
-        monkeypatch.setattr(pipeline, "parity", lambda *a: next(told))
-        monkeypatch.setattr(pipeline, "first_look", lambda graph: 2)
+        answers = iter(told)
+        monkeypatch.setattr(pipeline, "parity", lambda *a: next(answers))
+        monkeypatch.setattr(pipeline, "first_look", lambda found: 2)
         result = answer(planted("mlp", 8, sat=False, gap=0.001, radius=2.0), ATTACKED)
         assert len(crews) == 2
-        assert result.verdict is Verdict.ERROR and "the host is off" in result.reason
+        assert result.verdict is Verdict.ERROR and "this is off" in result.reason
 
 
 @pytest.mark.parametrize(
@@ -203,8 +208,17 @@ class TestStartOnTheHost:
     ],
 )
 def test_who_starts_on_the_host(device: str, ranks: int, settings: dict, flops: float, expected: bool) -> None:
-    found = Features(free_inputs=5, boxes=1, cases=1, only_relu=True, walk_flops=flops)
+    found = Features(free_inputs=5, boxes=1, cases=1, only_relu=True, walk_flops=flops, box_flops=100 * flops)
     assert starts_on_host(found, Config.model_validate(settings), torch.device(device), ranks) is expected
+
+
+def test_a_long_look_is_left_to_the_device() -> None:
+    few, many = (
+        Features(free_inputs=5, boxes=1, cases=1, only_relu=True, walk_flops=5e5, box_flops=5e5 * rows)
+        for rows in (300, 3500)
+    )
+    assert starts_on_host(few, Config(), torch.device("cuda"), 1)
+    assert not starts_on_host(many, Config(), torch.device("cuda"), 1)
 
 
 def test_slopes_are_left_alone_when_they_gain_nothing() -> None:

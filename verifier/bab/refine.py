@@ -203,7 +203,7 @@ def _bound_layer(
     Args:
         seconds: for the whole layer.
         groups: how many share the layer's neurons. Each has as large a part of the time and of a batch, so that every
-            neuron gets the splits, in rounds of the same size, that it would get from one group.
+            neuron gets about the splits, in rounds of about the size, that it would get from one group.
 
     Returns:
         the bounds, and the seconds that the work is expected to have taken.
@@ -273,8 +273,9 @@ class _Rows(_Search):
         return self.value, done
 
     def _certified(self, domains: Domains, found: Bounded) -> Tensor:
-        """(B,) bool: domains that seem to be refuted. What they really give counts for their row's bound, later and for
-        many at once: a certificate of few takes as long as one of many.
+        """(B,) bool: domains that float32 refutes. They leave the frontier, and what they really give counts for their
+        row's bound, later and for many at once: a certificate of few takes as long as one of many. Where it falls
+        short, the row ends a rounding below zero.
         """
         done = found.gap.amax(1) > 0
         index = done.nonzero()[:, 0]
@@ -291,7 +292,17 @@ class _Rows(_Search):
         self.refuted = []  # not before: where memory fails they must be tried again
 
     def _lower_values(self, domains: Domains) -> None:
-        self.value.scatter_reduce_(0, domains.case, self._lower(domains)[:, 0], "amin")
+        """Lower the rows' bounds to those of some domains; in parts where memory is short."""
+        parts = [domains]
+        while parts:
+            part = parts.pop()
+            try:
+                self.value.scatter_reduce_(0, part.case, self._lower(part)[:, 0], "amin")
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error) or part.count == 1:
+                    raise
+                half = part.count // 2
+                parts += [part[:half], part[half:]]
 
     def _leaf(self, domain: Fields) -> None:
         """A domain that cannot be split further stays on the frontier as it is."""

@@ -1,8 +1,9 @@
 """Small queries whose answers nobody wants: they load what the first query on a GPU would wait for.
 
 A GPU's libraries load every kernel at its first use, which is most of what a small query takes there. The rehearsal
-goes through attack, bounds and both searches on networks made up here. Random numbers come from its own stream and the
-global one is put back, so that it leaves warmth and nothing else.
+goes through attack, bounds and both searches on networks made up here, in this process alone whatever job it may belong
+to. Random numbers come from its own stream and the global one is put back. In a process that ends after it, the
+libraries' files are in memory for the next one.
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ import torch
 from torch import nn
 
 from verifier import api
+from verifier.config import Config
+from verifier.core.deadline import Deadline
 from verifier.core.problem import Problem
+from verifier.core.progress import SilentProgress
 
 if TYPE_CHECKING:
     from verifier.core.result import Result
@@ -40,8 +44,9 @@ def rehearse(device: str = "cuda") -> list[Result]:
         points = nn.Sequential(nn.Linear(4, 24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 2))
         kinds = ((images, (1, 1, 6, 6), _FAR), (points, (1, 4), _NEAR))
         queries = [(net, shape, _problem(net, shape, share)) for net, shape, share in kinds]
+    config = Config.model_validate({**_SETTINGS, "device": device})
     return [
-        api.verify(net, problem, {**_SETTINGS, "device": device}, _LIMIT_SECONDS, input_shape=shape)
+        api.answer(net, problem, config, Deadline(_LIMIT_SECONDS), SilentProgress(), shape)
         for net, shape, problem in queries
     ]
 

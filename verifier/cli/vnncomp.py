@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import pkgutil
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +20,7 @@ from verifier.cli.instances import existing, parse_timeout
 from verifier.cli.query import Outputs, run_query
 from verifier.cli.resident_link import Unavailable
 from verifier.cli.worker import Job
-from verifier.core.errors import VerifierError
+from verifier.core.errors import DeadlineExceeded, MemoryExceeded, VerifierError
 from verifier.report.files import result_text, write_atomic
 
 if TYPE_CHECKING:
@@ -112,7 +114,9 @@ def warm_up() -> None:
     importlib.import_module("verifier.frontend.onnx_module").converter()
     torch = importlib.import_module("torch")
     if torch.cuda.is_available():
-        importlib.import_module("verifier.cli.rehearsal").rehearse()
+        with suppress(DeadlineExceeded, MemoryExceeded, torch.OutOfMemoryError):  # a query does without
+            importlib.import_module("verifier.cli.rehearsal").rehearse()
+        gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
 

@@ -146,7 +146,7 @@ class _Run:
         inputs, neurons = search_plan(found, self.config)
         if inputs and search:
             if attack:
-                yield partial(self._split_inputs, share=1.0, domains=first_look(self.network.graph))
+                yield partial(self._split_inputs, share=1.0, domains=first_look(found))
                 yield None
                 yield partial(self._attack, config=self.config.attack)
             yield partial(self._split_inputs, share=inputs, domains=None)

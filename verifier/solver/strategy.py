@@ -29,6 +29,7 @@ class Features:
         boxes, cases: how many there are.
         only_relu: every nonlinear op is a (leaky) ReLU.
         walk_flops: operations of one row's backward walk from the output.
+        box_flops: the same for the rows of all nonlinear nodes, as if each were walked from the output.
     """
 
     free_inputs: int
@@ -36,26 +37,31 @@ class Features:
     cases: int
     only_relu: bool
     walk_flops: float
+    box_flops: float
 
 
 def features(graph: Graph, problem: Problem) -> Features:
     """Count."""
     width = problem.upper > problem.lower
-    nonlinear = [n.op for n in graph.nodes if isinstance(n.op, NonlinearOp)]
+    nonlinear_nodes = [n for n in graph.nodes if isinstance(n.op, NonlinearOp)]
+    walk = sum(map(node_flops, graph.nodes))
     return Features(
         free_inputs=int(width.sum(1).max()) if problem.lower.shape[0] else 0,
         boxes=int(problem.lower.shape[0]),
         cases=problem.n_cases,
-        only_relu=all(isinstance(op, Relu) for op in nonlinear),
-        walk_flops=sum(map(node_flops, graph.nodes)),
+        only_relu=all(isinstance(n.op, Relu) for n in nonlinear_nodes),
+        walk_flops=walk,
+        box_flops=walk * sum(2 * n.size for n in nonlinear_nodes),
     )
 
 
-def first_look(graph: Graph) -> int:
+# Boxes of a first look, at least and at most.
+_LEAST_LOOK, _LONGEST_LOOK = 64, 4096
+
+
+def first_look(found: Features) -> int:
     """Boxes to bound before a thorough attack: about a second of a CPU's work, counted as if every row were walked."""
-    rows = sum(2 * n.size for n in graph.nodes if isinstance(n.op, NonlinearOp))
-    walk = sum(map(node_flops, graph.nodes))
-    return int(min(4096, max(64, _FLOPS["cpu"] / max(1.0, walk * rows))))
+    return int(min(_LONGEST_LOOK, max(_LEAST_LOOK, _FLOPS["cpu"] / max(1.0, found.box_flops))))
 
 
 def quick(attack: AttackConfig) -> AttackConfig:
@@ -95,7 +101,7 @@ def search_plan(found: Features, config: Config) -> tuple[float, bool]:
     return (0.5, True) if found.free_inputs <= few else (0.0, True)
 
 
-# Walks of so few operations are worth no GPU before a first look at the boxes has failed: loading its kernels alone
+# Networks that are so small are worth no GPU before a first look at the boxes has failed: loading its kernels alone
 # takes longer than that look.
 _HOST_FLOPS = 1e6
 
@@ -109,7 +115,8 @@ def starts_on_host(found: Features, config: Config, device: torch.device, ranks:
     if device.type != "cuda" or config.device != "auto" or ranks > 1:
         return False
     looks = config.attack.enabled and config.bab.enabled and search_plan(found, config)[0] > 0
-    return looks and found.walk_flops < _HOST_FLOPS
+    # The look is no longer than a second where its least number of boxes is not what decides.
+    return looks and found.walk_flops < _HOST_FLOPS and _LEAST_LOOK * found.box_flops <= _FLOPS["cpu"]
 
 
 def hidden_iterations(graph: Graph, rows: dict[int, int], limit: float, device: str, config: Config) -> int:
