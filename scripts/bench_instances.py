@@ -73,7 +73,9 @@ class Bench:
         variables = environment(self.resident(job) if prepared else {"VERIFIER_RESIDENT_SECONDS": "0"})
         results = self.folder / f"results{job}.txt"
         if prepared:
-            seconds([SCRIPTS / "prepare_instance.sh", "v1", category, onnx, vnnlib], variables, silent=False)
+            _, said = remarks([SCRIPTS / "prepare_instance.sh", "v1", category, onnx, vnnlib], variables)
+            if said:  # it always exits with 0
+                raise Failed(f"{Path(onnx).name} {Path(vnnlib).name}: {said}")
         command = [SCRIPTS / "run_instance.sh", "v1", category, onnx, vnnlib, results, str(self.timeout)]
         spent, said = remarks(command, variables)
         if prepared and "resident worker" in said:

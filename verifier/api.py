@@ -332,10 +332,3 @@ def check_sizes(network: Network, problem: Problem) -> None:
                 f"the network has {size} {side} (shape {list(shape)}) but the property declares {declared} "
                 f"({letter}_0 to {letter}_{declared - 1}); check that the two belong together"
             )
-
-
-def resolve_device(name: str) -> str:
-    """The device that ``auto`` means here."""
-    import torch
-
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name

@@ -79,13 +79,21 @@ def answer(
         elif word == "memory":
             raise MemoryExceeded("too small")
         elif word == "sat":
-            return Result(Verdict.SAT, "found", WITNESS, False, {"attack": 0.25}, {"domains": 3, "rate": float("nan")})
+            return Result(
+                Verdict.SAT,
+                "found",
+                WITNESS,
+                False,
+                {"attack": 0.25},
+                {"domains": 3, "rate": float("nan")},
+                device="cpu",
+            )
         elif word == "unsat":
-            return Result(Verdict.UNSAT, "proved", None, True, {}, {"bounds": {"worst": 0.5}})
+            return Result(Verdict.UNSAT, "proved", None, True, {}, {"bounds": {"worst": 0.5}}, device="cpu")
         elif word == "unknown":
-            return Result(Verdict.UNKNOWN, "1 domain left, final gap 0.1")
+            return Result(Verdict.UNKNOWN, "1 domain left, final gap 0.1", device="cpu")
         elif word == "mismatch":
-            return Result(Verdict.ERROR, "the graph does not agree")
+            return Result(Verdict.ERROR, "the graph does not agree", device="cpu")
         else:
             raise AssertionError(word)
     raise AssertionError("the script has no end")
@@ -140,5 +148,4 @@ def warm_up() -> None:
 if __name__ == "__main__":
     verifier.cli.vnncomp.warm_up = warm_up
     verifier.api.answer = answer  # type: ignore[assignment]
-    verifier.api.resolve_device = lambda name: "cpu"
     main(sys.argv[1:])

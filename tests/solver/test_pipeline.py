@@ -167,7 +167,7 @@ class TestStartOnTheHost:
     def test_what_the_first_look_settles_needs_no_device(self, crews: list[World]) -> None:
         result = answer(planted("mlp", 1, sat=False, gap=50.0), ATTACKED)
         assert result.verdict is Verdict.UNSAT and len(crews) == 1
-        assert crews[0].device.type == "cpu"
+        assert crews[0].device.type == result.device == "cpu"
 
     @pytest.mark.parametrize("sat", [True, False])
     def test_what_it_leaves_goes_on_there(self, sat: bool, crews: list[World], monkeypatch: pytest.MonkeyPatch) -> None:

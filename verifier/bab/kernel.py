@@ -282,6 +282,8 @@ class _Work:
         weight: (T, R) theta times it enters the negated coefficients; 0 at free and kept columns.
         offset: (T, R) intercept of the upper plane.
         row: (R,) row of the cases.
+        slices: views of the buffers, made by the first pass; ``pre_entry`` and ``z_entry`` at the columns that the
+            input feeds. Buffers are written in place from then on.
     """
 
     def __init__(
@@ -327,19 +329,19 @@ class _Work:
             at = layer.columns
             slices.append(
                 _Slices(
-                    layer,
-                    back,
-                    self.h[at],
-                    self.a[at],
-                    self.m[at],
-                    self.low[at],
-                    self.extra[at],
-                    self.pre[at],
-                    self.z[at],
-                    start[at] if layer.in_rows else None,
-                    self.pre[layer.consumers] if layer.consumers.stop else None,
-                    self.h[layer.sources] if layer.sources.stop else None,
-                    self.z[at] if layer.reads_input else p.bias[at],
+                    layer=layer,
+                    back=back,
+                    wide=self.h[at],
+                    a=self.a[at],
+                    m=self.m[at],
+                    low=self.low[at],
+                    extra=self.extra[at],
+                    pre=self.pre[at],
+                    z=self.z[at],
+                    start=start[at] if layer.in_rows else None,
+                    pre_consumers=self.pre[layer.consumers] if layer.consumers.stop else None,
+                    h_sources=self.h[layer.sources] if layer.sources.stop else None,
+                    z_start=self.z[at] if layer.reads_input else p.bias[at],
                 )
             )
         return slices

@@ -2,8 +2,7 @@
 
 A GPU's libraries load every kernel at its first use, which is most of what a small query takes there. The rehearsal
 goes through attack, bounds and both searches on networks made up here, in this process alone whatever job it may belong
-to. Random numbers come from its own stream and the global one is put back. In a process that ends after it, the
-libraries' files are in memory for the next one.
+to. Random numbers come from its own stream and the global one is put back.
 """
 
 from __future__ import annotations

@@ -108,7 +108,7 @@ def prepare(folder: Path, idle: float) -> None:
 
 
 def warm_up() -> None:
-    """Import what instances need and have the GPU's kernels loaded; nothing is left that a query could see."""
+    """Import what instances need and have the GPU's kernels loaded; no result is left that a query could see."""
     for name in (*_LIBRARIES, *_modules()):
         importlib.import_module(name)
     importlib.import_module("verifier.frontend.onnx_module").converter()

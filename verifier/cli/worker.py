@@ -203,7 +203,7 @@ def _answer(job: Job, progress: PipeProgress, salvage: _Salvage) -> Outcome:
         seconds=dict(result.seconds),
         statistics=plain(result.statistics),
         memory=result.memory,
-        device=api.resolve_device(job.config.device),
+        device=result.device,
         exit_code=1 if result.verdict is Verdict.ERROR else 0,
     )
 

@@ -15,8 +15,8 @@ def keep_freed_blocks() -> bool:
     """Have this process keep freed blocks of up to 32 MiB for its next ones, instead of giving each back to the system.
 
     Every step of an optimisation frees and takes tensors of the same sizes. By default the C library returns those
-    of over 128 KiB at once, and the system clears and maps each page again: a tenth of a search's time. The end of the
-    heap is still given back when over 256 MiB of it are free.
+    of over 128 KiB at once, and the system clears and maps each page again, some percent of a search's time. The end
+    of the heap is still given back when over 256 MiB of it are free.
 
     Returns:
         whether the C library took the advice; only glibc knows it.

@@ -49,6 +49,7 @@ class Result:
         seconds: wall time by phase, in seconds.
         statistics: counters of the run (domains, bounds, attack candidates, ...), JSON-serialisable.
         memory: ``{"ranks": [...]}``, see :class:`verifier.core.inventory.Inventory`; None before weights were placed.
+        device: ``cpu`` or ``cuda``, where the query ended; a small one may never have needed its GPU.
     """
 
     verdict: Verdict
@@ -58,3 +59,4 @@ class Result:
     seconds: Mapping[str, float] = field(default_factory=dict)
     statistics: Mapping[str, Any] = field(default_factory=dict)
     memory: Mapping[str, Any] | None = None
+    device: str | None = None

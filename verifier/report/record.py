@@ -34,7 +34,7 @@ class Outcome:
         seconds: wall time by phase.
         statistics: counters of the run.
         memory: what every rank took, ``None`` when the query ended before its end was orderly.
-        device: the device that was used, ``None`` when the query ended before one was chosen.
+        device: the device that was used last, ``None`` when the query ended before one was chosen.
         notes: settings that were ignored or paths that fell back, in words.
         error: class and message when the query ended in an error.
         exit_code: of the command.

@@ -111,11 +111,9 @@ class _Run:
         found = features(self.network.graph, self.problem)
         host = starts_on_host(found, self.config, self.world.device, self.world.size)
         crew = self._set_up(solo(_HOST) if host else self.world)
-        for phase in self._phases(found):
-            if phase is not None:
-                phase(crew)
-            elif host:
-                crew = self._set_up(self.world)
+        for phase in self._phases(found, host):
+            phase(crew)
+            crew = self.crew or crew  # a phase may have moved the query
             if self.witness is not None:
                 self.stop(Verdict.SAT, "a counterexample was replayed in the reference network")
                 return
@@ -136,9 +134,11 @@ class _Run:
             self.mismatch = self.mismatch or self._parity(crew)
         return crew
 
-    def _phases(self, found: Features) -> Iterator[Phase | None]:
-        """Cheap things first: a quick attack and a first look at the bounds settle most queries. None: what follows is
-        worth a GPU.
+    def _phases(self, found: Features, host: bool) -> Iterator[Phase]:
+        """Cheap things first: a quick attack and a first look at the bounds settle most queries.
+
+        Args:
+            host: the query begins on the CPU and moves to its device for what the first look leaves.
         """
         attack, search = self.config.attack.enabled, self.config.bab.enabled
         if attack:
@@ -147,7 +147,8 @@ class _Run:
         if inputs and search:
             if attack:
                 yield partial(self._split_inputs, share=1.0, domains=first_look(found))
-                yield None
+                if host:
+                    yield self._move
                 yield partial(self._attack, config=self.config.attack)
             yield partial(self._split_inputs, share=inputs, domains=None)
             if not neurons:
@@ -159,6 +160,10 @@ class _Run:
             yield self._split_neurons
 
     # -- phases -----------------------------------------------------------------------------------------------------
+
+    def _move(self, crew: Crew) -> None:
+        """From the CPU to the device of the job."""
+        self._set_up(self.world)
 
     def _own(self, crew: Crew) -> tuple[WeightStore, torch.device]:
         """All weights for this rank alone, and where they are: the host when they are shared with other ranks."""
@@ -277,7 +282,8 @@ class _Run:
         certified = self.verdict is Verdict.UNSAT and self.config.numerics.certify
         witness = self.witness if self.verdict is Verdict.SAT else None
         memory = None if self.memory is None else {"ranks": self.memory}
-        return Result(self.verdict, self.reason, witness, certified, self.seconds, self.statistics, memory)
+        device = (self.crew.placed.backend if self.crew else self.world).device.type
+        return Result(self.verdict, self.reason, witness, certified, self.seconds, self.statistics, memory, device)
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
