@@ -18,10 +18,12 @@ from verifier.ops.add import Add
 from verifier.ops.conv import Conv
 from verifier.ops.linear import Linear
 from verifier.ops.product import Mul
+from verifier.ops.reduce import AvgPool
 from verifier.ops.relu import Relu
 from verifier.ops.scale import ScaleShift
-from verifier.ops.shape import Concat, Permute, Reshape
+from verifier.ops.shape import Concat, Gather, Permute, Reshape
 from verifier.ops.sigmoid import Sigmoid, Tanh
+from verifier.ops.step import Heaviside
 from verifier.parallel.single import SingleBackend
 
 
@@ -183,9 +185,40 @@ def gated(seed: int) -> Graph:
     return b.graph()
 
 
+def pooled(seed: int) -> Graph:
+    """Averages between convolutions, a scale on the way, skips that are pre-activations themselves."""
+    b = Builder((1, 2, 12, 10), seed)
+    x = b.relu(b.conv(0, 2, padding=1))
+    x = b.op(AvgPool((2, 2)), x)
+    x = b.relu(b.op(Add((1.0, -0.5)), b.conv(x, 2, padding=1), x))
+    y = b.op(ScaleShift(b.tensor((2, 1, 1), 1.0), b.tensor((2, 1, 1), 0.3)), b.conv(x, 2, padding=1))
+    x = b.relu(b.add(b.op(ScaleShift(None, b.tensor((2, 1, 1), 0.3)), x), y))
+    b.linear(b.flat(x), 2)
+    return b.graph()
+
+
+def choice(seed: int) -> Graph:
+    """Which of two values is larger, weighed over an image."""
+    b = Builder((2, 4, 4), seed, gain=3.0)
+    x = b.conv(b.relu(b.conv(0, 2, padding=1)), 2, (1, 1))
+    index = torch.arange(16)
+    parts = []
+    for k in range(2):
+        handle = Handle(f"index{k}", (16,), torch.int64)
+        b.parameters[handle] = index + 16 * k
+        parts.append(b.op(Gather(handle, (4, 4)), x))
+    step = b.op(Heaviside(), b.op(Add((1.0, -1.0)), *parts))
+    away = b.op(Relu(-1.0), b.op(ScaleShift(None, b.tensor((4, 4), 0.5)), step))
+    b.linear(b.flat(away), 2)
+    return b.graph()
+
+
 ARCHITECTURES: dict[str, Callable[[int], Graph]] = {
     f.__name__: f
-    for f in (mlp, wide_shape, conv, strided, dilated, residual, preactivation, shared, concat, smooth, gated)
+    for f in (
+        *(mlp, wide_shape, conv, strided, dilated, residual, preactivation),
+        *(shared, concat, smooth, gated, pooled, choice),
+    )
 }
 
 

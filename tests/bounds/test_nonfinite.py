@@ -54,6 +54,8 @@ def sound(made: Case, state: BoundState) -> None:
 def test_parameters(name: str, bad: float) -> None:
     made = make(name, 0)
     for handle, value in made.graph.parameters.items():
+        if not value.is_floating_point():
+            continue
         broken = value.clone()
         broken.view(-1)[handle.shape[0] // 2] = bad
         parameters = {**made.graph.parameters, handle: broken}
@@ -65,7 +67,7 @@ def test_parameters(name: str, bad: float) -> None:
             n = hit.shape[0]
             for part in (lower[0, :n], lower[0, n:]):
                 assert not bool(proved(part.double(), LOW)[hit].any()), handle.name
-        if bad != bad:
+        if bad != bad and name != "choice":  # a step is a number whatever it is of
             assert bool(hit.any())
 
 

@@ -95,7 +95,7 @@ def test_every_element_has_one_place(shape: tuple[int, ...], dim: int, ranks: in
 
 # ----------------------------------------------------------------------------------------------------------- every op
 
-UNSUPPORTED = {"mul-broadcast", "mul-outer", "bilinear", "bilinear-batched", "max-keep"}
+UNSUPPORTED = {"mul-broadcast", "mul-outer", "bilinear", "bilinear-batched", "max-keep", "same-broadcast"}
 
 
 def around(sample: Sample) -> Case:

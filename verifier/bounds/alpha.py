@@ -22,14 +22,15 @@ from torch import Tensor
 
 from verifier.bounds.crown import (
     BoundState,
+    Relevant,
     Specification,
-    exact_by_ibp,
     hidden_rows,
     lower_bounds,
     open_elements,
     preactivations,
     relaxations,
     row_bytes,
+    settled_by_ibp,
     tighten,
 )
 from verifier.bounds.forms import Form
@@ -345,16 +346,20 @@ def alpha_hidden(
     state: BoundState,
     schedule: Schedule,
     deadline: Deadline,
+    relevant: Relevant | None = None,
 ) -> BoundState:
     """Tighten every pre-activation by optimising its own rows (layerwise), in order, on one box.
 
     Certified states re-evaluate the best slopes in float64 with rounding charged; that value is what is kept.
+
+    Args:
+        relevant: elements that matter, see :func:`verifier.bounds.relevance.relevant`; default all.
     """
     for index in preactivations(graph):
         node = graph.nodes[index]
-        if exact_by_ibp(graph, node):
+        if settled_by_ibp(graph, node, state.bounds):
             continue
-        elements = open_elements(graph, backend, index, state.bounds[index])
+        elements = open_elements(graph, backend, index, state.bounds[index], relevant)
         if elements.shape[0] == 0:
             continue
         positions, here = backend.here(index, elements)

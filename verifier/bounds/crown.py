@@ -24,9 +24,14 @@ from verifier.core.interval import Interval
 from verifier.core.numerics import finite_lower, outward
 from verifier.graph.graph import Graph, Node
 from verifier.graph.op import AffineOp, NonlinearOp, Relaxation
+from verifier.ops.add import Add
+from verifier.ops.maximum import MaxReduce
 from verifier.ops.relu import Relu
+from verifier.ops.scale import ScaleShift
+from verifier.ops.shape import Gather, Permute, Reshape
 
 SlopeParameters = Mapping[int, Mapping[str, Tensor]]
+Relevant = Mapping[int, Tensor]
 
 
 @dataclass(frozen=True)
@@ -108,9 +113,18 @@ def undecided(graph: Graph, index: int, bounds: Interval) -> Tensor:
     return unstable if all(isinstance(op, Relu) for op in readers) else wide
 
 
-def open_elements(graph: Graph, backend: ParallelBackend, index: int, bounds: Interval) -> Tensor:
-    """(n,) flat positions in the whole value of a node that are undecided on some box; the same on every rank."""
-    return backend.elements(index, undecided(graph, index, bounds).any(0))
+def open_elements(
+    graph: Graph, backend: ParallelBackend, index: int, bounds: Interval, relevant: Relevant | None = None
+) -> Tensor:
+    """(n,) flat positions in the whole value of a node that are undecided on some box; the same on every rank.
+
+    Args:
+        relevant: nodes that matter, with their elements (*shape) bool that do; empty or None: all.
+    """
+    open_here = undecided(graph, index, bounds).any(0)
+    if relevant:
+        open_here = open_here & relevant[index] if index in relevant else torch.zeros_like(open_here)
+    return backend.elements(index, open_here)
 
 
 def preactivations(graph: Graph) -> tuple[int, ...]:
@@ -128,6 +142,40 @@ def exact_by_ibp(graph: Graph, node: Node) -> bool:
         arithmetic += node.op.forward_terms(graph.in_shapes(node), node.shape) > 0
         node = graph.nodes[node.inputs[0]]
     return arithmetic <= 1
+
+
+def settled_by_ibp(graph: Graph, node: Node, bounds: Mapping[int, Interval]) -> bool:
+    """Whether rows of a hidden node cannot do better than interval arithmetic on what is known of earlier nodes.
+
+    That holds where every element is a function of one element of a pre-activation that has rows of its own: planes
+    lie on one side of the function, so their extremes over an interval are never inside its range.
+    """
+    if exact_by_ibp(graph, node):
+        return True
+    while node.index != 0:
+        sources = node.inputs
+        if isinstance(node.op, NonlinearOp):
+            if len(sources) != 1 or isinstance(node.op, MaxReduce):
+                return False
+            if not isinstance(node.op, Relu):  # whose input has rows for every element that has a width
+                return True
+        elif isinstance(node.op, Add):
+            sources = [i for i in sources if not _is_known(bounds[i])]
+        elif not isinstance(node.op, ScaleShift | Reshape | Permute | Gather):
+            return False
+        if len(sources) != 1:
+            return False
+        node = graph.nodes[sources[0]]
+    return True
+
+
+# Relative; rounding leaves known values a width that is far below, and none that matters is.
+_KNOWN = 1e-6
+
+
+def _is_known(bounds: Interval) -> bool:
+    """Whether a value is one number on every box, but for rounding."""
+    return bool((bounds.upper - bounds.lower <= _KNOWN * (1 + bounds.magnitude())).all())
 
 
 def row_bytes(graph: Graph, batch: int, dtype: torch.dtype, index: int | None = None) -> int:
@@ -204,6 +252,7 @@ def crown_hidden(
     deadline: Deadline,
     dtype: torch.dtype | None = None,
     nodes: Sequence[int] | None = None,
+    relevant: Relevant | None = None,
 ) -> BoundState:
     """CROWN bounds of all pre-activations, tightening ``state``; intervals are propagated anew from every one of them.
 
@@ -211,6 +260,7 @@ def crown_hidden(
         dtype: arithmetic; default float64 with charges when the state is certified, else float32. Bounds found in
             float32 without charges are not certified, and neither is the state that comes back.
         nodes: visit only these; default all pre-activations.
+        relevant: elements that matter, see :func:`verifier.bounds.relevance.relevant`; default all.
     """
     dtype = dtype or (torch.float64 if state.certified else torch.float32)
     certified = state.certified and dtype == torch.float64
@@ -218,34 +268,35 @@ def crown_hidden(
     out = replace(state, bounds=dict(state.bounds), charges=charges, certified=certified)
     planes: dict[int, Relaxation] = {}
     done = 0
-    quick = certified and float32_can_be_charged(graph, backend.device)
     for index in nodes if nodes is not None else preactivations(graph):
         _propagate(graph, backend, out, done, index)
         node = graph.nodes[index]
-        if exact_by_ibp(graph, node):
+        if settled_by_ibp(graph, node, out.bounds):
             continue
-        elements = open_elements(graph, backend, index, out.bounds[index])
+        elements = open_elements(graph, backend, index, out.bounds[index], relevant)
         if elements.shape[0] == 0:
             continue
         planes.update(_between(graph, out.bounds, dtype, done, index))
-        if quick:
+        if certified and float32_can_be_charged(graph, backend.device, index):
             # Most neurons are decided with room to spare: charged float32 is enough for them, and much cheaper.
             narrow = _between(graph, out.bounds, torch.float32, 0, index)
             _visit(graph, backend, out, index, elements, narrow, torch.float32, deadline)
-            elements = open_elements(graph, backend, index, out.bounds[index])
+            elements = open_elements(graph, backend, index, out.bounds[index], relevant)
         _visit(graph, backend, out, index, elements, planes, dtype, deadline)
         done = index
     _propagate(graph, backend, out, done, len(graph.nodes) - 1)
     return out
 
 
-def float32_can_be_charged(graph: Graph, device: torch.device) -> bool:
-    """Whether float32 kernels obey the inner-product error bound, and long sums can be accumulated in float64.
+def float32_can_be_charged(graph: Graph, device: torch.device, last: int | None = None) -> bool:
+    """Whether float32 kernels obey the inner-product error bound, and long sums can be accumulated in float64, in walks
+    that start at node ``last`` or before it (default: at any node).
 
     On the CPU convolutions run as direct kernels and products in full float32 unless the process lowered the
     precision; on a GPU convolutions may be Winograd or FFT, but float64 is fast there.
     """
-    plain = all(isinstance(n.op, AffineOp | Relu) or n.index == 0 for n in graph.nodes)
+    nodes = graph.nodes if last is None else graph.nodes[: last + 1]
+    plain = all(isinstance(n.op, AffineOp | Relu) or n.index == 0 for n in nodes)
     return plain and device.type == "cpu" and torch.get_float32_matmul_precision() == "highest"
 
 

@@ -10,7 +10,7 @@ Every form stands for coefficients (B or 1, S, *shape). A leading 1 means that a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from torch import Tensor
 from verifier.graph.op import Shape, UnaryPlanes
 from verifier.ops.conv import Conv
 from verifier.ops.linear import Linear, pick_rows
+from verifier.ops.reduce import AvgPool
 
 
 @dataclass(frozen=True)
@@ -45,15 +46,12 @@ class Patches:
         a: (B or 1, S, C, kh, kw), zero wherever the window leaves the value.
         top, left: (S,) int64, position of the window's first row and column; may be negative.
         shape: the node's shape.
-        stride: common step between the windows of neighbouring rows' start neurons; forms with equal strides have
-            windows that differ by a constant and can be added.
     """
 
     a: Tensor
     top: Tensor
     left: Tensor
     shape: Shape
-    stride: tuple[int, int]
 
 
 Form = Dense | OneHot | Patches
@@ -97,20 +95,29 @@ def _window_index(top: Tensor, left: Tensor, kh: int, kw: int, height: int, widt
 
 def add(first: Form, second: Form) -> Form:
     """Sum of two forms on the same node."""
-    if isinstance(first, Patches) and isinstance(second, Patches) and first.stride == second.stride:
-        return _add_patches(first, second)
+    if isinstance(second, Patches) and isinstance(first, OneHot):
+        first = one_window(first)
+    if isinstance(first, Patches) and isinstance(second, OneHot):
+        second = one_window(second)
+    if isinstance(first, Patches) and isinstance(second, Patches):
+        total = _add_patches(first, second)
+        if total is not None:
+            return total
     return Dense(dense(first) + dense(second))
 
 
-def _add_patches(p: Patches, q: Patches) -> Patches:
-    """Both windows padded to their union; with equal strides the offset between them is the same for every row."""
-    dy, dx = int(q.top[0] - p.top[0]), int(q.left[0] - p.left[0])
+def _add_patches(p: Patches, q: Patches) -> Patches | None:
+    """Both windows padded to their union; None when the offset between them is not the same for every row."""
+    down, right = q.top - p.top, q.left - p.left
+    dy, dx = int(down[0]), int(right[0])
+    if not bool(((down == dy) & (right == dx)).all()):
+        return None
     (ph, pw), (qh, qw) = p.a.shape[-2:], q.a.shape[-2:]
     y0, x0 = min(0, dy), min(0, dx)
     y1, x1 = max(ph, dy + qh), max(pw, dx + qw)
-    left = F.pad(p.a, (-x0, x1 - pw, -y0, y1 - ph))
-    right = F.pad(q.a, (dx - x0, x1 - dx - qw, dy - y0, y1 - dy - qh))
-    return Patches(left + right, p.top + y0, p.left + x0, p.shape, p.stride)
+    first = F.pad(p.a, (-x0, x1 - pw, -y0, y1 - ph))
+    second = F.pad(q.a, (dx - x0, x1 - dx - qw, dy - y0, y1 - dy - qh))
+    return Patches(first + second, p.top + y0, p.left + x0, p.shape)
 
 
 def start_through(form: OneHot, op: Linear | Conv, weight: Tensor, in_shape: Shape) -> Form:
@@ -135,7 +142,7 @@ def start_through(form: OneHot, op: Linear | Conv, weight: Tensor, in_shape: Sha
     py, px = op.padding
     a = weight[channel] * form.values[:, None, None, None]
     top, left = y * sy - py, x * sx - px
-    return shrink(Patches(_mask(a[None], top, left, in_shape), top, left, in_shape, (sy, sx)))
+    return shrink(Patches(_mask(a[None], top, left, in_shape), top, left, in_shape))
 
 
 def patches_through(form: Patches, op: Conv, weight: Tensor, in_shape: Shape) -> Form:
@@ -145,17 +152,86 @@ def patches_through(form: Patches, op: Conv, weight: Tensor, in_shape: Shape) ->
     a = F.conv_transpose2d(form.a.reshape(b * rows, channels, kh, kw), weight, stride=(sy, sx))
     a = a.reshape(b, rows, *a.shape[1:])
     top, left = form.top * sy - py, form.left * sx - px
-    stride = (form.stride[0] * sy, form.stride[1] * sx)
-    return shrink(Patches(_mask(a, top, left, in_shape), top, left, in_shape, stride))
+    return shrink(Patches(_mask(a, top, left, in_shape), top, left, in_shape))
+
+
+def pool_through(form: Patches, op: AvgPool, in_shape: Shape) -> Form:
+    """Patches on the output of an average pool without padding as a form on its input."""
+    b, rows, channels, kh, kw = form.a.shape
+    (sy, sx), (height, width) = op.stride, op.kernel
+    share = form.a.reshape(-1, 1, kh, kw) / (op.divisor_override or height * width)
+    a = F.conv_transpose2d(share, share.new_ones((1, 1, height, width)), stride=(sy, sx))
+    top, left = form.top * sy, form.left * sx
+    a = a.reshape(b, rows, channels, *a.shape[2:])
+    return shrink(Patches(_mask(a, top, left, in_shape), top, left, in_shape))
+
+
+def poolable(op: AvgPool, in_shape: Shape) -> bool:
+    """Whether windows can cross this pool."""
+    return len(op.kernel) == 2 and not any(op.padding) and not op.ceil_mode and _one_image(in_shape)
+
+
+def scaled(form: Patches, factor: Tensor) -> Patches:
+    """Every coefficient times the factor (*form.shape, or what broadcasts to it) at its place."""
+    return replace(form, a=form.a * windows(factor.expand(form.shape)[None, None], form))
 
 
 def patchable(op: Conv, in_shape: Shape) -> bool:
     """Whether windows can cross this convolution."""
     plain = op.dims == 2 and not op.transposed and op.groups == 1 and all(d == 1 for d in op.dilation)
-    lead = 1
-    for n in in_shape[:-3]:
-        lead *= n
-    return plain and lead == 1
+    return plain and _one_image(in_shape)
+
+
+def _one_image(shape: Shape) -> bool:
+    """(C, H, W) with only ones before."""
+    return len(shape) >= 3 and all(n == 1 for n in shape[:-3])
+
+
+def one_window(form: OneHot) -> OneHot | Patches:
+    """One-hot rows as windows of one place, where the value is an image that is large enough for windows."""
+    if not _one_image(form.shape) or form.shape[-1] * form.shape[-2] < _SMALLEST_PLANE:
+        return form
+    channels, height, width = form.shape[-3:]
+    rows = torch.arange(form.index.shape[0], device=form.index.device)
+    a = form.values.new_zeros((1, rows.shape[0], channels, 1, 1))
+    a[0, rows, form.index // (height * width), 0, 0] = form.values
+    return Patches(a, form.index % (height * width) // width, form.index % width, form.shape)
+
+
+# Smaller planes are as quick as a whole.
+_SMALLEST_PLANE = 64
+
+
+def windowed(form: Dense, shape: Shape) -> Form:
+    """A dense form as windows, where no row touches more than a small part of the plane.
+
+    Args:
+        shape: of the node, ending in (C, H, W) with only ones before.
+    """
+    channels, height, width = shape[-3:]
+    if height * width < _SMALLEST_PLANE:
+        return form
+    b, rows = form.a.shape[:2]
+    a = form.a.reshape(b, rows, channels, height, width)
+    touched = (a != 0).any(2).any(0)  # NaN counts as touched
+    top, kh = _extent(touched.any(2))
+    left, kw = _extent(touched.any(1))
+    if 4 * kh * kw >= height * width:
+        return form
+    top, left = top.clamp(max=height - kh), left.clamp(max=width - kw)
+    index, _ = _window_index(top, left, kh, kw, height, width)
+    index = index.reshape(1, rows, 1, kh * kw).expand(b, rows, channels, kh * kw)
+    picked = a.flatten(3).gather(3, index).reshape(b, rows, channels, kh, kw)
+    return Patches(picked, top, left, shape)
+
+
+def _extent(touched: Tensor) -> tuple[Tensor, int]:
+    """First touched place of every row, (S,), and the longest stretch from first to last; at least 1."""
+    n = touched.shape[1]
+    place = torch.arange(n, device=touched.device)
+    first = torch.where(touched, place, n).amin(1)
+    last = torch.where(touched, place, -1).amax(1)
+    return first.clamp(max=n - 1), max(1, int((last - first).max()) + 1)
 
 
 def _mask(a: Tensor, top: Tensor, left: Tensor, shape: Shape) -> Tensor:

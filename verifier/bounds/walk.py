@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -25,11 +25,16 @@ from verifier.bounds.forms import (
     add,
     dense,
     form_bytes,
+    one_window,
     patchable,
     patches_through,
     planes_windows,
+    pool_through,
+    poolable,
+    scaled,
     shared_rows,
     start_through,
+    windowed,
     windows,
 )
 from verifier.core import sums
@@ -37,9 +42,12 @@ from verifier.core.backend import ParallelBackend
 from verifier.core.interval import Interval
 from verifier.core.numerics import gamma, tiny, unit_roundoff
 from verifier.graph.graph import Graph, Node
-from verifier.graph.op import AffineOp, Relaxation, UnaryPlanes, times_intercept
+from verifier.graph.op import AffineOp, Relaxation, Shape, UnaryPlanes, times_intercept
+from verifier.ops.add import Add
 from verifier.ops.conv import Conv
 from verifier.ops.linear import Linear
+from verifier.ops.reduce import AvgPool
+from verifier.ops.scale import ScaleShift
 from verifier.ops.shape import Reshape
 
 
@@ -102,6 +110,7 @@ def backward(
     state = _State(graph, backend, relaxations, dtype, charges, splits or {}, keep, dict(start))
     rows = next(iter(start.values()))
     n_rows = rows.index.shape[0] if isinstance(rows, OneHot) else rows.a.shape[1]
+    state.hidden = isinstance(rows, OneHot)
     zero = torch.zeros((1, n_rows), dtype=dtype, device=backend.device)
     state.constants, state.charged = [], [zero]
     order = sorted(state.pending, reverse=True)
@@ -159,6 +168,7 @@ class _State:
     constants: list[Tensor] = field(default_factory=list)
     charged: list[Tensor] = field(default_factory=list)
     kept: dict[int, Tensor] = field(default_factory=dict)
+    hidden: bool = False  # the rows started as single elements, and no convolution was crossed yet
 
     def step(self, node: Node, form: Form) -> None:
         if isinstance(node.op, AffineOp):
@@ -187,12 +197,27 @@ class _State:
                     start = Dense(a[None])
                 self._add(node.inputs[0], start)
                 return
-            if isinstance(form, Patches) and isinstance(op, Conv) and patchable(op, shapes[0]):
-                self._bias(op, form, p)
-                terms = op.backward_terms(shapes, node.shape) + (2 if self._long(node.size) else node.size)
-                self._charge(node.index, form, terms)
-                self._add(node.inputs[0], patches_through(form, op, p[0], shapes[0]))
+            if self.hidden and isinstance(form, Dense) and isinstance(op, Conv) and patchable(op, shapes[0]):
+                form = windowed(form, node.shape)
+            self.hidden &= not isinstance(op, Conv)
+            if isinstance(form, OneHot) and isinstance(op, Add) and all(s == node.shape for s in shapes):
+                if op.backward_terms(shapes, node.shape):
+                    self._charge(node.index, form, 2 + op.backward_terms(shapes, node.shape))
+                for i, sign in zip(node.inputs, op.signs, strict=True):
+                    self._add(i, OneHot(form.index, form.values * sign, node.shape))
                 return
+            if isinstance(form, OneHot) and isinstance(op, ScaleShift | AvgPool):
+                form = one_window(form)
+            if isinstance(form, Patches):
+                parts = self._windows(form, op, p, shapes)
+                if parts is not None:
+                    self._bias(op, form, p)
+                    terms = op.backward_terms(shapes, node.shape)
+                    if terms or op.handles:
+                        self._charge(node.index, form, terms + (2 if self._long(node.size) else node.size))
+                    for i, part in zip(node.inputs, parts, strict=True):
+                        self._add(i, part)
+                    return
             if isinstance(form, OneHot) and isinstance(op, Reshape):
                 self._add(node.inputs[0], OneHot(form.index, form.values, shapes[0]))
                 return
@@ -213,12 +238,29 @@ class _State:
         for i, part, shape in zip(node.inputs, parts, shapes, strict=True):
             self._add(i, Dense(part.reshape(*lead, *shape)))
 
-    def _bias(self, op: Linear | Conv, form: Form, p: tuple[Tensor, ...]) -> None:
-        if op.bias is None:
+    def _windows(
+        self, form: Patches, op: AffineOp, p: tuple[Tensor, ...], shapes: Sequence[Shape]
+    ) -> Sequence[Form] | None:
+        """Windows on an op's output as windows on its inputs; None when they cannot cross it."""
+        if isinstance(op, Conv) and patchable(op, shapes[0]):
+            return [patches_through(form, op, p[0], shapes[0])]
+        if isinstance(op, AvgPool) and poolable(op, shapes[0]):
+            return [pool_through(form, op, shapes[0])]
+        if isinstance(op, Add) and all(s == form.shape for s in shapes):
+            return [replace(form, a=form.a * sign) for sign in op.signs]
+        if isinstance(op, ScaleShift) and shapes[0] == form.shape:
+            return [form if op.scale is None else scaled(form, p[0])]
+        return None
+
+    def _bias(self, op: AffineOp, form: Form, p: tuple[Tensor, ...]) -> None:
+        total = torch.float64 if isinstance(form, Patches) and self._long(math.prod(form.shape)) else self.dtype
+        if isinstance(op, ScaleShift) and op.shift is not None and isinstance(form, Patches):
+            shift = windows(p[op.handles.index(op.shift)].expand(form.shape)[None, None], form)
+            self.constants.append((form.a * shift).flatten(2).sum(-1, dtype=total))
+        if not isinstance(op, Linear | Conv) or op.bias is None:
             return
         bias = p[1]
         if isinstance(form, Patches):
-            total = torch.float64 if self._long(math.prod(form.shape)) else self.dtype
             self.constants.append((form.a * bias[:, None, None]).flatten(2).sum(-1, dtype=total))
         elif isinstance(form, OneHot):
             per = 1 if isinstance(op, Linear) else form.shape[-1] * form.shape[-2]
@@ -229,13 +271,13 @@ class _State:
         relaxation = self.relaxations[node.index]
         extra = self.splits.get(node.index)
         if isinstance(form, Patches):
-            windowed = isinstance(relaxation, UnaryPlanes) and shared_rows(relaxation)
-            if windowed and extra is None and not self.keep:
+            through = isinstance(relaxation, UnaryPlanes) and shared_rows(relaxation)
+            if through and extra is None and not self.keep:
                 assert isinstance(relaxation, UnaryPlanes)
                 planes = planes_windows(relaxation, form)
                 (a,), constant = planes.backward(form.a)
                 self._charge_relaxation(planes, form.a, constant)
-                after = Patches(a, form.top, form.left, form.shape, form.stride)
+                after = replace(form, a=a)
                 self._charge(node.inputs[0], after, 2, value=True)
                 self._add(node.inputs[0], after)
                 return

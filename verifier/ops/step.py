@@ -1,4 +1,4 @@
-"""Piecewise constant, non-decreasing functions: Sign, Heaviside, Floor, Ceil, Round."""
+"""Piecewise constant functions: Sign, Heaviside, Floor, Ceil, Round, Trunc, and Same, equality of two values."""
 
 from __future__ import annotations
 
@@ -10,8 +10,20 @@ import torch
 from torch import Tensor
 
 from verifier.core.interval import Interval
-from verifier.graph.op import NonlinearOp, Params, Shape, Split, UnaryPlanes, split_elementwise
-from verifier.ops.layout import sane
+from verifier.graph.op import (
+    NonlinearOp,
+    Params,
+    ParamSpec,
+    Relaxation,
+    Shape,
+    Split,
+    UnaryPlanes,
+    split_elementwise,
+    times_intercept,
+)
+from verifier.ops.layout import align, sane
+
+_STEEPEST = 2.0**20
 
 
 class StepOp(NonlinearOp):
@@ -59,19 +71,68 @@ class RoundingOp(StepOp):
         )
 
 
+class JumpOp(StepOp):
+    """``below`` for z < 0, ``above`` for z > 0, something between the two for z = 0.
+
+    Parameters: ``lower`` and ``upper`` in [0, 1], how steep the planes of intervals around zero are.
+    """
+
+    below: float
+    above: float
+
+    def parameters(self, xs: Sequence[Interval]) -> Mapping[str, ParamSpec]:
+        """Initially the plane of the shorter part is steep, that of the longer one constant."""
+        low, up = sane(xs[0])
+        steep = torch.where(up > -low, 1.0, 0.0).to(low.dtype)[:, None]
+        return {"lower": ParamSpec(steep, 0.0, 1.0), "upper": ParamSpec(1 - steep, 0.0, 1.0)}
+
+    def relax(self, xs: Sequence[Interval], params: Mapping[str, Tensor] | None = None) -> UnaryPlanes:
+        """Around zero: below + t z with 0 <= t <= (above - below) / u, and above + t z with t <= (above - below) / -l.
+
+        Sound: the first is at most ``below`` for z <= 0 and at most ``above`` for z <= u, the second likewise; t is
+        rounded towards zero. Other intervals get constants. The steepest slope is moderate: rounding would make more of
+        a huge one than it can gain.
+        """
+        low, up = sane(xs[0])
+        image = self.interval(xs, ())
+        around = (low < 0) & (up > 0)
+        chosen = {k: spec.initial for k, spec in self.parameters(xs).items()} if params is None else params
+        rise = (self.above - self.below) * (1 - 4 * torch.finfo(low.dtype).eps)
+        zero = torch.zeros_like(low)[:, None]
+
+        def slope(length: Tensor) -> Tensor:
+            steepest = torch.where(around, rise / torch.where(around, length, 1.0), 0.0)
+            return steepest.clamp(max=_STEEPEST)[:, None]
+
+        first, second = slope(up), slope(-low)
+        return UnaryPlanes(
+            first * chosen["lower"].clamp(0.0, 1.0),
+            torch.where(around, self.below, image.lower)[:, None],
+            second * chosen["upper"].clamp(0.0, 1.0),
+            torch.where(around, self.above, image.upper)[:, None],
+            {"lower": (first, zero)},
+            {"upper": (second, zero)},
+        )
+
+
 @dataclass(frozen=True)
-class Sign(StepOp):
+class Sign(JumpOp):
     """-1, 0 or 1."""
+
+    below = -1.0
+    above = 1.0
 
     def step(self, z: Tensor) -> Tensor:
         return torch.sign(z)
 
 
 @dataclass(frozen=True)
-class Heaviside(StepOp):
+class Heaviside(JumpOp):
     """1 for z > 0, 0 for z < 0, ``at_zero`` for z = 0."""
 
     at_zero: float = 0.0
+    below = 0.0
+    above = 1.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.at_zero <= 1:
@@ -112,3 +173,91 @@ class Round(RoundingOp):
 
     def step(self, z: Tensor) -> Tensor:
         return torch.round(z)
+
+
+@dataclass(frozen=True)
+class Trunc(RoundingOp):
+    """Nearest integer between zero and z: what a conversion to an integer type gives.
+
+    Attributes:
+        least, most: of the type; what a conversion of numbers beyond them gives is not defined, so the bounds of such
+            inputs are these two.
+    """
+
+    least: float = -(2.0**63)
+    most: float = 2.0**63
+    below = 1.0
+    above = 1.0
+
+    def step(self, z: Tensor) -> Tensor:
+        return torch.trunc(z)
+
+    def interval(self, xs: Sequence[Interval], p: Params) -> Interval:
+        low, up = sane(xs[0])
+        beyond = self._beyond(low, up)
+        return Interval(
+            torch.where(beyond, self.least, self.step(low)).to(low.dtype),
+            torch.where(beyond, self.most, self.step(up)).to(up.dtype),
+        )
+
+    def relax(self, xs: Sequence[Interval], params: Mapping[str, Tensor] | None = None) -> UnaryPlanes:
+        planes, image = super().relax(xs, params), self.interval(xs, ())
+        beyond = self._beyond(*sane(xs[0]))[:, None]
+        return UnaryPlanes(
+            torch.where(beyond, 0.0, planes.lower_slope),
+            torch.where(beyond, image.lower[:, None], planes.lower_intercept),
+            torch.where(beyond, 0.0, planes.upper_slope),
+            torch.where(beyond, image.upper[:, None], planes.upper_intercept),
+        )
+
+    def _beyond(self, low: Tensor, up: Tensor) -> Tensor:
+        """Intervals with numbers that the type cannot hold."""
+        return ~((self.step(low) >= self.least) & (self.step(up) <= self.most))
+
+
+@dataclass(frozen=True)
+class ConstantPlanes(Relaxation):
+    """Numbers (B, 1, *shape) that enclose an elementwise op of several inputs."""
+
+    lower: Tensor
+    upper: Tensor
+    in_shapes: tuple[Shape, ...]
+
+    def backward(self, a: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+        const = times_intercept(a, torch.where(a > 0, self.lower, self.upper)).flatten(2).sum(-1)
+        return tuple(a.new_zeros((*a.shape[:2], *shape)) for shape in self.in_shapes), const
+
+    def forward(self, a: Tensor, zs: Sequence[Tensor]) -> Tensor:
+        return torch.where(a > 0, self.lower, self.upper)
+
+    def constant_magnitude(self, a: Tensor) -> Tensor:
+        return times_intercept(a, torch.where(a > 0, self.lower, self.upper)).abs().flatten(2).sum(-1)
+
+
+@dataclass(frozen=True)
+class Same(NonlinearOp):
+    """1 where two values are equal, else 0, with broadcasting. Exact where both are known or lie apart."""
+
+    def split(self, dims: Sequence[int], in_shapes: Sequence[Shape], out_shape: Shape, ranks: int) -> Split | None:
+        return split_elementwise(self, dims, in_shapes, out_shape)
+
+    def forward(self, xs: Sequence[Tensor], p: Params) -> Tensor:
+        x, y = self._aligned(xs)
+        return (x == y).to(x.dtype)
+
+    def interval(self, xs: Sequence[Interval], p: Params) -> Interval:
+        (a, b), (c, d) = (sane(x) for x in xs)
+        a, c = self._aligned([a, c])
+        b, d = self._aligned([b, d])
+        equal = (a == b) & (c == d) & (a == c)
+        meet = (a <= d) & (c <= b)
+        return Interval(equal.to(a.dtype), meet.to(a.dtype))
+
+    def relax(self, xs: Sequence[Interval], params: Mapping[str, Tensor] | None = None) -> ConstantPlanes:
+        image = self.interval(xs, ())
+        return ConstantPlanes(image.lower[:, None], image.upper[:, None], tuple(x.lower.shape[1:] for x in xs))
+
+    @staticmethod
+    def _aligned(xs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        rank = max(x.ndim for x in xs) - 1
+        return align(xs[0], rank), align(xs[1], rank)

@@ -21,6 +21,7 @@ from verifier.bounds.crown import (
     open_elements,
     preactivations,
 )
+from verifier.bounds.relevance import relevant
 from verifier.bounds.walk import minimiser
 from verifier.config import Config
 from verifier.core.backend import ParallelBackend
@@ -85,7 +86,8 @@ def bound_root(
         return table.root(state, lower, None, None, "ibp")
     report("CROWN")
     rows = hidden_by_rows(config)
-    state = crown_hidden(graph, backend, state, deadline, nodes=None if rows else ())
+    matters = relevant(graph, backend, {graph.output: table.spec.y})
+    state = crown_hidden(graph, backend, state, deadline, nodes=None if rows else (), relevant=matters)
     lower, walk = crown_rows(graph, backend, state, table.spec)
     candidates = backend.whole(0, minimiser(walk, box.to(torch.float64)))
     if method == "crown" or table.refuted(lower).all():
@@ -96,14 +98,16 @@ def bound_root(
     report("alpha-CROWN")
     lower, found = _alpha(graph, backend, state, table, lower, schedule, deadline)
     if rows and not table.refuted(lower).all():
-        count = {i: 2 * open_elements(graph, backend, i, state.bounds[i]).shape[0] for i in preactivations(graph)}
+        count = {
+            i: 2 * open_elements(graph, backend, i, state.bounds[i], matters).shape[0] for i in preactivations(graph)
+        }
         steps = hidden_iterations(graph.whole, count, limit, device.type, config)
         if _refined_later(graph, search, state, limit, config):
             steps = 0
         if steps:
             report("alpha-CROWN of hidden nodes")
             hidden = Schedule(steps, alpha.learning_rate, decay=alpha.decay)
-            state = alpha_hidden(graph, backend, replace(state, bounds=dict(state.bounds)), hidden, deadline)
+            state = alpha_hidden(graph, backend, replace(state, bounds=dict(state.bounds)), hidden, deadline, matters)
             lower, found = _alpha(graph, backend, state, table, lower, schedule, deadline)
     return table.root(state, lower, found.parameters, backend.whole(0, found.candidate), "alpha-crown")
 

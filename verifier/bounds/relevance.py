@@ -1,0 +1,59 @@
+"""Which elements can influence some rows at all.
+
+A detector's property speaks of a few boxes of a picture, and only a window around them matters: rows of other neurons
+would be bounded for nothing. Everything is decided by where ops read, not by the values of weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from verifier.core.backend import ParallelBackend
+from verifier.graph.graph import Graph
+from verifier.graph.op import AffineOp, Params
+from verifier.ops.conv import Conv
+from verifier.ops.linear import Linear, MatMulConstant
+
+
+def relevant(graph: Graph, backend: ParallelBackend, rows: Mapping[int, Tensor]) -> dict[int, Tensor]:
+    """Elements that rows can depend on.
+
+    Args:
+        rows: node index to coefficients (..., *shape).
+
+    Returns:
+        node index to bool (*shape); nodes that are missing do not matter. Empty, which means that everything may
+        matter, where features are cut over ranks.
+    """
+    if backend.summands != 1:
+        return {}
+    found: dict[int, Tensor] = {}
+
+    def note(index: int, mask: Tensor) -> None:
+        found[index] = found[index] | mask if index in found else mask
+
+    for index, a in rows.items():
+        shape = graph.nodes[index].shape
+        note(index, (a.reshape(-1, *shape) != 0).any(0))
+    for node in reversed(graph.nodes):
+        mask, shapes = found.get(node.index), graph.in_shapes(node)
+        if mask is None or node.index == 0:
+            continue
+        parts = [torch.ones(shape, dtype=torch.bool, device=mask.device) for shape in shapes]
+        if not isinstance(node.op, AffineOp):
+            parts = [mask if shape == node.shape else part for shape, part in zip(shapes, parts, strict=True)]
+        elif not isinstance(node.op, Linear | MatMulConstant) and not (isinstance(node.op, Conv) and bool(mask.all())):
+            with backend.weights.fetch(node.op.handles, torch.float32) as p:
+                back = node.op.transpose(mask[None].float(), _ones(p), shapes)
+            parts = [part[0] != 0 for part in back]
+        for i, part in zip(node.inputs, parts, strict=True):
+            note(i, part)
+    return found
+
+
+def _ones(p: Params) -> Params:
+    """Weights that let everything through; integers are places."""
+    return tuple(torch.ones_like(t) if t.is_floating_point() else t for t in p)
