@@ -7,12 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from onnx import helper
 
-from tests.frontend.models import check, load, model, resident
-from verifier.core.errors import UnsupportedError
-from verifier.frontend.network import Network
+from tests.frontend.models import check, load, model
 
 RNG = np.random.default_rng(0)
 
@@ -255,100 +252,6 @@ def test_where_by_a_comparison(tmp_path: Path) -> None:
         helper.make_node("Where", ["m", "x", "v"], ["y"]),
     ]
     check(load(model(nodes, (1, 3), {"v": f(3)}), tmp_path))
-
-
-def _count(network: Network, x: np.ndarray) -> None:
-    """The graph gives what onnxruntime gives, exactly, on points off the jumps."""
-    wanted = network.evaluate(x).astype(np.float64)
-    store = resident(network.graph)
-    points = torch.from_numpy(x.astype(np.float32)).reshape(len(x), *network.input_shape)
-    got = network.graph.forward(points, store).reshape(len(x), -1).double().numpy()
-    np.testing.assert_array_equal(got, wanted)
-
-
-@pytest.mark.parametrize("op", ["ArgMax", "ArgMin"])
-@pytest.mark.parametrize("axis", [0, 1, -1])
-@pytest.mark.parametrize("last", [0, 1])
-@pytest.mark.parametrize("classes", [2, 3, 5])
-def test_choices(op: str, axis: int, last: int, classes: int, tmp_path: Path) -> None:
-    shape = [2, 2, 2]
-    shape[axis] = classes
-    node = helper.make_node(op, ["x"], ["y"], axis=axis, keepdims=1, select_last_index=last)
-    network = load(model([node], shape, out_type=7), tmp_path)
-    x = RNG.integers(-2, 3, (50, network.n_in)).astype(np.float32)  # many ties, which follow the standard too
-    _count(network, x)
-
-
-def test_choices_see_through_softmax(tmp_path: Path) -> None:
-    """Count the pixels at which class 1 wins against a label; the softmax is gone."""
-    nodes = [
-        helper.make_node("Transpose", ["x"], ["t"], perm=[0, 2, 3, 1]),
-        helper.make_node("Softmax", ["t"], ["s"], axis=3),
-        helper.make_node("Transpose", ["s"], ["u"], perm=[0, 3, 1, 2]),
-        helper.make_node("Gather", ["u", "zero"], ["v"], axis=0),
-        helper.make_node("ArgMax", ["v"], ["a"], axis=0, keepdims=0),
-        helper.make_node("OneHot", ["a", "depth", "values"], ["h"], axis=0),
-        helper.make_node("Gather", ["h", "one"], ["w"], axis=0),
-        helper.make_node("Cast", ["w"], ["c"], to=6),
-        helper.make_node("Equal", ["c", "label"], ["e"]),
-        helper.make_node("Cast", ["e"], ["n"], to=7),
-        helper.make_node("ReduceSum", ["n"], ["y"], keepdims=0),
-    ]
-    constants = {
-        "zero": np.array(0, dtype=np.int64),
-        "one": np.array(1, dtype=np.int64),
-        "depth": np.array(2, dtype=np.int64),
-        "values": np.array([0, 1], dtype=np.int64),
-        "label": RNG.integers(0, 2, (3, 4)).astype(np.int32),
-    }
-    network = load(model(nodes, (1, 2, 3, 4), constants, out_type=7), tmp_path)
-    assert not {"Exp", "Reciprocal", "Trunc"} & {n.op.kind for n in network.graph.nodes}
-    _count(network, RNG.standard_normal((50, network.n_in)))
-
-
-@pytest.mark.parametrize("to", [2, 3, 5, 6, 7, 9])
-def test_conversions_to_whole_numbers(to: int, tmp_path: Path) -> None:
-    nodes = [helper.make_node("Cast", ["x"], ["c"], to=to), helper.make_node("Cast", ["c"], ["y"], to=1)]
-    network = load(model(nodes, (1, 4)), tmp_path)
-    low = 0.0 if to == 2 else -5.0
-    _count(network, np.concatenate([RNG.uniform(low, 5, (50, 4)), [[0, 1, 2, 3]]]))
-
-
-@pytest.mark.parametrize("op", ["Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"])
-def test_comparisons_of_whole_numbers(op: str, tmp_path: Path) -> None:
-    nodes = [
-        helper.make_node("Floor", ["x"], ["a"]),
-        helper.make_node(op, ["a", "c"], ["b"]),
-        helper.make_node("Cast", ["b"], ["y"], to=1),
-    ]
-    network = load(model(nodes, (1, 4), {"c": np.array([0, 1, 2, 0], np.float32)}, opset=16), tmp_path)
-    _count(network, RNG.uniform(-3, 4, (80, 4)))
-
-
-def test_equality_of_values(tmp_path: Path) -> None:
-    nodes = [
-        helper.make_node("MatMul", ["x", "w"], ["a"]),
-        helper.make_node("Equal", ["a", "x"], ["b"]),
-        helper.make_node("Not", ["b"], ["c"]),
-        helper.make_node("Cast", ["c"], ["y"], to=1),
-    ]
-    network = load(model(nodes, (1, 2), {"w": np.array([[0, 1], [1, 0]], np.float32)}, opset=16), tmp_path)
-    _count(network, np.array([[1, 1], [1, 2], [2, 1], [0.5, 0.5]]))
-
-
-def test_one_hot_beyond_its_depth(tmp_path: Path) -> None:
-    nodes = [
-        helper.make_node("Cast", ["x"], ["a"], to=7),
-        helper.make_node("OneHot", ["a", "depth", "values"], ["y"], axis=-1),
-    ]
-    constants = {"depth": np.array(3, dtype=np.int64), "values": np.array([2, 5], dtype=np.float32)}
-    network = load(model(nodes, (1, 2), constants), tmp_path)
-    _count(network, np.array([[0, 1], [2, 3], [-1, -3], [-4, 4]], dtype=np.float32))
-
-
-def test_too_many_choices_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedError, match="a choice among 65 elements"):
-        load(model([helper.make_node("ArgMax", ["x"], ["y"], axis=1)], (1, 65), out_type=7), tmp_path)
 
 
 def test_shape_arithmetic_folds(tmp_path: Path) -> None:

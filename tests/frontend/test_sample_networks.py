@@ -28,14 +28,13 @@ MAIN = [
 MORE = [
     "cgan_2023",
     "lsnc",
-    "carvana_unet_2022",
     "ml4acopf_2024",
     "nn4sys_2023",
     "traffic_signs_recognition_2023",
     "vit_2023",
     "yolo_2023",
 ]
-REFUSED = ["cctsdb_yolo_2023"]
+REFUSED = ["carvana_unet_2022", "cctsdb_yolo_2023"]
 MAX_PER_CATEGORY = 4
 
 

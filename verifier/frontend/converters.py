@@ -429,13 +429,11 @@ def _one_hot(a: Attributes) -> Function:
 
     def run(indices: Tensor, depth: Tensor, values: Tensor) -> Tensor:
         n = int(depth.reshape(()))
-        places = torch.arange(n).reshape(
+        wrapped = torch.remainder(indices.to(torch.int64), n)
+        hot = wrapped.unsqueeze(axis) == torch.arange(n).reshape(
             [-1 if i == axis % (indices.dim() + 1) else 1 for i in range(indices.dim() + 1)]
         )
-        at = indices.to(torch.int64).unsqueeze(axis)
-        # At most one of the two holds, and none beyond [-n, n).
-        hot = (at == places).to(values.dtype) + (at == places - n).to(values.dtype)
-        return values[0] + hot * (values[1] - values[0])
+        return torch.where(hot, values[1], values[0])
 
     return run
 

@@ -18,7 +18,6 @@ from torch.utils._pytree import tree_flatten
 from verifier.core.errors import UnsupportedOpError
 from verifier.frontend.builder import Builder
 from verifier.frontend.capture import Call, Record, Ref
-from verifier.frontend.choice import skip_monotone
 from verifier.graph.graph import Graph
 from verifier.graph.op import Op, Shape
 
@@ -38,13 +37,10 @@ class CannotLower(Exception):
 
 @dataclass
 class Lowering:
-    """State of one translation: the builder, the node and the element type of every recorded value, and which values
-    are whole numbers, whatever their type."""
+    """State of one translation: the builder and the node of every recorded value."""
 
     builder: Builder
     node_of: dict[int, int] = field(default_factory=dict)
-    dtypes: Sequence[torch.dtype] = ()
-    whole: set[int] = field(default_factory=set)
 
     def emit(self, op: Op, inputs: Sequence[int], shape: Sequence[int], name: str) -> int:
         return self.builder.emit(op, inputs, shape, name)
@@ -58,17 +54,6 @@ class Lowering:
     def node(self, a: Any) -> int | None:
         """The node behind an argument; None for constants."""
         return self.node_of[a.index] if isinstance(a, Ref) else None
-
-    def dtype(self, a: Any) -> torch.dtype:
-        """The element type of an argument, constant or not."""
-        return self.dtypes[a.index] if isinstance(a, Ref) else torch.as_tensor(a).dtype
-
-    def is_whole(self, a: Any) -> bool:
-        """Whether an argument is known to hold whole numbers only."""
-        if isinstance(a, Ref):
-            return a.index in self.whole
-        t = torch.as_tensor(a)
-        return not t.is_floating_point() or bool((t == t.round()).all())
 
     def the_node(self, a: Any) -> int:
         node = self.node(a)
@@ -108,8 +93,7 @@ def lower(record: Record, input_name: str, version: str, output_name: str = "out
     Raises:
         MissingRules: all calls without a rule, with op, version, node and shape.
     """
-    record = skip_monotone(record)
-    state = Lowering(Builder.start(record.input_shape, input_name), {0: 0}, [v.dtype for v in record.values])
+    state = Lowering(Builder.start(record.input_shape, input_name), {0: 0})
     table = translators()
     failed: list[str] = []
     partial: dict[int, tuple[Call, int]] = {}
@@ -140,8 +124,6 @@ def lower(record: Record, input_name: str, version: str, output_name: str = "out
                 partial[number] = (call, k)
             else:
                 state.node_of[number] = node
-                if _gives_whole(state, record, call, number):
-                    state.whole.add(number)
                 if call.settled:
                     state.builder.settle(node, call.names[k])
     if record.output in partial:
@@ -150,23 +132,6 @@ def lower(record: Record, input_name: str, version: str, output_name: str = "out
     if failed:
         raise MissingRules("", failed)
     return state.builder.finish(_output(state, record, output_name))
-
-
-# Ops that give whole numbers for any numbers, and ops that give whole numbers for whole numbers.
-_WHOLE = frozenset(["sign", "floor", "ceil", "round", "trunc"])
-_KEEP_WHOLE = frozenset(["add", "sub", "rsub", "neg", "mul", "sum", "abs", "relu", "maximum", "minimum", "_to_copy"])
-
-
-def _gives_whole(state: Lowering, record: Record, call: Call, number: int) -> bool:
-    """Whether a call's result holds whole numbers: by its type, or by its op and what it reads."""
-    from verifier.frontend.lower_shape import MOVEMENT
-
-    if not record.values[number].dtype.is_floating_point or call.func in _WHOLE:
-        return True
-    if call.func not in _KEEP_WHOLE and call.func not in MOVEMENT and call.func != "where":
-        return False
-    read = [a for a in tree_flatten(call.args)[0] if isinstance(a, Ref | Tensor | float)]
-    return all(state.is_whole(a) for a in read)
 
 
 def _check_truth_values(record: Record, call: Call) -> None:

@@ -24,11 +24,10 @@ from verifier.ops.reduce import Mean, Sum
 from verifier.ops.relu import Relu
 from verifier.ops.scale import ScaleShift
 from verifier.ops.sigmoid import Erf, Sigmoid, Tanh
-from verifier.ops.step import Ceil, Floor, Heaviside, Round, Same, Sign, Trunc
+from verifier.ops.step import Ceil, Floor, Heaviside, Round, Sign
 
 FLOAT32_MAX = 3.4028234663852886e38
 MAX_SOFTMAX_TERMS = 1 << 20
-MAX_CHOICES = 64
 
 
 def unary(op: type, **fixed: object) -> Translator:
@@ -348,118 +347,16 @@ def _sum_of_exp(s: Lowering, x: int, dim: int, name: str) -> tuple[int, int | No
 
 
 def compare(above: bool, at_zero: float) -> Translator:
-    """x > y and its relatives as a step of the difference: 1 where true, 0 where false. Whole numbers are compared half
-    way between two of them, where the rounding of bounds does not matter."""
+    """x > y and its relatives as a step of the difference: 1 where true, 0 where false."""
 
     def run(s: Lowering, call: Call) -> int:
-        first, second, name = call.args["self"], call.args["other"], call.names[0]
+        first, second = call.args["self"], call.args["other"]
         if not above:
             first, second = second, first
-        gap = combine(s, first, second, -1.0, f"{name}/difference")
-        if s.is_whole(first) and s.is_whole(second):
-            gap = shifted(s, gap, torch.tensor(at_zero - 0.5, dtype=torch.float64), f"{name}/middle")
-        return s.emit(Heaviside(at_zero), [gap], call.shapes[0], name)
+        gap = combine(s, first, second, -1.0, f"{call.names[0]}/difference")
+        return s.emit(Heaviside(at_zero), [gap], call.shapes[0], call.names[0])
 
     return run
-
-
-def equal(yes: bool) -> Translator:
-    """x == y or x != y. Integers: relu(1 - |x - y|), which keeps what binds them to other values."""
-
-    def run(s: Lowering, call: Call) -> int:
-        first, second, name = call.args["self"], call.args["other"], call.names[0]
-        return equality(s, first, second, call.shapes[0], name, yes)
-
-    return run
-
-
-def equality(s: Lowering, first: Any, second: Any, shape: Sequence[int], name: str, yes: bool) -> int:
-    """1 where two values, of which at least one depends on the input, are equal (``yes``) or differ."""
-    one, label = torch.tensor(1.0, dtype=torch.float64), name if yes else f"{name}/same"
-    if not (s.is_whole(first) and s.is_whole(second)):
-        nodes = [_as_node(s, a, f"{name}/operand{k}") for k, a in enumerate((first, second))]
-        same = s.emit(Same(), nodes, shape, label)
-    else:
-        gap = combine(s, first, second, -1.0, f"{name}/difference")
-        away = relu_of(s, gap, f"{name}/distance", -1.0)
-        same = relu_of(s, signed_shift(s, away, -1.0, one, f"{name}/near"), label)
-    return same if yes else signed_shift(s, same, -1.0, one, name)
-
-
-def _as_node(s: Lowering, a: Any, name: str) -> int:
-    """The node behind an operand. Whole numbers lose what the rounding of bounds adds to them; a constant becomes
-    nothing of the input plus that constant."""
-    node = s.node(a)
-    if node is not None:
-        return s.emit(Round(), [node], s.shape(node), f"{name}/whole") if s.is_whole(a) else node
-    c = operand(a)
-    nothing = gathered(s, 0, torch.full((max(c.numel(), 1),), -1), f"{name}/nothing")
-    return shifted(s, reshaped(s, nothing, c.shape, f"{name}/shape"), c, name)
-
-
-def convert(s: Lowering, call: Call) -> int:
-    """Another element type: to whole numbers by cutting off, to truth values by comparison with zero."""
-    x, name, source = call.args["self"], call.names[0], s.dtype(call.args["self"])
-    target = call.args.get("dtype") or source
-    node = s.the_node(x)
-    if target == torch.bool and source != torch.bool:
-        return equality(s, x, torch.zeros((), dtype=source), s.shape(node), name, False)
-    if target.is_floating_point or target == torch.bool or source == torch.bool:
-        return node
-    limits = torch.iinfo(target)
-    if s.is_whole(x) and limits.bits >= 32:
-        return node
-    return s.emit(Trunc(float(limits.min), float(limits.max)), [node], s.shape(node), name)
-
-
-def arg_extremum(sign: float) -> Translator:
-    """The position of the largest (sign 1) or smallest element along a dim, the first one of equals.
-
-    Position k has it where x_k > every earlier and >= every later one: [x_k > max before] + [x_k >= max after] - 1.
-    """
-
-    def run(s: Lowering, call: Call) -> int:
-        x, dim, name = s.the_node(call.args["self"]), call.args["dim"], call.names[0]
-        shape = s.shape(x) if dim is not None else (math.prod(s.shape(x)),)
-        axis = dim % len(shape) if dim is not None and shape else 0
-        count = shape[axis] if shape else 1
-        if count == 1:
-            raise CannotLower("the position of the extreme one of a single element, which does not depend on the input")
-        if count > MAX_CHOICES:
-            raise CannotLower(f"a choice among {count} elements, more than {MAX_CHOICES}")
-        if sign < 0:
-            x = s.emit(Add((-1.0,)), [x], s.shape(x), f"{name}/negative")
-        places = torch.arange(math.prod(shape)).reshape(shape)
-        parts = [gathered(s, x, places.select(axis, k), f"{name}/{k}") for k in range(count)]
-        return reshaped(s, _first_largest(s, parts, name), call.shapes[0], name)
-
-    return run
-
-
-def _first_largest(s: Lowering, parts: Sequence[int], name: str) -> int:
-    """Which of some nodes is the largest, elementwise."""
-    shape, count = s.shape(parts[0]), len(parts)
-
-    def above(k: int, other: int, at_zero: float, label: str) -> int:
-        gap = s.emit(Add((1.0, -1.0)), [parts[k], other], shape, f"{name}/{k}/{label}/difference")
-        return s.emit(Heaviside(at_zero), [gap], shape, f"{name}/{k}/{label}")
-
-    if count == 2:
-        return above(1, parts[0], 0.0, "before")
-    before, after = [parts[0]], [parts[-1]]
-    for k in range(1, count - 1):
-        before.append(larger(s, before[-1], parts[k], f"{name}/before{k + 1}"))
-        after.append(larger(s, after[-1], parts[count - 1 - k], f"{name}/after{count - 2 - k}"))
-    hot = []
-    for k in range(1, count):
-        first = above(k, before[k - 1], 0.0, "before")
-        if k < count - 1:
-            second = above(k, after[count - 2 - k], 1.0, "after")
-            both = s.emit(Add((1.0, 1.0)), [first, second], shape, f"{name}/{k}/sum")
-            less = shifted(s, both, torch.tensor(-1.0, dtype=torch.float64), f"{name}/{k}/less")
-            first = relu_of(s, less, f"{name}/{k}")
-        hot.append(first)
-    return s.emit(Add(tuple(float(k) for k in range(1, count))), hot, shape, f"{name}/position")
 
 
 def where(s: Lowering, call: Call) -> int | Sequence[int | None]:
@@ -567,12 +464,6 @@ NONLINEAR: dict[str, Translator] = {
     "ge": compare(True, 1.0),
     "lt": compare(False, 0.0),
     "le": compare(False, 1.0),
-    "eq": equal(True),
-    "ne": equal(False),
-    "_to_copy": convert,
-    "argmax": arg_extremum(1.0),
-    "argmin": arg_extremum(-1.0),
-    "trunc": unary(Trunc),
     "where": where,
     "logical_not": logical_not,
     "logical_and": mul,

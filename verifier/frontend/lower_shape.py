@@ -39,6 +39,7 @@ RESHAPES = [
     "detach_copy",
     "lift_fresh",
     "lift_fresh_copy",
+    "_to_copy",
     "squeeze_",
     "unsqueeze_",
     "contiguous",
@@ -106,7 +107,11 @@ LARGEST_INVERSE = 4
 
 
 def reshape(s: Lowering, call: Call) -> int:
-    return reshaped(s, s.the_node(next(iter(call.args.values()))), call.shapes[0], call.names[0])
+    x = s.the_node(next(iter(call.args.values())))
+    dtype = call.args.get("dtype")
+    if isinstance(dtype, torch.dtype) and not dtype.is_floating_point:
+        raise CannotLower(f"conversion to {str(dtype).removeprefix('torch.')}")
+    return reshaped(s, x, call.shapes[0], call.names[0])
 
 
 def reshaped(s: Lowering, x: int, shape: Sequence[int], name: str) -> int:
