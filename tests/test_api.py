@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import verifier
 from tests.cli.networks import above, absolute
@@ -74,6 +75,41 @@ def test_the_module_is_left_as_it_was() -> None:
 def test_input_shape_of_a_module() -> None:
     net = nn.Sequential(nn.Flatten(), module())
     assert verify(net, problem(2.1), ON_DEVICE, timeout=60, input_shape=(1, 1, 2, 1)).verdict is Verdict.UNSAT
+
+
+class Fn(nn.Module):
+    """A module of one function."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+ODD = {
+    "single numbers": (lambda x: x.abs().sum() - torch.stack([x.mean(), x[0, 1]]).amax(), 0.0, 3.0),
+    "a step of a single number": (lambda x: (x.sum() > 0.25).float() + (x[0, 0] > 2).float(), 0.0, 1.0),
+    "steps only": (lambda x: torch.floor(2 * x + 0.5) @ torch.tensor([[1.0], [2.0]]), -6.0, 6.0),
+}
+
+
+@pytest.mark.parametrize("key", ODD)
+def test_single_numbers_and_outputs_without_gradient(key: str) -> None:
+    """Over [-1, 1]^2 the output reaches ``high`` and never exceeds it."""
+    function, _, high = ODD[key]
+    for threshold, verdict in ((high + 0.1, Verdict.UNSAT), (high - 0.1, Verdict.SAT)):
+        result = verify(Fn(function), problem(threshold), ON_DEVICE, timeout=60)
+        assert result.verdict is verdict, result.reason
+
+
+@pytest.mark.parametrize("method", ["ibp", "crown", "alpha-crown"])
+@pytest.mark.parametrize("key", ODD)
+def test_bounds_of_single_numbers_and_steps(key: str, method: str) -> None:
+    function, low, high = ODD[key]
+    bounds = compute_bounds(Fn(function), -torch.ones(1, 2), torch.ones(1, 2), method, config=ON_DEVICE)
+    assert float(bounds.lower) <= low and float(bounds.upper) >= high
 
 
 @pytest.mark.parametrize("method", ["ibp", "crown", "alpha-crown"])

@@ -24,7 +24,7 @@ from verifier.bab.boxes import (
     halve,
 )
 from verifier.bab.clip import combine, cut, halfspaces, least
-from verifier.bab.input_split import InputSplitResult, search
+from verifier.bab.input_split import InputSplitResult, search, varying_inputs
 from verifier.bounds.crown import Specification
 from verifier.config import BabConfig
 from verifier.core.deadline import Deadline
@@ -295,6 +295,33 @@ def test_rows_lie_below_the_network(make: type, arithmetic: Arithmetic, hidden: 
     inside = ((x >= cut_box.lower[:, None]) & (x <= cut_box.upper[:, None])).all(-1)
     assert bool(inside[bad].all())
     assert not bool((least(rows, box) > 0).any(1)[bad.any(1)].any())
+
+
+def test_the_sweep_covers_inputs_that_are_not_cut() -> None:
+    """A fixed decimal has a width of one rounding, any width is covered."""
+    graph = network(11, n_in=4)
+    random = torch.Generator().manual_seed(3)
+    low = torch.randn(20, 4, generator=random)
+    box = Interval(low, low + torch.rand(20, 4, generator=random) * torch.tensor([0.5, 0.3, 0.0, 0.01])).to(DEVICE)
+    shaped = Interval(box.lower[:, None], box.upper[:, None])
+    spec = Specification(torch.tensor([[[[1.0, -0.5]], [[-0.3, 1.0]]]], dtype=torch.float64, device=DEVICE))
+    cut = torch.tensor([0], device=DEVICE)
+    found = bound_boxes(graph, single(graph), shaped, spec, CHARGED_32, Deadline(), "linear", cut)
+    share = torch.randint(0, 2, (20, 200, 4), generator=random).to(DEVICE)
+    x = torch.where(share == 0, box.lower[:, None], box.upper[:, None])
+    y = torch.from_numpy(evaluate(graph, array(x.reshape(-1, 4)))).reshape(20, 200, 2).to(DEVICE)
+    value = torch.einsum("so,bpo->bps", spec.y[0, :, 0], y)
+    assert bool((found.lower[:, None] <= value + 1e-12).all())
+
+
+def test_what_rounding_alone_widened_is_fixed() -> None:
+    third = np.float32(1 / 3)
+    low = np.array([[0.0, third, 1.0], [0.5, third, 1.0]], np.float32)
+    up = np.array([[1.0, np.nextafter(third, np.float32(1)), 1.0], [0.5, np.nextafter(third, np.float32(1)), 1.0]])
+    question = problem(list(zip(low.tolist(), up.tolist(), strict=True)), [[1, 0]], [0.0], [(0, [0]), (1, [0])])
+    assert question.free().tolist() == [[True, False, False], [False, True, False]]
+    assert varying_inputs(question, np.array([0])).tolist() == [0]
+    assert varying_inputs(question, np.array([0, 1])).tolist() == [0, 1]
 
 
 def test_rows_summed_in_float64_are_rounded_outward() -> None:

@@ -99,6 +99,11 @@ MODULES = {
     "zeros like": (Fn(lambda x, m: torch.zeros_like(x) + x.new_ones(4) - x), (1, 4)),
     "truth values": (Fn(lambda x, m: (x > 0.3) * 0.5 + ((x > 0) & (x < 1)).float() * x + (x > 0).sum()), (1, 4)),
     "views": (Fn(_view_after_change), (1, 3)),
+    "single numbers": (
+        Fn(lambda x, m: torch.stack([x.sum(), x.mean() ** 3, x[0, 1].relu(), x.amax() - x[0] @ torch.arange(4.0)])),
+        (1, 4),
+    ),
+    "single number out": (Fn(lambda x, m: (x - x.sum()).square().mean().softmax(0)), (1, 4)),
     "double": (nn.Linear(3, 2).double(), (1, 3)),
 }
 
@@ -168,6 +173,13 @@ BAD = {
     "counter": (Counter(), UnsupportedError, "state|buffer"),
     "remember": (Remember(), UnsupportedError, "state|buffer"),
     "logic on numbers": (Fn(lambda x, m: torch.logical_and(x, x > 1) + x), UnsupportedOpError, "logic on numbers"),
+    "logic with a number": (Fn(lambda x, m: ((x > 0) & 2) * x), UnsupportedOpError, "bitwise_and .*int64"),
+    "whole numbers": (Fn(lambda x, m: torch.where(x > 0, 200, 0) * x), UnsupportedOpError, "where .*int64"),
+    "conversion": (Fn(lambda x, m: x.to(torch.uint8) - 1.0), UnsupportedOpError, "conversion to uint8"),
+    "half": (Fn(lambda x, m: x.half().float()), UnsupportedError, "rounds values .* torch.float16"),
+    "padded truth": (Fn(lambda x, m: F.pad(x > 0, (1, 1), value=2).float()), UnsupportedOpError, "truth values"),
+    "round to decimals": (Fn(lambda x, m: x.round(decimals=1)), UnsupportedOpError, "round .*with decimals = 1"),
+    "low threshold": (Fn(lambda x, m: F.softplus(x, threshold=1)), UnsupportedOpError, "with threshold = 1"),
     "no rule": (Fn(lambda x, m: torch.atan(x) + torch.tan(x)), UnsupportedOpError, "atan .*; tan "),
     "sort": (Fn(lambda x, m: x.sort()[0]), UnsupportedOpError, "sort"),
     "wrong shape": (nn.Linear(4, 2), InputError, "does not run"),
@@ -187,6 +199,8 @@ def test_refuses_scripts_and_integer_inputs() -> None:
         from_module(torch.jit.script(nn.Linear(3, 2)), input_shape=(1, 3))
     with pytest.raises(UnsupportedError, match="floating point"):
         from_module(nn.Linear(3, 2), torch.zeros(1, 3, dtype=torch.int64))
+    with pytest.raises(UnsupportedError, match="no dim"):
+        from_module(nn.ReLU(), input_shape=())
     with pytest.raises(InputError, match="either"):
         from_module(nn.Linear(3, 2))
 

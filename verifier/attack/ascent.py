@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from verifier.attack.objective import Objective, inside
+from verifier.attack.objective import Objective, gradient, inside
 from verifier.attack.offers import Offers
 from verifier.core.deadline import Deadline
 
@@ -144,6 +144,6 @@ def diversify(
             with torch.enable_grad():
                 y = objective.outputs(leaf)
                 total = (y * direction[s]).sum()
-            parts.append(torch.nan_to_num(torch.autograd.grad(total, leaf)[0], nan=0.0))
+            parts.append(torch.nan_to_num(gradient(total, leaf), nan=0.0))
         x = inside(x + 0.25 * width * torch.cat(parts).sign(), lower, upper)
     return x

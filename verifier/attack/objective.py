@@ -142,7 +142,7 @@ class Objective:
         # A scalar needs no grad_outputs, whose check would import sympy (half a second).
         with torch.enable_grad():
             total = (y * -cotangent.to(y.dtype)).sum()
-        (g,) = torch.autograd.grad(total, leaf)
+        g = gradient(total, leaf)
         if direct is not None:
             g = g - direct.to(g.dtype)
         return torch.nan_to_num(g, nan=0.0, posinf=0.0, neginf=0.0)
@@ -227,3 +227,9 @@ def _soft_minimum(slack: Tensor, temperature: Tensor) -> Tensor:
     t = temperature[:, None].double() * spread
     soft = torch.softmax(torch.where(finite, (low - slack) / t.clamp(min=1e-300), -torch.inf), 1)
     return torch.where((t > 0) & torch.isfinite(soft), soft, hard)
+
+
+def gradient(total: Tensor, leaf: Tensor) -> Tensor:
+    """Gradient of a sum with respect to ``leaf``; zero where the network leads to it through steps alone."""
+    found = torch.autograd.grad(total, leaf, allow_unused=True)[0] if total.requires_grad else None
+    return torch.zeros_like(leaf) if found is None else found

@@ -95,7 +95,7 @@ def bound_boxes(
         box: float32 (B, *input_shape), this rank's part.
         hidden: how pre-activations are bounded besides interval arithmetic: not at all, by a linear sweep forward, or
             by CROWN rows where that matters.
-        varying: (k,) coordinates that have a width, for the linear sweep; default all.
+        varying: (k,) coordinates in which the linear sweep is linear; default all.
     """
     box = box.to(arithmetic.dtype)
     bounds, charges = ibp.start(box)

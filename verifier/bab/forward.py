@@ -35,7 +35,7 @@ class Forward:
 
     Args:
         box: whole, (B, *input_shape) in the dtype of the sweep.
-        varying: (k,) flat coordinates; the others must have the same bounds.
+        varying: (k,) flat coordinates; the others enter by their intervals.
     """
 
     def __init__(self, graph: Graph, backend: ParallelBackend, box: Interval, varying: Tensor, charged: bool) -> None:

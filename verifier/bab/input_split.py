@@ -91,9 +91,8 @@ class InputSplitResult:
 
 
 def varying_inputs(problem: Problem, cases: np.ndarray) -> np.ndarray:
-    """Coordinates that have a positive width in a box of some of these cases, int64 (k,)."""
-    boxes = np.unique(problem.case_box[cases])
-    return np.flatnonzero((problem.lower[boxes] < problem.upper[boxes]).any(0))
+    """Coordinates that differ within a box of some of these cases, int64 (k,)."""
+    return np.flatnonzero(problem.free(np.unique(problem.case_box[cases])).any(0))
 
 
 def search(

@@ -51,6 +51,16 @@ class Problem:
     def n_cases(self) -> int:
         return int(self.case_box.shape[0])
 
+    def free(self, boxes: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """Inputs that differ within a box, bool (K', n_in) for K' chosen boxes.
+
+        A fixed decimal that is no float32 has two neighbouring bounds after rounding outward. It counts as fixed,
+        unless nothing in its box has more width.
+        """
+        low, up = self.lower[boxes], self.upper[boxes]
+        wide = up > np.nextafter(low, np.float32(np.inf))
+        return np.where(wide.any(1, keepdims=True), wide, up > low)
+
     def margins(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         """Slack of every row at given points: ``d - c_y.y - c_x.x``.
 

@@ -155,12 +155,16 @@ class _Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         name = func.overloadpacket.__name__
+        dtypes = [a for a in tree_flatten((args, kwargs))[0] if isinstance(a, torch.dtype)]
         args, kwargs = tree_map(self._widen, (args, kwargs))
         flat = tree_flatten((args, kwargs))[0]
         tracked = name not in SHAPE_ONLY and self._tracked(flat)
         if any(id(a) in self.stale for a in flat if isinstance(a, Tensor)):
             raise UnsupportedError(f"{self._where()}: '{name}' reads memory that was changed in place through a view")
         self._refuse(func, name, tracked, args, kwargs)
+        for dtype in dtypes:
+            if tracked and dtype in (torch.float16, torch.bfloat16):
+                raise UnsupportedError(f"{self._where()}: '{name}' rounds values that depend on the input to {dtype}")
         _check_size(func, name, args, kwargs, self._where())
         recorded = self._before(func, args, kwargs) if tracked else None
         out = func(*args, **kwargs)
@@ -370,6 +374,8 @@ def capture(module: nn.Module, x: Tensor, output_names: OutputNames = lambda m: 
     """
     if isinstance(module, torch.jit.ScriptModule):
         raise UnsupportedError("a TorchScript module hides its submodules; pass the original torch.nn.Module")
+    if not x.dim():
+        raise UnsupportedError("the input is a single number with no dim; give it one, e.g. [1]")
     net = (module if copied else copy.deepcopy(module)).eval().double().requires_grad_(False).cpu()
     x = x.detach().to("cpu", torch.float64).clone()
     scope = _Scope()

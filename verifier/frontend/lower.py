@@ -8,7 +8,7 @@ whole record and reported in one error.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,8 @@ from verifier.frontend.builder import Builder
 from verifier.frontend.capture import Call, Record, Ref
 from verifier.graph.graph import Graph
 from verifier.graph.op import Op, Shape
+from verifier.ops.reduce import Mean, Sum
+from verifier.ops.shape import Gather, Reshape
 
 
 class MissingRules(UnsupportedOpError):
@@ -41,9 +43,23 @@ class Lowering:
 
     builder: Builder
     node_of: dict[int, int] = field(default_factory=dict)
+    values: Sequence[Tensor] = ()
 
     def emit(self, op: Op, inputs: Sequence[int], shape: Sequence[int], name: str) -> int:
-        return self.builder.emit(op, inputs, shape, name)
+        """Append a node. A single number, of shape (), is a node of shape (1,): bounds need a dim to index."""
+        if shape:
+            return self.builder.emit(op, inputs, shape, name)
+        if isinstance(op, Sum | Mean):
+            full = (1,) * len(self.shape(inputs[0]))
+            kept = self.builder.emit(replace(op, keepdim=True), inputs, full, name if len(full) == 1 else f"{name}/all")
+            return kept if len(full) == 1 else self.builder.emit(Reshape((1,)), [kept], (1,), name)
+        if isinstance(op, Reshape | Gather):
+            op = replace(op, shape=(1,))
+        return self.builder.emit(op, inputs, (1,), name)
+
+    def captured_shape(self, number: int) -> Shape:
+        """The shape that a recorded value has in the network, () for a single number."""
+        return tuple(self.values[number].shape) if number < len(self.values) else self.shape(self.node_of[number])
 
     def param(self, tensor: Tensor, name: str) -> Any:
         return self.builder.param(tensor, name)
@@ -93,7 +109,7 @@ def lower(record: Record, input_name: str, version: str, output_name: str = "out
     Raises:
         MissingRules: all calls without a rule, with op, version, node and shape.
     """
-    state = Lowering(Builder.start(record.input_shape, input_name), {0: 0})
+    state = Lowering(Builder.start(record.input_shape, input_name), {0: 0}, record.values)
     table = translators()
     failed: list[str] = []
     partial: dict[int, tuple[Call, int]] = {}
@@ -111,13 +127,15 @@ def lower(record: Record, input_name: str, version: str, output_name: str = "out
             rule = table.get(call.func) or table.get(call.func.rstrip("_"))
             if rule is None:
                 raise CannotLower("")
-            _check_truth_values(record, call)
-            made = rule(state, call)
+            made = _translated(rule, state, call)
+            nodes = [made] if isinstance(made, int) else list(made)
+            kept = [record.values[n] for n, node in zip(call.outputs, nodes, strict=False) if node is not None]
+            _check_types(call, [record.values[a].dtype for a in reads], kept)
+            _check_truth_values(record, call, any(t.dtype == torch.bool for t in kept))
         except CannotLower as why:
             failed.append(_phrase(call, version, str(why)))
             lost.update(call.outputs)
             continue
-        nodes = [made] if isinstance(made, int) else list(made)
         for k, number in enumerate(call.outputs):
             node = nodes[k] if k < len(nodes) else None
             if node is None:
@@ -134,22 +152,77 @@ def lower(record: Record, input_name: str, version: str, output_name: str = "out
     return state.builder.finish(_output(state, record, output_name))
 
 
-def _check_truth_values(record: Record, call: Call) -> None:
-    """Truth values are the numbers 0 and 1 here: refuse the ops for which that reading is wrong."""
-    if call.func == "add" and record.values[call.outputs[0]].dtype == torch.bool:
+# Arguments that change nothing in eval mode, or whose effect is in the shapes and types that were recorded.
+_WITHOUT_EFFECT = frozenset(
+    ["N", "C", "HxW", "cudnn_enabled", "dtype", "half_to_float", "keepdim", "momentum", "training", "update"]
+)
+
+
+class _Watched(dict[str, Any]):
+    """Arguments that remember which of them were read."""
+
+    def __init__(self, args: dict[str, Any]) -> None:
+        super().__init__(args)
+        self.read: set[str] = set()
+
+    def __getitem__(self, key: str) -> Any:
+        self.read.add(key)
+        return super().__getitem__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.read.add(key)
+        return super().get(key, default)
+
+
+def _translated(rule: Translator, state: Lowering, call: Call) -> int | Sequence[int | None]:
+    """What the rule makes of a call; refused when the call has an argument that the rule did not look at."""
+    from verifier.frontend.lower_shape import MOVEMENT
+
+    if rule in MOVEMENT.values():  # these run the op itself
+        return rule(state, call)
+    args = _Watched(call.args)
+    made = rule(state, replace(call, args=args))
+    for argument in call.overload._schema.arguments:
+        name, value = argument.name, call.args.get(argument.name)
+        default = argument.default_value if argument.has_default_value() else None
+        if name not in args.read and name not in _WITHOUT_EFFECT and (value is not None and value != default):
+            raise CannotLower(f"with {name} = {value}")
+    return made
+
+
+def _check_types(call: Call, read: Sequence[torch.dtype], made: Sequence[Tensor]) -> None:
+    """Values are real numbers here: integers wrap around, are cut off by division and have bits.
+
+    How many of some values are true is the one whole number that may depend on the input.
+    """
+    if call.func == "sum" and set(read) == {torch.bool}:
+        return
+    for t in made:
+        if t.dtype not in (torch.float32, torch.float64, torch.bool):
+            raise CannotLower(f"{str(t.dtype).removeprefix('torch.')} numbers that depend on the input")
+
+
+def _check_truth_values(record: Record, call: Call, made: bool) -> None:
+    """Truth values are the numbers 0 and 1 here: refuse the ops for which that reading is wrong.
+
+    Args:
+        made: the call returns truth values.
+    """
+    if made and call.func == "add":
         raise CannotLower("a sum of truth values")
+    if made and call.args.get("value") not in (None, False, True):
+        raise CannotLower("a number written into truth values")
     if call.func.startswith(("logical_", "bitwise_")):
-        tensors = (record.values[a.index] if isinstance(a, Ref) else a for a in tree_flatten(call.args)[0])
-        if any(t.dtype != torch.bool for t in tensors if isinstance(t, Tensor)):
-            raise CannotLower("logic on numbers")
+        for a in tree_flatten(call.args)[0]:
+            t = record.values[a.index] if isinstance(a, Ref) else a
+            if t.dtype != torch.bool if isinstance(t, Tensor) else type(t) in (int, float):
+                raise CannotLower("logic on numbers")
 
 
 def _output(state: Lowering, record: Record, name: str) -> int:
     node = state.node_of[record.output]
     if node != 0:
         return node
-    from verifier.ops.shape import Reshape
-
     return state.emit(Reshape(record.output_shape), [0], record.output_shape, name)
 
 

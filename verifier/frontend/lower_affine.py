@@ -291,7 +291,6 @@ AFFINE: dict[str, Translator] = {
     "native_batch_norm": batch_norm,
     "_native_batch_norm_legit_no_training": batch_norm,
     "_native_batch_norm_legit": batch_norm,
-    "cudnn_batch_norm": batch_norm,
     "sum": _reduction(Sum),
     "mean": _reduction(Mean),
     "avg_pool1d": avg_pool,

@@ -230,7 +230,7 @@ def power(s: Lowering, call: Call) -> int:
     if isinstance(call.args["exponent"], Ref) or s.node(call.args["self"]) is None:
         raise CannotLower("a power whose exponent depends on the input")
     x, e, name = s.the_node(call.args["self"]), operand(call.args["exponent"]), call.names[0]
-    if not bool(torch.all(e == e.reshape(-1)[0])) or tuple(call.shapes[0]) != s.shape(x):
+    if not bool(torch.all(e == e.reshape(-1)[0])) or (tuple(call.shapes[0]) or (1,)) != s.shape(x):
         raise CannotLower("different exponents for different elements")
     return powered(s, x, float(e.reshape(-1)[0]), name)
 

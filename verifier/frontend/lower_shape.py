@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -167,6 +168,7 @@ def gather_op(s: Any, flat: Tensor, shape: Shape, size: int, name: str) -> Gathe
 
 def move(s: Lowering, call: Call) -> int | list[int | None]:
     """Any op that copies, drops, repeats or pads elements."""
+    call = replace(call, args={k: call.args[k] for k in call.args})
     sources = list(dict.fromkeys(a.index for a in tree_flatten(call.args)[0] if isinstance(a, Ref)))
     nodes = [s.node_of[i] for i in sources]
     _check_selectors(call)
@@ -177,7 +179,7 @@ def move(s: Lowering, call: Call) -> int | list[int | None]:
     start, positions = 1, {}
     for i, node in zip(sources, nodes, strict=True):
         size = math.prod(s.shape(node))
-        positions[i] = torch.arange(start, start + size, dtype=torch.float64).reshape(s.shape(node))
+        positions[i] = torch.arange(start, start + size, dtype=torch.float64).reshape(s.captured_shape(i))
         start += size
     indices = _run(call, lambda i: positions[i].clone(), zero_constants=True)
     constants = _run(call, lambda i: torch.zeros_like(positions[i]), zero_constants=False)

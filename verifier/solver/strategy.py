@@ -25,7 +25,7 @@ class Features:
     """What the strategy looks at.
 
     Attributes:
-        free_inputs: most coordinates with positive width in any box.
+        free_inputs: most inputs that differ within any box.
         boxes, cases: how many there are.
         only_relu: every nonlinear op is a (leaky) ReLU.
         walk_flops: operations of one row's backward walk from the output.
@@ -42,11 +42,10 @@ class Features:
 
 def features(graph: Graph, problem: Problem) -> Features:
     """Count."""
-    width = problem.upper > problem.lower
     nonlinear_nodes = [n for n in graph.nodes if isinstance(n.op, NonlinearOp)]
     walk = sum(map(node_flops, graph.nodes))
     return Features(
-        free_inputs=int(width.sum(1).max()) if problem.lower.shape[0] else 0,
+        free_inputs=int(problem.free().sum(1).max()) if problem.lower.shape[0] else 0,
         boxes=int(problem.lower.shape[0]),
         cases=problem.n_cases,
         only_relu=all(isinstance(n.op, Relu) for n in nonlinear_nodes),
