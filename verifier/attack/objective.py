@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -201,20 +200,8 @@ def build_objective(
         case_box=put(case_box.astype(np.int64).reshape(-1)),
         case_rows=put(rows.astype(np.int64)),
         batch=batch,
-        cost=evaluation_cost(graph),
+        cost=graph.multiply_adds,
     )
-
-
-def evaluation_cost(graph: Graph) -> float:
-    """Multiply-adds of one forward pass, roughly: every weight counts once per position of the output."""
-    total = 0.0
-    for node in graph.nodes:
-        total += node.size
-        for handle in node.op.handles:
-            if len(handle.shape) >= 2:
-                positions = max(1.0, node.size / max(handle.shape[0], 1)) if len(handle.shape) > 2 else 1.0
-                total += math.prod(handle.shape) * positions
-    return total
 
 
 def _soft_minimum(slack: Tensor, temperature: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ _PACKAGE = "onnx2torch"
 _LEFT_OUT = ("onnx2torch.node_converters.nms", "onnx2torch.node_converters.roialign")
 _lock = threading.Lock()
 # Models with more data than the first are inferred without tensors larger than the second, which are never shapes.
-_LARGE_BYTES, _LIGHT_BYTES = 1 << 30, 1 << 20
+_LARGE_BYTES, _LIGHT_BYTES = 1 << 26, 1 << 20
 
 
 @dataclass(frozen=True)

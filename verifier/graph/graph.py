@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -77,6 +78,18 @@ class Graph:
     def whole(self) -> Graph:
         """The network itself, which a rank's part of it knows (``parallel/tp.py``)."""
         return self
+
+    @cached_property
+    def multiply_adds(self) -> float:
+        """Of one forward pass of one sample, roughly: every weight counts once per position of the output."""
+        total = 0.0
+        for node in self.nodes:
+            total += node.size
+            for handle in node.op.handles:
+                if len(handle.shape) >= 2:
+                    positions = max(1.0, node.size / max(handle.shape[0], 1)) if len(handle.shape) > 2 else 1.0
+                    total += math.prod(handle.shape) * positions
+        return total
 
     @cached_property
     def consumers(self) -> tuple[tuple[int, ...], ...]:
