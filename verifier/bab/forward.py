@@ -22,6 +22,11 @@ from verifier.graph.op import AffineOp, NonlinearOp, UnaryPlanes
 from verifier.ops.relu import Relu
 
 
+def outdated(graph: Graph, node: Node) -> list[int]:
+    """Inputs of a node that no later node reads; the output is kept."""
+    return [i for i in dict.fromkeys(node.inputs) if i != graph.output and max(graph.consumers[i]) <= node.index]
+
+
 @dataclass(frozen=True)
 class Affine:
     """jacobian: (B, k, *shape); rest: (B, *shape)."""
@@ -74,6 +79,9 @@ class Forward:
             value = self._nonlinear(node, node.op, bounds)
         self._values[node.index] = value
         reach = self._spread(node.index)
+        for i in outdated(self._graph, node):
+            self._values.pop(i, None)
+            self._reach.pop(i, None)
         return self._widen(value.rest.lower - reach, value.rest.upper + reach, reach, 4)
 
     def _affine(self, node: Node, op: AffineOp) -> Affine:

@@ -54,6 +54,10 @@ Improve = Callable[[Tensor, Tensor], Tensor]
 
 # Bytes of coefficients that one batch keeps alive.
 _BATCH_BYTES = {"cpu": 32 << 20, "cuda": 4 << 30}
+# Bytes that the bounds of a round's boxes take at most, one box at least.
+_ROUND_BYTES = {"cpu": 2 << 30, "cuda": 16 << 30}
+# Numbers that are kept of every element of a box: bounds, magnitudes, planes.
+_KEPT = 8
 _POOL_BYTES = 2 << 30
 # Up to here a linear sweep forward is cheap.
 _FEW_INPUTS = 32
@@ -119,7 +123,8 @@ def search(
         team: this rank's peers in the other groups that take part in the search with the same arguments; default: none.
     """
     cases = np.asarray(cases, dtype=np.int64)
-    cases = cases[(problem.lower[problem.case_box[cases]] <= problem.upper[problem.case_box[cases]]).all(1)]
+    real = np.all(problem.lower <= problem.upper, axis=1)
+    cases = cases[real[problem.case_box[cases]]]
     if cases.size == 0:
         return InputSplitResult(None, cases, "", {"domains": 0, "closed": 0})
     group = Solo() if team is None else team
@@ -304,6 +309,7 @@ class _Search:
         self.stuck: list[Domains] = []
         self.broken = False
         self.batch = self._batch_size()
+        self._most = self._most_boxes()
         self.cases = torch.from_numpy(cases).to(backend.device)
         self.began = 0
         self.pool = Pool(self._roots()[:0])
@@ -314,8 +320,8 @@ class _Search:
         index = self.table.box[case]
         varying = self.table.varying
         return Domains(
-            self.table.lower[index][:, varying],
-            self.table.upper[index][:, varying],
+            self.table.lower[:, varying][index],
+            self.table.upper[:, varying][index],
             case,
             torch.zeros_like(case, dtype=torch.int16),
             torch.full_like(case, -torch.inf, dtype=torch.float32),
@@ -335,6 +341,14 @@ class _Search:
         rows = max(2 * max(node.size for node in self.graph.whole.nodes[1:]), self.table.rows.shape[1])
         bytes_each = rows * row_bytes(self.graph.whole, 1, self.arithmetic.dtype)
         return max(_FEWEST, min(_MOST_DOMAINS, _BATCH_BYTES[self.backend.device.type] // bytes_each))
+
+    def _most_boxes(self) -> int:
+        """Domains of a round whose bounds fit into memory."""
+        numbers = sum(node.size for node in self.graph.nodes) * _KEPT
+        if self._cheap_kind == "linear":
+            numbers += 4 * max(node.size for node in self.graph.nodes) * self.table.varying.numel()
+        size = numbers * torch.finfo(self.arithmetic.dtype).bits // 8
+        return max(1, _ROUND_BYTES[self.backend.device.type] // size)
 
     def run(self) -> InputSplitResult:
         table = self.table
@@ -361,7 +375,7 @@ class _Search:
 
     def round(self) -> None:
         self.backend.usage.note_domains(self.pool.bytes)
-        batch = self.pool.pop(self.batch * self._cheap_factor())
+        batch = self.pool.pop(min(self.batch * self._cheap_factor(), self._most))
         before, stuck = replace(self.figures), len(self.stuck)
         try:
             self._round(batch)
@@ -447,7 +461,9 @@ class _Search:
         # A sample is spread evenly.
         some = torch.arange(count, device=batch.case.device) * len(batch) // count
         chosen = torch.zeros(len(batch), dtype=torch.bool, device=some.device).index_fill(0, some, True)
-        parts = [self._charged(batch[part], "crown") for part in chosen.nonzero()[:, 0].split(self.batch)]
+        parts = [
+            self._charged(batch[part], "crown") for part in chosen.nonzero()[:, 0].split(min(self.batch, self._most))
+        ]
         self._crown.note(count, count - sum(len(p.domains) for p in parts))
         if count < len(batch):
             assert left is not None
