@@ -25,8 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 from verifier.core.errors import InputError, UnsupportedError, UnsupportedOpError, VerifierError
-
-MAX_CONSTANT_BYTES = 1 << 33
+from verifier.frontend.normalise import MAX_CONSTANT_BYTES
 
 SHAPE_ONLY = frozenset(
     [

@@ -141,9 +141,11 @@ def translate(file: OnnxFile) -> tuple[Graph, Shape]:
     from verifier.frontend import onnx_module
     from verifier.frontend.capture import capture
     from verifier.frontend.lower import MissingRules, lower
+    from verifier.frontend.normalise import constants_folded
     from verifier.frontend.passes import simplify
 
-    module = onnx_module.to_module(file)
+    with constants_folded(file):
+        module = onnx_module.to_module(file)
     try:
         record = capture(module, torch.zeros(file.input_shape), onnx_module.output_names, copied=True)
         graph = simplify(lower(record, file.input_name, f"opset {file.opset}", file.output_name))

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from verifier.core.errors import InputError, UnsupportedError
+from verifier.frontend.normalise import normalise
 
 if TYPE_CHECKING:
     import onnx
@@ -108,7 +109,9 @@ def load(path: str | Path) -> OnnxFile:
     _set_shape(source, shape)
     target.type.tensor_type.ClearField("shape")
     del model.graph.value_info[:]
-    return OnnxFile(file, model, source.name, target.name, shape, dtype, opset, digest)
+    found = OnnxFile(file, model, source.name, target.name, shape, dtype, opset, digest)
+    normalise(found)
+    return found
 
 
 def _parse(data: bytes, path: Path) -> onnx.ModelProto:

@@ -1,0 +1,188 @@
+"""What is put in order in an ONNX model before it is converted, so that the converter cannot misread it.
+
+Names of nodes become unique and unlike any value's, outputs that are left out disappear or get names, the standard
+operator set has one name, and constants that the model computes are computed by onnxruntime, in the types that the
+model says. None of this changes what the model computes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from verifier.core.errors import InputError, UnsupportedError
+
+if TYPE_CHECKING:
+    import onnx
+
+    from verifier.frontend.onnx_file import OnnxFile
+
+MAX_CONSTANT_BYTES = 1 << 33
+STANDARD = ("", "ai.onnx")
+# Their results differ from call to call; they are left to be refused.
+_RANDOM = ("Random", "Multinomial", "Bernoulli")
+
+
+def normalise(file: OnnxFile) -> None:
+    """Names, left-out outputs and operator sets of a model, in place.
+
+    Raises:
+        InputError: two versions of the standard operator set.
+        UnsupportedError: the input has a name that the converter uses itself.
+    """
+    model = file.model
+    if file.input_name.startswith("onnx_initializer_") or file.input_name.endswith("_split_output"):
+        raise UnsupportedError(f"{file.path}: the input cannot be named '{file.input_name}'; rename it")
+    versions = {entry.version for entry in model.opset_import if entry.domain in STANDARD}
+    if len(versions) > 1:
+        raise InputError(f"{file.path}: imports two versions of the standard operator set, {sorted(versions)}")
+    for entry in model.opset_import:
+        entry.domain = "" if entry.domain in STANDARD else entry.domain
+    taken = _names(model.graph)
+    for number, node in enumerate(model.graph.node):
+        node.domain = "" if node.domain in STANDARD else node.domain
+        node.name = _fresh(f"node{number}", taken)
+        while node.output and not node.output[-1]:
+            del node.output[-1]
+        for i, name in enumerate(node.output):
+            node.output[i] = name or _fresh(f"{node.name}_unused{i}", taken)
+
+
+def _names(graph: onnx.GraphProto) -> set[str]:
+    """Names of all values; names of nodes must be others."""
+    out = {t.name for t in graph.initializer} | {v.name for v in (*graph.input, *graph.output)}
+    for node in graph.node:
+        out.update(node.input, node.output)
+    return out
+
+
+def _fresh(name: str, taken: set[str]) -> str:
+    while name in taken:
+        name += "_"
+    taken.add(name)
+    return name
+
+
+def dependent_values(graph: onnx.GraphProto) -> set[str]:
+    """Values that depend on the graph's input, be it on its shape alone."""
+    found = {v.name for v in graph.input}
+    for node in graph.node:
+        subgraph = any(a.HasField("g") or a.graphs for a in node.attribute)
+        if subgraph or found & set(node.input) or node.op_type.startswith(_RANDOM):
+            found.update(node.output)
+    return found
+
+
+@contextmanager
+def constants_folded(file: OnnxFile) -> Iterator[None]:
+    """For as long as this lasts the model has computed constants as stored ones, in the types that it says.
+
+    Raises:
+        InputError: onnxruntime cannot compute them.
+    """
+    from onnx import numpy_helper
+
+    graph = file.model.graph
+    depends = dependent_values(graph)
+    moving, fixed, kept = [], [], []
+    for node in graph.node:
+        varies = bool(depends & set(node.output))
+        (moving if varies else fixed).append(node)
+        if varies or node.op_type == "Constant":
+            kept.append(node)
+    made = {name for node in fixed if node.op_type != "Constant" for name in node.output}
+    wanted = dict.fromkeys(i for node in moving for i in node.input if i in made)
+    if not wanted or file.output_name in made:
+        yield
+        return
+    values = _computed(file, fixed, list(wanted))
+    nodes, stored = list(graph.node), len(graph.initializer)
+    try:
+        del graph.node[:]
+        graph.node.extend(kept)
+        graph.initializer.extend(numpy_helper.from_array(v, n) for n, v in zip(wanted, values, strict=True))
+        yield
+    finally:
+        del graph.node[:]
+        graph.node.extend(nodes)
+        del graph.initializer[stored:]
+
+
+def _computed(file: OnnxFile, nodes: Sequence[onnx.NodeProto], names: Sequence[str]) -> list[Any]:
+    """Values of some nodes that need no input, one node after the other: what a node would create is checked first."""
+    import onnx
+    from onnx import numpy_helper
+
+    stored = {t.name: t for t in file.model.graph.initializer}
+    for node in nodes:
+        values = [numpy_helper.to_array(stored[i]) if i in stored else None for i in node.input]
+        if 8 * _count(node, values) > MAX_CONSTANT_BYTES:
+            raise InputError(
+                f"{file.path}: '{node.op_type}' would create {_count(node, values)} numbers, more than this tool takes "
+                "for a constant"
+            )
+        used = [stored[i] for i in dict.fromkeys(node.input) if i in stored]
+        outputs = [onnx.ValueInfoProto(name=name) for name in node.output]
+        graph = onnx.helper.make_graph([node], "constant", [], outputs, used)
+        found = run_once(file, model_of(file, graph), list(node.output), {})
+        for name, value in zip(node.output, found, strict=True):
+            if not isinstance(value, np.ndarray):
+                raise UnsupportedError(f"{file.path}: '{node.op_type}' gives no tensor")
+            stored[name] = numpy_helper.from_array(value, name)
+    return [numpy_helper.to_array(stored[name]) for name in names]
+
+
+def _count(node: onnx.NodeProto, values: Sequence[np.ndarray | None]) -> int:
+    """How many numbers a node creates, for those that can create many from few."""
+    first, second = (values[i] if i < len(values) else None for i in (0, 1))
+    if first is None:
+        return 0
+    if node.op_type == "ConstantOfShape":
+        return math.prod(int(n) for n in first.reshape(-1))
+    if node.op_type == "Range" and len(values) == 3 and values[2] is not None and second is not None:
+        step = float(values[2].reshape(-1)[0]) or 1.0
+        return int(abs(float(second.reshape(-1)[0]) - float(first.reshape(-1)[0])) / abs(step))
+    if second is None:
+        return 0
+    if node.op_type == "Expand":
+        return first.size * math.prod(max(int(n), 1) for n in second.reshape(-1))
+    if node.op_type == "Tile":
+        return first.size * math.prod(max(int(n), 0) for n in second.reshape(-1))
+    if node.op_type == "OneHot":
+        return first.size * abs(int(second.reshape(-1)[0]))
+    if node.op_type == "Pad":
+        return math.prod(n + int(np.abs(second).sum()) for n in first.shape)
+    if node.op_type == "MatMul":
+        return first.size * second.shape[-1] if first.ndim and second.ndim else 0
+    try:
+        return math.prod(np.broadcast_shapes(first.shape, second.shape))
+    except ValueError:  # not an elementwise operation
+        return 0
+
+
+def model_of(file: OnnxFile, graph: onnx.GraphProto) -> onnx.ModelProto:
+    """A graph with the versions of a file."""
+    import onnx
+
+    versions = list(file.model.opset_import)
+    return onnx.helper.make_model(graph, opset_imports=versions, ir_version=file.model.ir_version)
+
+
+def run_once(file: OnnxFile, model: onnx.ModelProto, names: Sequence[str], feeds: dict[str, Any]) -> list[Any]:
+    """Values of a model without graph optimisations, by onnxruntime."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return session.run(list(names), feeds)
+    except Exception as error:
+        text = " ".join(str(error).split())[:200]
+        raise InputError(f"{file.path}: onnxruntime cannot compute the constants of the network: {text}") from error
