@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from verifier.core.errors import UnsupportedOpError
+from verifier.core.errors import InputError, UnsupportedOpError
 from verifier.frontend.builder import broadcast
 from verifier.frontend.windows import auto_pad, pool_windows
 
@@ -285,6 +285,47 @@ def _global_max_pool(a: Attributes) -> Function:
 
 def _global_average_pool(a: Attributes) -> Function:
     return lambda x: x.mean(dim=list(range(2, x.dim())), keepdim=True)
+
+
+def _selu(a: Attributes) -> Function:
+    alpha, gamma = a.get("alpha", 1.67326319217681884765625), a.get("gamma", 1.05070102214813232421875)
+    return lambda x: torch.ops.aten.elu(x, alpha, gamma)
+
+
+def _unsqueeze(a: Attributes) -> Function:
+    fixed = a.get("axes")
+
+    def run(x: Tensor, axes: Any = None) -> Tensor:
+        given = fixed if axes is None else ints(axes)
+        rank = x.dim() + len(given)
+        for axis in sorted(i % rank for i in given):
+            x = x.unsqueeze(axis)
+        return x
+
+    return run
+
+
+def _squeeze(a: Attributes) -> Function:
+    fixed = a.get("axes")
+
+    def run(x: Tensor, axes: Any = None) -> Tensor:
+        given = fixed if axes is None else ints(axes)
+        chosen = [i for i, n in enumerate(x.shape) if n == 1] if given is None else [i % x.dim() for i in given]
+        if any(x.shape[i] != 1 for i in chosen):
+            raise InputError(f"Squeeze of dims {chosen} of shape {list(x.shape)}, which are not 1")
+        return x.reshape([n for i, n in enumerate(x.shape) if i not in chosen])
+
+    return run
+
+
+def _prelu(a: Attributes) -> Function:
+    def run(x: Tensor, slope: Tensor) -> Tensor:
+        aligned = [1] * (x.dim() - slope.dim()) + list(slope.shape)
+        if slope.numel() == 1 or (x.dim() > 1 and slope.numel() == aligned[1] == x.shape[1]):
+            return F.prelu(x, slope.reshape(-1))
+        return F.relu(x) - slope * F.relu(-x)
+
+    return run
 
 
 def _reduce(apply: Callable[[Tensor, list[int], bool], Tensor]) -> Callable[[Attributes], Function]:
@@ -650,6 +691,7 @@ RULES: dict[str, Callable[[Attributes], Function]] = {
     "Mean": _mean,
     "Min": _fold(torch.minimum),
     "OneHot": _one_hot,
+    "PRelu": _prelu,
     "Pad": _pad,
     "RNN": _recurrent("RNN"),
     "Range": _range,
@@ -665,14 +707,17 @@ RULES: dict[str, Callable[[Attributes], Function]] = {
     "Resize": _resize,
     "ScatterElements": _scatter_elements,
     "ScatterND": _scatter_nd,
+    "Selu": _selu,
     "Shape": _shape,
     "Size": _size,
     "Slice": _slice,
     "SpaceToDepth": _space_to_depth,
     "Split": _split,
+    "Squeeze": _squeeze,
     "Sum": _fold(torch.add),
     "ThresholdedRelu": _thresholded_relu,
     "Trilu": _trilu,
+    "Unsqueeze": _unsqueeze,
     "Upsample": _resize,
 }
 
@@ -716,11 +761,9 @@ ACCEPTS_NEWER = [
     "Not",
     "Or",
     "Pow",
-    "PRelu",
     "Reciprocal",
     "Relu",
     "Round",
-    "Selu",
     "Sigmoid",
     "Sign",
     "Sin",
@@ -728,13 +771,11 @@ ACCEPTS_NEWER = [
     "Softplus",
     "Softsign",
     "Sqrt",
-    "Squeeze",
     "Sub",
     "Tan",
     "Tanh",
     "Tile",
     "Transpose",
-    "Unsqueeze",
     "Where",
     "Xor",
 ]

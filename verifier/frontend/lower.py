@@ -178,10 +178,13 @@ def _translated(rule: Translator, state: Lowering, call: Call) -> int | Sequence
     """What the rule makes of a call; refused when the call has an argument that the rule did not look at."""
     from verifier.frontend.lower_shape import MOVEMENT
 
-    if rule in MOVEMENT.values():  # these run the op itself
-        return rule(state, call)
     args = _Watched(call.args)
-    made = rule(state, replace(call, args=args))
+    try:
+        if rule in MOVEMENT.values():  # these run the op itself
+            return rule(state, call)
+        made = rule(state, replace(call, args=args))
+    except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
+        raise CannotLower(" ".join(str(error).split())[:200]) from error
     for argument in call.overload._schema.arguments:
         name, value = argument.name, call.args.get(argument.name)
         default = argument.default_value if argument.has_default_value() else None

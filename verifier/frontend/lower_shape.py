@@ -215,12 +215,11 @@ def _run(call: Call, value: Any, zero_constants: bool) -> list[Tensor]:
     def swap(key: str, a: Any) -> Any:
         if isinstance(a, Ref):
             return value(a.index)
-        if zero_constants and key not in selectors:
-            if isinstance(a, Tensor) and a.is_floating_point():
-                return torch.zeros_like(a)
-            if key == "value" and isinstance(a, float | int):
-                return 0
-        return a
+        if key in selectors:
+            return a
+        if isinstance(a, Tensor):  # in the type of the positions, truth values too
+            return a.new_zeros(a.shape, dtype=torch.float64) if zero_constants else a.to(torch.float64)
+        return 0 if zero_constants and key == "value" and isinstance(a, float | int) else a
 
     schema = call.overload._schema.arguments
     args = {k: tree_map(lambda a, k=k: swap(k, a), v) for k, v in call.args.items()}

@@ -137,15 +137,23 @@ def load_network(path: str | Path) -> Network:
 
 
 def translate(file: OnnxFile) -> tuple[Graph, Shape]:
-    """Graph and output shape of a parsed model; errors name the file."""
+    """Graph and output shape of a parsed model, its uncommon nodes compared with onnxruntime; errors name the file."""
+    from verifier.frontend.crosscheck import check_nodes
+    from verifier.frontend.normalise import constants_folded
+
+    with constants_folded(file):
+        found = _translated(file)
+        check_nodes(file, lambda alone: _translated(alone)[0])
+    return found
+
+
+def _translated(file: OnnxFile) -> tuple[Graph, Shape]:
     from verifier.frontend import onnx_module
     from verifier.frontend.capture import capture
     from verifier.frontend.lower import MissingRules, lower
-    from verifier.frontend.normalise import constants_folded
     from verifier.frontend.passes import simplify
 
-    with constants_folded(file):
-        module = onnx_module.to_module(file)
+    module = onnx_module.to_module(file)
     try:
         record = capture(module, torch.zeros(file.input_shape), onnx_module.output_names, copied=True)
         graph = simplify(lower(record, file.input_name, f"opset {file.opset}", file.output_name))

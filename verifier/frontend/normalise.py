@@ -182,7 +182,7 @@ def run_once(file: OnnxFile, model: onnx.ModelProto, names: Sequence[str], feeds
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        return session.run(list(names), feeds)
+        return list(session.run(list(names), feeds))
     except Exception as error:
         text = " ".join(str(error).split())[:200]
         raise InputError(f"{file.path}: onnxruntime cannot compute the constants of the network: {text}") from error

@@ -174,6 +174,8 @@ def explain(file: OnnxFile, error: Exception) -> InputError:
         onnx.checker.check_model(file.model, full_check=True)
     except Exception as found:
         text = " ".join(str(found).split())
+    if "Field 'shape' of 'type' is required" in text:  # of the output, which has none any more
+        text = ""
     return InputError(f"{file.path}: the model is inconsistent: {(text or f'{type(error).__name__}: {error}')[:300]}")
 
 

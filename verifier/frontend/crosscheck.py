@@ -1,0 +1,251 @@
+"""Nodes of uncommon kinds, each alone, compared with onnxruntime on numbers of all kinds.
+
+Parity compares whole networks at points of the property's box, where a node may happen to meet only harmless values.
+What is common (affine layers, usual activations, slices, ...) is tested once and for all; every other node is taken out
+of its network here, translated as a network of its own and run on random numbers, ties, whole and half numbers and
+zeros.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from verifier.core.errors import InputError, UnsupportedError, UnsupportedOpError
+from verifier.frontend.normalise import model_of, run_once
+from verifier.frontend.onnx_file import OnnxFile
+from verifier.graph.graph import Graph
+from verifier.parallel.single import Resident
+
+if TYPE_CHECKING:
+    import onnx
+
+# Operators that are tested with all their attributes, but for those named here.
+COMMON: dict[str, frozenset[str]] = {
+    **dict.fromkeys(
+        [
+            *("Abs", "Add", "BatchNormalization", "Clip", "Constant", "Cos", "Div", "Elu", "Erf", "Exp", "Flatten"),
+            *("Floor", "Gather", "Gemm", "Greater", "GreaterOrEqual", "Identity", "LeakyRelu", "Less", "LessOrEqual"),
+            *("Log", "LogSoftmax", "MatMul", "Max", "Min", "Mul", "Neg", "Pow", "Reciprocal", "Relu", "Shape"),
+            *("Sigmoid", "Sin", "Slice", "Softmax", "Softplus", "Split", "Sqrt", "Squeeze", "Sub", "Sum", "Tanh"),
+            *("Transpose", "Unsqueeze", "Where"),
+        ],
+        frozenset(),
+    ),
+    "Reshape": frozenset(["allowzero"]),
+    "Conv": frozenset(["auto_pad"]),
+    "MaxPool": frozenset(["auto_pad"]),
+    "AveragePool": frozenset(["auto_pad"]),
+    "GlobalAveragePool": frozenset(),
+    "ReduceSum": frozenset(["noop_with_empty_axes"]),
+    "ReduceMean": frozenset(["noop_with_empty_axes"]),
+    "Concat": frozenset(),
+    "Cast": frozenset(),
+    "Pad": frozenset(["mode"]),
+}
+# Largest error relative to the largest number of the answer, as for whole networks.
+TOLERANCE = 1e-4
+_LARGE = 1 << 20
+_OLDEST_OPSET = 7
+
+Translate = Callable[[OnnxFile], Graph]
+
+
+def check_nodes(file: OnnxFile, translate: Translate) -> None:
+    """Compare every uncommon node with onnxruntime.
+
+    Args:
+        file: normalised, its computed constants folded.
+        translate: makes the graph of a model.
+
+    Raises:
+        UnsupportedOpError: a node gives other values.
+    """
+    if file.opset < _OLDEST_OPSET or file.model.ByteSize() >= 1 << 31:
+        return
+    varying = _varying(file.model.graph)
+    nodes = [n for n in file.model.graph.node if varying & set(n.output) and uncommon(n)]
+    if not nodes:
+        return
+    seen: set[bytes] = set()
+    for node, values in zip(nodes, _observed(file, nodes), strict=True):
+        alone = _alone(file, node, values, varying)
+        if alone is None or alone.model.SerializeToString() in seen:
+            continue
+        seen.add(alone.model.SerializeToString())
+        try:
+            graph = translate(alone)
+        except (UnsupportedError, InputError):
+            continue  # what is not translated here is not translated in the network either
+        if not _agree(alone, graph):
+            raise UnsupportedOpError(
+                f"{file.path}: {node.op_type} (opset {file.opset}) at '{node.output[0]}' would be computed otherwise "
+                "than by onnxruntime; this use of it is not supported"
+            )
+
+
+def uncommon(node: onnx.NodeProto) -> bool:
+    """Whether a node's translation is not tested for all its attributes."""
+    if node.domain or node.op_type not in COMMON:
+        return True
+    special = {a.name: a for a in node.attribute if a.name in COMMON[node.op_type]}
+    usual = {"auto_pad": b"NOTSET", "mode": b"constant"}
+    return any(a.s != usual[name] if name in usual else a.i != 0 for name, a in special.items())
+
+
+def _varying(graph: onnx.GraphProto) -> set[str]:
+    """Values that depend on the values of the input."""
+    found = {v.name for v in graph.input}
+    for node in graph.node:
+        if found & set(node.input) and node.op_type not in ("Shape", "Size"):
+            found.update(node.output)
+    return found
+
+
+def _observed(file: OnnxFile, nodes: Sequence[onnx.NodeProto]) -> Iterator[dict[str, np.ndarray]]:
+    """What each node reads when the network runs."""
+    import onnx
+
+    stored = {t.name for t in file.model.graph.initializer}
+    wanted = list(dict.fromkeys(i for n in nodes for i in n.input if i and i not in stored and i != file.input_name))
+    x = np.random.default_rng(0).random(file.input_shape).astype(file.input_dtype)
+    found = {file.input_name: x}
+    if wanted:
+        with _outputs(file.model.graph, [onnx.ValueInfoProto(name=i) for i in wanted]):
+            found.update(zip(wanted, run_once(file, file.model, wanted, {file.input_name: x}), strict=True))
+    for node in nodes:
+        yield {i: found[i] for i in node.input if i in found}
+
+
+@contextmanager
+def _outputs(graph: onnx.GraphProto, outputs: Sequence[onnx.ValueInfoProto]) -> Iterator[None]:
+    """Other outputs for a while."""
+    own = list(graph.output)
+    try:
+        del graph.output[:]
+        graph.output.extend(outputs)
+        yield
+    finally:
+        del graph.output[:]
+        graph.output.extend(own)
+
+
+def _alone(file: OnnxFile, node: onnx.NodeProto, values: dict[str, np.ndarray], varying: set[str]) -> OnnxFile | None:
+    """The node as a network: one row of numbers in, its inputs cut out of it, its outputs joined.
+
+    None when it has inputs or outputs that are no real numbers or truth values.
+    """
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    moving = [i for i in dict.fromkeys(node.input) if i in varying]
+    if not moving or any(values[i].dtype not in (np.float32, np.float64, np.bool_) for i in moving):
+        return None
+    double = any(values[i].dtype == np.float64 for i in moving)
+    kind, dtype = (TensorProto.DOUBLE, np.float64) if double else (TensorProto.FLOAT, np.float32)
+    constants = {i: numpy_helper.from_array(v, i) for i, v in values.items() if i not in moving}
+    tensors = [t for t in file.model.graph.initializer if t.name in node.input] + list(constants.values())
+    nodes, start = [], 0
+
+    def add(op: str, inputs: Sequence[str], output: str, **attributes: Any) -> None:
+        nodes.append(helper.make_node(op, list(inputs), [output], name=f"alone_{output}", **attributes))
+
+    def constant(name: str, value: np.ndarray) -> str:
+        tensors.append(numpy_helper.from_array(value, name))
+        return name
+
+    for k, name in enumerate(moving):
+        size, shape = values[name].size, values[name].shape
+        where = constant(f"where{k}", np.arange(start, start + size, dtype=np.int64))
+        start += size
+        truth = values[name].dtype == np.bool_
+        add("Gather", ["alone", where], f"cut{k}", axis=1)
+        as_shape = constant(f"shape{k}", np.array(shape, dtype=np.int64))
+        add("Reshape", [f"cut{k}", as_shape], f"shaped{k}" if truth else name)
+        if truth:
+            add("Greater", [f"shaped{k}", constant(f"zero{k}", np.zeros((), dtype))], name)
+    nodes.append(node)
+    made = _types(file, node, tensors, {i: values[i] for i in moving})
+    parts = []
+    for k, (name, found) in enumerate(made.items()):
+        if found.dtype not in (np.float32, np.float64, np.bool_) or not found.size:
+            continue
+        add("Cast", [name], f"number{k}", to=kind)
+        add("Reshape", [f"number{k}", constant(f"flat{k}", np.array([1, -1], dtype=np.int64))], f"part{k}")
+        parts.append(f"part{k}")
+    if not parts or not start:
+        return None
+    add("Concat", parts, "alone_out", axis=1)
+    graph = helper.make_graph(
+        nodes,
+        "alone",
+        [helper.make_tensor_value_info("alone", kind, [1, start])],
+        [onnx.ValueInfoProto(name="alone_out")],
+        tensors,
+    )
+    graph.output[0].type.tensor_type.elem_type = kind
+    return OnnxFile(file.path, model_of(file, graph), "alone", "alone_out", (1, start), np.dtype(dtype), file.opset, "")
+
+
+def _types(
+    file: OnnxFile, node: onnx.NodeProto, tensors: Sequence[onnx.TensorProto], inputs: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """What the node gives for its observed inputs, by the names of its outputs."""
+    import onnx
+    from onnx import helper
+
+    given = [
+        helper.make_tensor_value_info(i, helper.np_dtype_to_tensor_dtype(v.dtype), list(v.shape))
+        for i, v in inputs.items()
+    ]
+    names = [name for name in node.output if name]
+    outputs = [onnx.ValueInfoProto(name=name) for name in names]
+    stored = [t for t in tensors if t.name in node.input]
+    graph = helper.make_graph([node], "types", given, outputs, stored)
+    return dict(zip(names, run_once(file, model_of(file, graph), names, inputs), strict=True))
+
+
+def _agree(alone: OnnxFile, graph: Graph) -> bool:
+    """Whether the graph gives onnxruntime's values wherever those are finite and the graph itself is steady."""
+    from verifier.frontend.network import OnnxRunner
+
+    run = OnnxRunner(alone)
+    store = Resident(torch.device("cpu"), 0)
+    for handle, tensor in graph.parameters.items():
+        store.put(handle, tensor)
+    size = math.prod(alone.input_shape)
+    for x in _points(size, 2 if size > _LARGE else 7):
+        given = x.astype(alone.input_dtype)[None]
+        right = run(given, False).reshape(-1).astype(np.float64)
+        point = torch.from_numpy(given).reshape(1, *graph.input_shape)
+        with torch.no_grad():
+            single, double = (graph.forward(point.to(t), store) for t in (torch.float32, torch.float64))  # type: ignore[arg-type]
+        assert isinstance(single, Tensor) and isinstance(double, Tensor)
+        low, high = (t.reshape(-1).double().numpy() for t in (single, double))
+        if low.size != right.size:
+            return False
+        finite = np.isfinite(right)
+        scale = TOLERANCE * max(1.0, float(np.abs(right[finite]).max(initial=0.0)))
+        steady = finite & (np.abs(low - high) <= scale)
+        if not bool((np.abs(low - right)[steady] <= scale).all()):
+            return False
+    return True
+
+
+def _points(size: int, count: int) -> Iterator[np.ndarray]:
+    """Numbers of ordinary size, positive and large ones, whole and half ones, zeros."""
+    rng = np.random.default_rng(1)
+    yield rng.normal(size=size)
+    yield rng.choice([-2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0], size)
+    if count > 2:
+        yield rng.random(size)
+        yield 10 * rng.normal(size=size)
+        yield np.zeros(size)
+        yield np.arange(size, dtype=np.float64) % 7 - 3
+        yield rng.normal(size=size) ** 3
