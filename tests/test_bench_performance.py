@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from scripts import bench_performance, bench_search
-from scripts.bench_performance import Instance, Options, Shape
+from scripts import bench_modes, bench_performance, bench_search
+from scripts.bench_modes import Modes
+from scripts.bench_performance import Instance, Options, RootRows, Shape
 from scripts.measure import Counter, Rates, Work, figure, put_section, roofline, table
 from scripts.networks import save_mlp
+from verifier import api
 from verifier.config import load_config
 
 RATES = Rates(flops=100.0, flops64=50.0, bytes=10.0)
@@ -142,6 +144,18 @@ def test_root_bounds_are_measured_and_shown(tiny: Instance) -> None:
     for shown in bench_performance.TABLES["root"]:
         lines = shown.render([{"instance": "tiny", **row}]).splitlines()
         assert len({line.count("|") for line in lines}) == 1
+
+
+def test_ways_to_bound_a_root_are_ordered(tiny: Instance) -> None:
+    """All gain on CROWN; what is optimised jointly never ends above what is optimised layer by layer."""
+    problem = api.load_problem(tiny.vnnlib)
+    network = api.load_any(tiny.onnx, (1, problem.n_in))
+    modes = Modes(RootRows(network.graph, problem, load_config(values={"device": "cpu"})))
+    crown, rows, layers, joint = modes.crown(), modes.rows_only(60), modes.layerwise(60), modes.joint(60)
+    assert crown <= rows <= layers + 1e-3
+    assert rows < joint <= layers + 1e-3
+    header, _, first, *others = bench_modes.measure(tiny, load_config(values={"device": "cpu"}), [1]).splitlines()
+    assert header.startswith("| mode") and "CROWN" in first and len(others) == 3
 
 
 def test_memory_holds_the_weights_in_a_fresh_process_too(tiny: Instance) -> None:

@@ -78,7 +78,7 @@ def compute_graph_bounds(
     whole = Interval(lower.reshape(shape).to(backend.device), upper.reshape(shape).to(backend.device))
     box = Interval(backend.part(0, whole.lower), backend.part(0, whole.upper))
     steps = ((hidden or Schedule(10)) if hidden_rows else None), final or Schedule(10)
-    plain, kept = _run(graph, backend, _plain_state(graph, backend, box), method, *steps, deadline, slopes)
+    plain, kept = _run(graph, backend, plain_state(graph, backend, box), method, *steps, deadline, slopes)
     names = _names(graph, intermediate)
     found = {graph.nodes[i].name: _one(backend, i, plain.bounds[i]) for i in names}
     del plain  # the certified run needs the room
@@ -103,7 +103,7 @@ def _names(graph: Graph, intermediate: bool) -> Sequence[int]:
     return sorted({*preactivations(graph), graph.output}) if intermediate else [graph.output]
 
 
-def _plain_state(graph: Graph, backend: ParallelBackend, box: Interval) -> BoundState:
+def plain_state(graph: Graph, backend: ParallelBackend, box: Interval) -> BoundState:
     """IBP in float32 without rounding charges."""
     bounds, charges = ibp.propagate(graph, backend, box, rounding=False)
     return BoundState(box, bounds, charges, certified=False)
