@@ -99,6 +99,27 @@ MODULES = {
     "zeros like": (Fn(lambda x, m: torch.zeros_like(x) + x.new_ones(4) - x), (1, 4)),
     "truth values": (Fn(lambda x, m: (x > 0.3) * 0.5 + ((x > 0) & (x < 1)).float() * x + (x > 0).sum()), (1, 4)),
     "views": (Fn(_view_after_change), (1, 3)),
+    "neutral constants that repeat": (
+        Fn(lambda x, m: (torch.zeros(3, 1) + x) * torch.arange(3.0)[:, None] + (torch.zeros(3, 1) - x).relu()),
+        (1, 4),
+    ),
+    "zeros that repeat": (
+        Fn(lambda x, m: torch.maximum(x, torch.zeros(3, 1)) * torch.arange(1.0, 4.0)[:, None]),
+        (1, 4),
+    ),
+    "pools of one number": (
+        Fn(lambda x, m: F.max_pool2d(x, [3], [1], [1]) + F.avg_pool2d(F.pad(x, (1, 1, 1, 1)), [3], [1])),
+        (2, 5, 5),
+    ),
+    "factors of a constant product": (
+        Fn(lambda x, m: torch.addmm(x, torch.ones(2, 3), torch.ones(3, 4), beta=10, alpha=0.5)),
+        (2, 4),
+    ),
+    "constants of its own type": (
+        Fn(lambda x, m: torch.where(torch.full((1, 4), 0.7) >= 0.7, x, -x) + torch.floor(torch.full((1,), 0.7) * 10)),
+        (1, 4),
+    ),
+    "its own type": (Fn(lambda x, m: x if x.dtype == torch.float32 else -x * x), (1, 4)),
     "single numbers": (
         Fn(lambda x, m: torch.stack([x.sum(), x.mean() ** 3, x[0, 1].relu(), x.amax() - x[0] @ torch.arange(4.0)])),
         (1, 4),
@@ -176,7 +197,19 @@ BAD = {
     "logic with a number": (Fn(lambda x, m: ((x > 0) & 2) * x), UnsupportedOpError, "bitwise_and .*int64"),
     "whole numbers": (Fn(lambda x, m: torch.where(x > 0, 200, 0) * x), UnsupportedOpError, "where .*int64"),
     "conversion": (Fn(lambda x, m: x.to(torch.uint8) - 1.0), UnsupportedOpError, "conversion to uint8"),
-    "half": (Fn(lambda x, m: x.half().float()), UnsupportedError, "rounds values .* torch.float16"),
+    "half": (Fn(lambda x, m: x.half().float()), UnsupportedOpError, "float16 numbers that depend on the input"),
+    "half module": (nn.Linear(3, 2).half(), UnsupportedOpError, "float16 numbers"),
+    "written into truth values": (
+        Fn(lambda x, m: torch.zeros(1, 3, dtype=torch.bool).copy_(x).float()),
+        UnsupportedOpError,
+        "numbers written into truth values",
+    ),
+    "written into halves": (Fn(lambda x, m: torch.zeros(1, 3).half().copy_(x).float()), UnsupportedOpError, "float16"),
+    "scatter that multiplies": (
+        Fn(lambda x, m: x.scatter(1, torch.tensor([[0, 0]]), torch.full((1, 2), 3.0), reduce="multiply")),
+        UnsupportedOpError,
+        "accumulation",
+    ),
     "padded truth": (Fn(lambda x, m: F.pad(x > 0, (1, 1), value=2).float()), UnsupportedOpError, "truth values"),
     "round to decimals": (Fn(lambda x, m: x.round(decimals=1)), UnsupportedOpError, "round .*with decimals = 1"),
     "low threshold": (Fn(lambda x, m: F.softplus(x, threshold=1)), UnsupportedOpError, "with threshold = 1"),

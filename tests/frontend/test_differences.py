@@ -111,6 +111,27 @@ SAME = {
         (1, 2),
         {"a": np.array([70_000], dtype=np.int32)},
     ),
+    "zeros that repeat a value": (
+        [node("Add", ["z", "x"], ["a"]), node("Sub", ["z", "x"], ["b"]), node("Mul", ["a", "b"], ["y"])],
+        (1, 2),
+        {"z": np.zeros((3, 1), np.float32)},
+    ),
+    "product of constants": (
+        [node("Gemm", ["a", "b", "x"], ["y"], beta=10.0, alpha=0.5)],
+        (1, 2),
+        {"a": np.ones((1, 3), np.float32), "b": np.ones((3, 2), np.float32)},
+    ),
+    "constants from a shape": (
+        [
+            node("Shape", ["x"], ["s"]),
+            node("Cast", ["s"], ["f"], to=TensorProto.FLOAT),
+            node("Mul", ["f", "c"], ["p"]),
+            node("Floor", ["p"], ["q"]),
+            node("Mul", ["x", "q"], ["y"]),
+        ],
+        (10, 2),
+        {"c": floats(0.7)},
+    ),
     "largest of equal constants": (
         [
             node("TopK", ["c", "k"], ["v", "i"]),
@@ -186,6 +207,18 @@ def test_a_difference_hidden_by_the_network_is_found(tmp_path: Path) -> None:
     ]
     with pytest.raises(UnsupportedOpError, match=r"MaxPool .*'y'"):
         load(model(nodes, (1, 1, 7), {"zero": floats(0)}), tmp_path)
+
+
+def test_a_shape_that_depends_on_values_is_no_constant(tmp_path: Path) -> None:
+    nodes = [
+        node("NonZero", ["x"], ["p"]),
+        node("Shape", ["p"], ["s"]),
+        node("Cast", ["s"], ["f"], to=TensorProto.FLOAT),
+        node("ReduceSum", ["f"], ["n"]),
+        node("Mul", ["x", "n"], ["y"]),
+    ]
+    with pytest.raises(UnsupportedError, match="depends"):
+        load(model(nodes, (1, 3)), tmp_path)
 
 
 def test_two_versions_of_the_standard_operators_are_refused(tmp_path: Path) -> None:

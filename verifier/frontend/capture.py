@@ -1,9 +1,9 @@
 """Torch module -> record of the ATen calls that depend on the input.
 
 An eval-mode copy runs once on a concrete input. A dispatch mode sees every ATen call: calls on constants just run (so
-that shape arithmetic and constants fold by themselves), calls on values that depend on the input are recorded. The run
-is functionalised, so the record has no in-place ops and no aliasing, and it is done in float64, so that constants which
-the network computes from its stored parameters carry no float32 rounding.
+that shape arithmetic and constants fold by themselves, in the network's own types: what it computes from its stored
+parameters counts as stored), calls on values that depend on the input are recorded. The run is functionalised, so the
+record has no in-place ops and no aliasing.
 """
 
 from __future__ import annotations
@@ -154,16 +154,11 @@ class _Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         name = func.overloadpacket.__name__
-        dtypes = [a for a in tree_flatten((args, kwargs))[0] if isinstance(a, torch.dtype)]
-        args, kwargs = tree_map(self._widen, (args, kwargs))
         flat = tree_flatten((args, kwargs))[0]
         tracked = name not in SHAPE_ONLY and self._tracked(flat)
         if any(id(a) in self.stale for a in flat if isinstance(a, Tensor)):
             raise UnsupportedError(f"{self._where()}: '{name}' reads memory that was changed in place through a view")
         self._refuse(func, name, tracked, args, kwargs)
-        for dtype in dtypes:
-            if tracked and dtype in (torch.float16, torch.bfloat16):
-                raise UnsupportedError(f"{self._where()}: '{name}' rounds values that depend on the input to {dtype}")
         _check_size(func, name, args, kwargs, self._where())
         recorded = self._before(func, args, kwargs) if tracked else None
         out = func(*args, **kwargs)
@@ -173,15 +168,6 @@ class _Recorder(TorchDispatchMode):
         elif not tracked:
             self.owned.update((id(t), t) for t in produced)
         return out
-
-    def _widen(self, a: Any) -> Any:
-        """float16/32 constants and dtypes become float64; tracked tensors stay the objects that they are."""
-        narrow = (torch.float32, torch.float16, torch.bfloat16)
-        if isinstance(a, torch.dtype):
-            return torch.float64 if a in narrow else a
-        if isinstance(a, Tensor) and a.dtype in narrow and id(a) not in self.numbers:
-            return a.to(torch.float64)
-        return a
 
     def _before(self, func: Any, args: Any, kwargs: Any) -> dict[str, Any]:
         """Arguments as they are before the call: tracked ones by number, constants that it changes copied."""
@@ -343,15 +329,18 @@ def _check_size(func: Any, name: str, args: Any, kwargs: Any, place: str) -> Non
 
 @contextmanager
 def _plain_kernels() -> Iterator[None]:
-    """Attention by its math backend and no fused encoder paths, restored afterwards."""
+    """Attention by its math backend, no fused encoder paths or recurrent layers, restored afterwards."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
+    onednn = torch._C._get_mkldnn_enabled()  # torch.backends.mkldnn.flags warns of settings that are not touched here
+    torch._C._set_mkldnn_enabled(False)
     try:
         with sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
+        torch._C._set_mkldnn_enabled(onednn)
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
@@ -362,8 +351,8 @@ def capture(module: nn.Module, x: Tensor, output_names: OutputNames = lambda m: 
     """Run ``module`` once on ``x`` and record what depends on it.
 
     Args:
-        module: any module; it is not changed (an eval-mode copy in float64 runs).
-        x: one sample, of the shape the module takes, leading batch dimension included.
+        module: any module; it is not changed (an eval-mode copy runs).
+        x: one sample, of the shape and type the module takes, leading batch dimension included.
         output_names: names of the values that a submodule returns, when its source has names for them (ONNX).
         copied: the module belongs to the caller, who does not need it again; no copy is made.
 
@@ -375,8 +364,8 @@ def capture(module: nn.Module, x: Tensor, output_names: OutputNames = lambda m: 
         raise UnsupportedError("a TorchScript module hides its submodules; pass the original torch.nn.Module")
     if not x.dim():
         raise UnsupportedError("the input is a single number with no dim; give it one, e.g. [1]")
-    net = (module if copied else copy.deepcopy(module)).eval().double().requires_grad_(False).cpu()
-    x = x.detach().to("cpu", torch.float64).clone()
+    net = (module if copied else copy.deepcopy(module)).eval().requires_grad_(False).cpu()
+    x = x.detach().cpu().clone()
     scope = _Scope()
     recorder = _Recorder(x, [*net.parameters(), *net.buffers()], scope)
     handles = [h for path, m in net.named_modules() for h in _hooks(path, m, scope, recorder, output_names(m))]

@@ -115,7 +115,7 @@ def lower(record: Record, input_name: str, version: str, output_name: str = "out
     partial: dict[int, tuple[Call, int]] = {}
     lost: set[int] = set()
     for call in _needed(record):
-        reads = {a.index for a in tree_flatten(call.args)[0] if isinstance(a, Ref)}
+        reads = _reads(call)
         for r in sorted(reads & partial.keys()):
             maker, k = partial.pop(r)
             failed.append(_phrase(maker, version, f"its output {k}"))
@@ -132,6 +132,7 @@ def lower(record: Record, input_name: str, version: str, output_name: str = "out
             kept = [record.values[n] for n, node in zip(call.outputs, nodes, strict=False) if node is not None]
             _check_types(call, [record.values[a].dtype for a in reads], kept)
             _check_truth_values(record, call, any(t.dtype == torch.bool for t in kept))
+            _check_shapes(state, call, nodes)
         except CannotLower as why:
             failed.append(_phrase(call, version, str(why)))
             lost.update(call.outputs)
@@ -205,6 +206,21 @@ def _check_types(call: Call, read: Sequence[torch.dtype], made: Sequence[Tensor]
             raise CannotLower(f"{str(t.dtype).removeprefix('torch.')} numbers that depend on the input")
 
 
+def _check_shapes(state: Lowering, call: Call, nodes: Sequence[int | None]) -> None:
+    """Every node has the shape that its value had when the network ran."""
+    for shape, node in zip(call.shapes, nodes, strict=False):
+        if node is not None and state.shape(node) != (shape or (1,)):
+            raise CannotLower(f"translated to the shape {list(state.shape(node))}")
+
+
+# They write values into a tensor that keeps its type.
+_COPIES = frozenset(["copy", "index_put", "_index_put_impl", "scatter", "slice_scatter", "select_scatter"])
+
+
+def _reads(call: Call) -> set[int]:
+    return {a.index for a in tree_flatten(call.args)[0] if isinstance(a, Ref)}
+
+
 def _check_truth_values(record: Record, call: Call, made: bool) -> None:
     """Truth values are the numbers 0 and 1 here: refuse the ops for which that reading is wrong.
 
@@ -213,6 +229,8 @@ def _check_truth_values(record: Record, call: Call, made: bool) -> None:
     """
     if made and call.func == "add":
         raise CannotLower("a sum of truth values")
+    if made and call.func in _COPIES and any(record.values[i].dtype != torch.bool for i in _reads(call)):
+        raise CannotLower("numbers written into truth values")
     if made and call.args.get("value") not in (None, False, True):
         raise CannotLower("a number written into truth values")
     if call.func.startswith(("logical_", "bitwise_")):

@@ -66,7 +66,7 @@ def combine(s: Lowering, x: Any, y: Any, factor: float, name: str) -> int:
         return shifted(s, a, operand(y) * factor, name)
     assert b is not None
     c = operand(x)
-    if not torch.any(c != 0):
+    if not torch.any(c != 0) and broadcast(c.shape, s.shape(b)) == s.shape(b):
         return scaled(s, b, torch.tensor(factor, dtype=torch.float64), name)
     inner = b if factor == 1 else scaled(s, b, torch.tensor(factor, dtype=torch.float64), f"{name}/scaled")
     return shifted(s, inner, c, name)
@@ -148,7 +148,8 @@ def addmm(s: Lowering, call: Call) -> int:
     name = call.names[0]
     if s.node(c) is not None:
         if s.node(first) is None and s.node(second) is None:
-            return combine(s, Ref(c.index), torch.matmul(constant(first), constant(second)) * alpha, 1.0, name)
+            moving = scaled(s, s.the_node(c), torch.tensor(beta, dtype=torch.float64), f"{name}/scaled")
+            return shifted(s, moving, torch.matmul(constant(first), constant(second)) * alpha, name)
         out = product(s, first, second, f"{name}/product", alpha)
         return s.emit(Add((1.0, beta)), [out, s.the_node(c)], call.shapes[0], name)
     c = constant(c) * beta
@@ -249,14 +250,23 @@ def _reduction(kind: type[Sum] | type[Mean]) -> Translator:
     return run
 
 
+def spatial_dims(call: Call) -> int:
+    """Of a pooling, by its name: avg_pool2d, max_pool3d_with_indices, ..."""
+    return int(call.func.split("pool")[1][0])
+
+
+def spread(values: Sequence[int], dims: int) -> tuple[int, ...]:
+    """One number for every spatial dim; a single one is that of all."""
+    return tuple(values) * dims if len(values) == 1 else tuple(values)
+
+
 def avg_pool(s: Lowering, call: Call) -> int:
-    a, x = call.args, s.the_node(call.args["self"])
-    dims = len(a["kernel_size"])
-    full = (a["kernel_size"] * dims)[:dims] if len(a["kernel_size"]) == 1 else a["kernel_size"]
+    a, x, dims = call.args, s.the_node(call.args["self"]), spatial_dims(call)
+    full, padding = spread(a["kernel_size"], dims), spread(a["padding"], dims)
     op = AvgPool(
-        tuple(full),
-        tuple(a["stride"]) or tuple(full),
-        tuple(a["padding"]),
+        full,
+        spread(a["stride"], dims) or full,
+        padding,
         bool(a["ceil_mode"]),
         bool(a["count_include_pad"]),
         a.get("divisor_override"),

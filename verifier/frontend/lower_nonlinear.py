@@ -12,7 +12,16 @@ from torch import Tensor
 from verifier.frontend.builder import broadcast
 from verifier.frontend.capture import Call, Ref
 from verifier.frontend.lower import CannotLower, Lowering, Translator, constant
-from verifier.frontend.lower_affine import combine, inverse, operand, reduced_dims, scaled, shifted
+from verifier.frontend.lower_affine import (
+    combine,
+    inverse,
+    operand,
+    reduced_dims,
+    scaled,
+    shifted,
+    spatial_dims,
+    spread,
+)
 from verifier.frontend.lower_shape import gathered, move, reshaped
 from verifier.ops.add import Add
 from verifier.ops.bent import Cos, Gelu, Silu, Sin
@@ -73,11 +82,14 @@ def larger(s: Lowering, a: int, b: int, name: str, sign: float = 1.0) -> int:
 
 def limited(s: Lowering, x: int, c: Tensor, name: str, sign: float) -> int:
     """max(x, c) = c + relu(x - c); with sign -1 min(x, c) = c - relu(c - x). Limits no float32 can cross go."""
+    wider = broadcast(c.shape, s.shape(x)) != s.shape(x)
     if bool(torch.all(c * sign <= -FLOAT32_MAX)):
+        if wider:
+            raise CannotLower("a limit that only repeats elements")
         return x
     if not bool(torch.isfinite(c).all()):
         raise CannotLower("a limit that is infinite for some elements only")
-    if sign > 0 and not bool(torch.any(c != 0)):
+    if sign > 0 and not wider and not bool(torch.any(c != 0)):
         return relu_of(s, x, name)
     gap = signed_shift(s, x, sign, -sign * c, f"{name}/difference")
     return signed_shift(s, relu_of(s, gap, f"{name}/relu"), sign, c, name)
@@ -171,17 +183,14 @@ def max_pool(s: Lowering, call: Call) -> list[int | None]:
     from verifier.frontend.windows import pool_windows
 
     a, x, name = call.args, s.the_node(call.args["self"]), call.names[0]
-    dims = len(call.shapes[0]) - (1 if len(call.shapes[0]) == len(a["kernel_size"]) + 1 else 2)
-    spread = {k: list(a[k]) * (dims if len(a[k]) == 1 else 1) for k in ("kernel_size", "padding", "dilation")}
-    stride = list(a["stride"]) or spread["kernel_size"]
-    stride = stride * (dims if len(stride) == 1 else 1)
+    dims = spatial_dims(call)
+    kernel, padding, dilation = (spread(a[k], dims) for k in ("kernel_size", "padding", "dilation"))
+    stride = spread(a["stride"], dims) or kernel
     for i in range(dims):
         shape = s.shape(x)
         axis = len(shape) - dims + i
-        pads = (spread["padding"][i],) * 2
-        taps = pool_windows(
-            shape[axis], spread["kernel_size"][i], stride[i], pads, spread["dilation"][i], a["ceil_mode"]
-        )
+        pads = padding[i], padding[i]
+        taps = pool_windows(shape[axis], kernel[i], stride[i], pads, dilation[i], a["ceil_mode"])
         positions = torch.arange(math.prod(shape)).reshape(shape)
         rows = torch.stack([positions.index_select(axis, torch.tensor(tap)) for tap in taps])
         x = halve(s, x, rows, name if i == dims - 1 else f"{name}/dim{i}", 1.0)

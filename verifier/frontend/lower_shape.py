@@ -204,7 +204,7 @@ def _check_selectors(call: Call) -> None:
         for a in tree_flatten(call.args.get(key))[0]:
             if isinstance(a, Ref):
                 raise CannotLower("indices or conditions that depend on the input")
-    if call.args.get("accumulate"):
+    if call.args.get("accumulate") or call.args.get("reduce"):
         raise CannotLower("accumulation into indexed places")
 
 

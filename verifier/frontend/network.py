@@ -155,7 +155,8 @@ def _translated(file: OnnxFile) -> tuple[Graph, Shape]:
 
     module = onnx_module.to_module(file)
     try:
-        record = capture(module, torch.zeros(file.input_shape), onnx_module.output_names, copied=True)
+        x = torch.from_numpy(np.zeros(file.input_shape, file.input_dtype))
+        record = capture(module, x, onnx_module.output_names, copied=True)
         graph = simplify(lower(record, file.input_name, f"opset {file.opset}", file.output_name))
     except MissingRules as error:
         raise MissingRules(str(file.path), error.phrases) from error
@@ -191,10 +192,10 @@ def from_module(
     x = torch.zeros(tuple(input_shape)) if example_input is None else example_input  # type: ignore[arg-type]
     if not x.is_floating_point():
         raise UnsupportedError(f"the input must be floating point, not {x.dtype}")
-    record = capture(module, x)
+    dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+    record = capture(module, x.to(dtype))
     graph = simplify(lower(record, "input", f"torch {torch.__version__}"))
     own = copy.deepcopy(module).eval().cpu()
-    dtype = next((p.dtype for p in own.parameters() if p.is_floating_point()), torch.float32)
 
     def run(p: np.ndarray, optimised: bool) -> np.ndarray:
         with torch.no_grad():

@@ -46,7 +46,7 @@ def normalise(file: OnnxFile) -> None:
     for number, node in enumerate(model.graph.node):
         node.domain = "" if node.domain in STANDARD else node.domain
         node.name = _fresh(f"node{number}", taken)
-        while node.output and not node.output[-1]:
+        while node.op_type != "Split" and node.output and not node.output[-1]:
             del node.output[-1]
         for i, name in enumerate(node.output):
             node.output[i] = name or _fresh(f"{node.name}_unused{i}", taken)
@@ -77,6 +77,44 @@ def dependent_values(graph: onnx.GraphProto) -> set[str]:
     return found
 
 
+# Their shapes depend on what they read, or on inputs after the first.
+_FLUID = (
+    "NonZero",
+    "Compress",
+    "Unique",
+    "NonMaxSuppression",
+    "ConstantOfShape",
+    "Range",
+    "Loop",
+    "Scan",
+    "If",
+    "Sequence",
+)
+_SHAPED_BY_OTHERS = (
+    *("Slice", "Reshape", "Expand", "Tile", "Pad", "Resize", "Upsample", "TopK", "OneHot", "Split", "Squeeze"),
+    *("Unsqueeze", "Reduce", "CenterCropPad", "Col2Im", "AffineGrid", "MaxUnpool", "DFT", "STFT"),
+)
+
+
+def varying_values(graph: onnx.GraphProto) -> set[str]:
+    """Values that depend on the values of the input, not on its shape alone."""
+    varying = {v.name for v in graph.input}
+    fluid: set[str] = set()  # shapes too
+    for node in graph.node:
+        read = varying & set(node.input)
+        if node.op_type in ("Shape", "Size"):
+            if fluid & set(node.input):
+                varying.update(node.output)
+            continue
+        subgraph = any(a.HasField("g") or a.graphs for a in node.attribute)
+        if read or subgraph or node.op_type.startswith(_RANDOM):
+            varying.update(node.output)
+        reshaped = node.op_type.startswith(_SHAPED_BY_OTHERS) and bool(varying & set(node.input[1:]))
+        if subgraph or reshaped or fluid & set(node.input) or (read and node.op_type.startswith(_FLUID)):
+            fluid.update(node.output)
+    return varying
+
+
 @contextmanager
 def constants_folded(file: OnnxFile) -> Iterator[None]:
     """For as long as this lasts the model has computed constants as stored ones, in the types that it says.
@@ -88,18 +126,23 @@ def constants_folded(file: OnnxFile) -> Iterator[None]:
 
     graph = file.model.graph
     depends = dependent_values(graph)
+    varying = varying_values(graph) if runs_in_memory(file) else depends
     moving, fixed, kept = [], [], []
     for node in graph.node:
-        varies = bool(depends & set(node.output))
+        varies = bool(varying & set(node.output))
         (moving if varies else fixed).append(node)
         if varies or node.op_type == "Constant":
             kept.append(node)
     made = {name for node in fixed if node.op_type != "Constant" for name in node.output}
-    wanted = dict.fromkeys(i for node in moving for i in node.input if i in made)
+    wanted = list(dict.fromkeys(i for node in moving for i in node.input if i in made))
     if not wanted or file.output_name in made:
         yield
         return
-    values = _computed(file, fixed, list(wanted))
+    pure = [name for name in wanted if name not in depends]
+    shaped = [name for name in wanted if name in depends]
+    values = _computed(file, [n for n in fixed if not depends & set(n.output)], pure) if pure else []
+    values += _observed(file, shaped) if shaped else []
+    wanted = pure + shaped
     nodes, stored = list(graph.node), len(graph.initializer)
     try:
         del graph.node[:]
@@ -136,6 +179,39 @@ def _computed(file: OnnxFile, nodes: Sequence[onnx.NodeProto], names: Sequence[s
     return [numpy_helper.to_array(stored[name]) for name in names]
 
 
+def _observed(file: OnnxFile, names: Sequence[str]) -> list[np.ndarray]:
+    """Values that follow from the shape of the input: what they are for two inputs.
+
+    Raises:
+        UnsupportedError: they differ.
+    """
+    import onnx
+
+    rng = np.random.default_rng(0)
+    with other_outputs(file.model.graph, [onnx.ValueInfoProto(name=name) for name in names]):
+        first, second = (
+            run_once(file, file.model, names, {file.input_name: x.astype(file.input_dtype)})
+            for x in (rng.random(file.input_shape), rng.normal(size=file.input_shape))
+        )
+    for name, a, b in zip(names, first, second, strict=True):
+        if not np.array_equal(a, b, equal_nan=True):
+            raise UnsupportedError(f"{file.path}: '{name}' depends on the values of the input through a shape")
+    return first
+
+
+@contextmanager
+def other_outputs(graph: onnx.GraphProto, outputs: Sequence[onnx.ValueInfoProto]) -> Iterator[None]:
+    """Other outputs for a while."""
+    own = list(graph.output)
+    try:
+        del graph.output[:]
+        graph.output.extend(outputs)
+        yield
+    finally:
+        del graph.output[:]
+        graph.output.extend(own)
+
+
 def _count(node: onnx.NodeProto, values: Sequence[np.ndarray | None]) -> int:
     """How many numbers a node creates, for those that can create many from few."""
     first, second = (values[i] if i < len(values) else None for i in (0, 1))
@@ -164,6 +240,11 @@ def _count(node: onnx.NodeProto, values: Sequence[np.ndarray | None]) -> int:
         return 0
 
 
+def runs_in_memory(file: OnnxFile) -> bool:
+    """Whether the model can be handed to onnxruntime without a file: protobuf cannot serialise 2 GiB."""
+    return sum(len(t.raw_data) for t in file.model.graph.initializer) < (1 << 31) - (1 << 24)
+
+
 def model_of(file: OnnxFile, graph: onnx.GraphProto) -> onnx.ModelProto:
     """A graph with the versions of a file."""
     import onnx
@@ -185,4 +266,4 @@ def run_once(file: OnnxFile, model: onnx.ModelProto, names: Sequence[str], feeds
         return list(session.run(list(names), feeds))
     except Exception as error:
         text = " ".join(str(error).split())[:200]
-        raise InputError(f"{file.path}: onnxruntime cannot compute the constants of the network: {text}") from error
+        raise InputError(f"{file.path}: onnxruntime cannot compute a part of the network: {text}") from error
