@@ -52,6 +52,7 @@ COMMON: dict[str, frozenset[str]] = {
 TOLERANCE = 1e-4
 _NOISE = 64.0  # float32 in another order of operations against our own float32 error
 _LARGE = 1 << 20
+_OWN = "crosscheck/"  # begins the names of what is put around a node
 _OLDEST_OPSET = 7
 
 Translate = Callable[[OnnxFile], Graph]
@@ -132,7 +133,7 @@ def _alone(file: OnnxFile, node: onnx.NodeProto, values: dict[str, np.ndarray], 
     nodes, start = [], 0
 
     def add(op: str, inputs: Sequence[str], output: str, **attributes: Any) -> None:
-        nodes.append(helper.make_node(op, list(inputs), [output], name=f"alone_{output}", **attributes))
+        nodes.append(helper.make_node(op, list(inputs), [output], name=f"{_OWN}{output}", **attributes))
 
     def constant(name: str, value: np.ndarray) -> str:
         tensors.append(numpy_helper.from_array(value, name))
@@ -140,35 +141,39 @@ def _alone(file: OnnxFile, node: onnx.NodeProto, values: dict[str, np.ndarray], 
 
     for k, name in enumerate(moving):
         size, shape = values[name].size, values[name].shape
-        where = constant(f"where{k}", np.arange(start, start + size, dtype=np.int64))
+        where = constant(f"{_OWN}where{k}", np.arange(start, start + size, dtype=np.int64))
         start += size
         truth = values[name].dtype == np.bool_
-        add("Gather", ["alone", where], f"cut{k}", axis=1)
-        as_shape = constant(f"shape{k}", np.array(shape, dtype=np.int64))
-        add("Reshape", [f"cut{k}", as_shape], f"shaped{k}" if truth else name)
+        add("Gather", [_OWN, where], f"{_OWN}cut{k}", axis=1)
+        as_shape = constant(f"{_OWN}shape{k}", np.array(shape, dtype=np.int64))
+        add("Reshape", [f"{_OWN}cut{k}", as_shape], f"{_OWN}shaped{k}" if truth else name)
         if truth:
-            add("Greater", [f"shaped{k}", constant(f"zero{k}", np.zeros((), dtype))], name)
+            add("Greater", [f"{_OWN}shaped{k}", constant(f"{_OWN}zero{k}", np.zeros((), dtype))], name)
     nodes.append(node)
     made = _types(file, node, tensors, {i: values[i] for i in moving})
     parts = []
     for k, (name, found) in enumerate(made.items()):
         if found.dtype not in (np.float32, np.float64, np.bool_) or not found.size:
             continue
-        add("Cast", [name], f"number{k}", to=kind)
-        add("Reshape", [f"number{k}", constant(f"flat{k}", np.array([1, -1], dtype=np.int64))], f"part{k}")
-        parts.append(f"part{k}")
+        add("Cast", [name], f"{_OWN}number{k}", to=kind)
+        add(
+            "Reshape",
+            [f"{_OWN}number{k}", constant(f"{_OWN}flat{k}", np.array([1, -1], dtype=np.int64))],
+            f"{_OWN}part{k}",
+        )
+        parts.append(f"{_OWN}part{k}")
     if not parts or not start:
         return None
-    add("Concat", parts, "alone_out", axis=1)
+    add("Concat", parts, f"{_OWN}out", axis=1)
     graph = helper.make_graph(
         nodes,
         "alone",
-        [helper.make_tensor_value_info("alone", kind, [1, start])],
-        [onnx.ValueInfoProto(name="alone_out")],
+        [helper.make_tensor_value_info(_OWN, kind, [1, start])],
+        [onnx.ValueInfoProto(name=f"{_OWN}out")],
         tensors,
     )
     graph.output[0].type.tensor_type.elem_type = kind
-    return OnnxFile(file.path, model_of(file, graph), "alone", "alone_out", (1, start), np.dtype(dtype), file.opset, "")
+    return OnnxFile(file.path, model_of(file, graph), _OWN, f"{_OWN}out", (1, start), np.dtype(dtype), file.opset, "")
 
 
 def _types(

@@ -188,11 +188,10 @@ def _observed(file: OnnxFile, names: Sequence[str]) -> list[np.ndarray]:
     import onnx
 
     rng = np.random.default_rng(0)
+    inputs = rng.random(file.input_shape), rng.normal(size=file.input_shape)
+    feeds = [{file.input_name: x.astype(file.input_dtype)} for x in inputs]
     with other_outputs(file.model.graph, [onnx.ValueInfoProto(name=name) for name in names]):
-        first, second = (
-            run_once(file, file.model, names, {file.input_name: x.astype(file.input_dtype)})
-            for x in (rng.random(file.input_shape), rng.normal(size=file.input_shape))
-        )
+        first, second = run_all(file, file.model, names, feeds)
     for name, a, b in zip(names, first, second, strict=True):
         if not np.array_equal(a, b, equal_nan=True):
             raise UnsupportedError(f"{file.path}: '{name}' depends on the values of the input through a shape")
@@ -255,6 +254,13 @@ def model_of(file: OnnxFile, graph: onnx.GraphProto) -> onnx.ModelProto:
 
 def run_once(file: OnnxFile, model: onnx.ModelProto, names: Sequence[str], feeds: dict[str, Any]) -> list[Any]:
     """Values of a model without graph optimisations, by onnxruntime."""
+    return run_all(file, model, names, [feeds])[0]
+
+
+def run_all(
+    file: OnnxFile, model: onnx.ModelProto, names: Sequence[str], feeds: Sequence[dict[str, Any]]
+) -> list[list[Any]]:
+    """The same for several inputs."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -263,7 +269,7 @@ def run_once(file: OnnxFile, model: onnx.ModelProto, names: Sequence[str], feeds
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        return list(session.run(list(names), feeds))
+        return [list(session.run(list(names), given)) for given in feeds]
     except Exception as error:
         text = " ".join(str(error).split())[:200]
         raise InputError(f"{file.path}: onnxruntime cannot compute a part of the network: {text}") from error
