@@ -197,6 +197,11 @@ BAD = {
     "logic with a number": (Fn(lambda x, m: ((x > 0) & 2) * x), UnsupportedOpError, "bitwise_and .*int64"),
     "whole numbers": (Fn(lambda x, m: torch.where(x > 0, 200, 0) * x), UnsupportedOpError, "where .*int64"),
     "conversion": (Fn(lambda x, m: x.to(torch.uint8) - 1.0), UnsupportedOpError, "conversion to uint8"),
+    "small counts": (
+        Fn(lambda x, m: (x > 0).sum(dtype=torch.int8).float() * x),
+        UnsupportedOpError,
+        "sum .*int8 numbers",
+    ),
     "half": (Fn(lambda x, m: x.half().float()), UnsupportedOpError, "float16 numbers that depend on the input"),
     "half module": (nn.Linear(3, 2).half(), UnsupportedOpError, "float16 numbers"),
     "written into truth values": (

@@ -221,6 +221,11 @@ def test_a_shape_that_depends_on_values_is_no_constant(tmp_path: Path) -> None:
         load(model(nodes, (1, 3)), tmp_path)
 
 
+def test_what_nobody_reads_need_not_agree(tmp_path: Path) -> None:
+    unread = node("MaxPool", ["x"], ["p"], kernel_shape=[3], dilations=[2], auto_pad="SAME_UPPER")
+    same(load(model([unread, node("Sign", ["x"], ["y"])], (1, 1, 7)), tmp_path))
+
+
 def test_two_versions_of_the_standard_operators_are_refused(tmp_path: Path) -> None:
     m = model([node("Softmax", ["x"], ["y"])], (1, 2, 3), opset=11)
     m.opset_import.append(helper.make_opsetid("ai.onnx", 13))

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from scripts.networks import save_mlp
-from verifier.frontend import network as network_module
-from verifier.frontend import onnx_module
+from verifier.frontend import normalise, onnx_module
 from verifier.frontend.network import load_network, parity
 
 
@@ -19,7 +18,7 @@ def test_large_models_take_another_way_to_the_same_network(tmp_path: Path, monke
     usual = load_network(tmp_path / "net.onnx")
     monkeypatch.setattr(onnx_module, "_LARGE_BYTES", 0)
     monkeypatch.setattr(onnx_module, "_LIGHT_BYTES", 100)
-    monkeypatch.setattr(network_module, "_LARGE_BYTES", 0)
+    monkeypatch.setattr(normalise, "LARGEST_MESSAGE", 0)
     large = load_network(tmp_path / "net.onnx")
     assert [(n.op, n.shape) for n in large.graph.nodes] == [(n.op, n.shape) for n in usual.graph.nodes]
     import torch

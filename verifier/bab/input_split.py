@@ -344,9 +344,10 @@ class _Search:
 
     def _most_boxes(self) -> int:
         """Domains of a round whose bounds fit into memory."""
-        numbers = sum(node.size for node in self.graph.nodes) * _KEPT
+        sizes = [node.size for node in self.graph.whole.nodes]  # the same on every rank
+        numbers = sum(sizes) * _KEPT
         if self._cheap_kind == "linear":
-            numbers += 4 * max(node.size for node in self.graph.nodes) * self.table.varying.numel()
+            numbers += 4 * max(sizes) * self.table.varying.numel()
         size = numbers * torch.finfo(self.arithmetic.dtype).bits // 8
         return max(1, _ROUND_BYTES[self.backend.device.type] // size)
 

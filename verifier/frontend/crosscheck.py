@@ -25,7 +25,7 @@ from verifier.parallel.single import Resident
 if TYPE_CHECKING:
     import onnx
 
-# Operators that are tested with all their attributes, but for those named here.
+# Operators that the tests compare with onnxruntime; a use of the attributes named here is compared in every network.
 COMMON: dict[str, frozenset[str]] = {
     **dict.fromkeys(
         [
@@ -66,29 +66,36 @@ def check_nodes(file: OnnxFile, translate: Translate) -> None:
         translate: makes the graph of a model.
 
     Raises:
-        UnsupportedOpError: a node gives other values.
+        UnsupportedOpError: a node gives other values, or cannot be compared.
     """
     if file.opset < _OLDEST_OPSET or not runs_in_memory(file):
         return
-    varying = varying_values(file.model.graph)
-    nodes = [n for n in file.model.graph.node if varying & set(n.output) and uncommon(n)]
+    varying, read = varying_values(file.model.graph), _read(file)
+    nodes = [n for n in file.model.graph.node if varying & read & set(n.output) and uncommon(n)]
     if not nodes:
         return
-    seen: set[bytes] = set()
     for node, values in zip(nodes, _observed(file, nodes), strict=True):
-        alone = _alone(file, node, values, varying)
-        if alone is None or alone.model.SerializeToString() in seen:
+        label = f"{file.path}: {node.op_type} (opset {file.opset}) at '{node.output[0]}'"
+        alone = _alone(file, node, values, varying, read)
+        if alone is None:
             continue
-        seen.add(alone.model.SerializeToString())
         try:
             graph = translate(alone)
-        except (UnsupportedError, InputError):
-            continue  # what is not translated here is not translated in the network either
+        except (UnsupportedError, InputError) as error:
+            raise UnsupportedOpError(f"{label} cannot be compared with onnxruntime: {error}") from error
         if not _agree(alone, graph):
             raise UnsupportedOpError(
-                f"{file.path}: {node.op_type} (opset {file.opset}) at '{node.output[0]}' would be computed otherwise "
-                "than by onnxruntime; this use of it is not supported"
+                f"{label} would be computed otherwise than by onnxruntime; this use of it is not supported"
             )
+
+
+def _read(file: OnnxFile) -> set[str]:
+    """Values that the output needs."""
+    found = {file.output_name}
+    for node in reversed(file.model.graph.node):
+        if found & set(node.output):
+            found.update(node.input)
+    return found
 
 
 def uncommon(node: onnx.NodeProto) -> bool:
@@ -115,7 +122,9 @@ def _observed(file: OnnxFile, nodes: Sequence[onnx.NodeProto]) -> Iterator[dict[
         yield {i: found[i] for i in node.input if i in found}
 
 
-def _alone(file: OnnxFile, node: onnx.NodeProto, values: dict[str, np.ndarray], varying: set[str]) -> OnnxFile | None:
+def _alone(
+    file: OnnxFile, node: onnx.NodeProto, values: dict[str, np.ndarray], varying: set[str], read: set[str]
+) -> OnnxFile | None:
     """The node as a network: one row of numbers in, its inputs cut out of it, its outputs joined.
 
     None when it has inputs or outputs that are no real numbers or truth values.
@@ -153,7 +162,7 @@ def _alone(file: OnnxFile, node: onnx.NodeProto, values: dict[str, np.ndarray], 
     made = _types(file, node, tensors, {i: values[i] for i in moving})
     parts = []
     for k, (name, found) in enumerate(made.items()):
-        if found.dtype not in (np.float32, np.float64, np.bool_) or not found.size:
+        if name not in read or found.dtype not in (np.float32, np.float64, np.bool_) or not found.size:
             continue
         add("Cast", [name], f"{_OWN}number{k}", to=kind)
         add(
@@ -202,7 +211,7 @@ def _agree(alone: OnnxFile, graph: Graph) -> bool:
     store = Resident(torch.device("cpu"), 0)
     for handle, tensor in graph.parameters.items():
         store.put(handle, tensor)
-    size = math.prod(alone.input_shape)
+    size, compared = math.prod(alone.input_shape), False
     for x in _points(size, 2 if size > _LARGE else 7):
         given = x.astype(alone.input_dtype)[None]
         right = run(given, False).reshape(-1).astype(np.float64)
@@ -216,11 +225,14 @@ def _agree(alone: OnnxFile, graph: Graph) -> bool:
         finite = np.isfinite(right)
         scale = TOLERANCE * float(np.abs(right[finite]).max(initial=0.0))
         noise = np.abs(low - high)
-        steady = finite & (noise <= TOLERANCE * max(1.0, scale / TOLERANCE))
-        allowed = scale + _NOISE * float(np.median(noise[steady])) if steady.any() else 0.0
+        steady = finite & ~(noise > max(TOLERANCE, scale))  # what is not a number counts, and agrees with nothing
+        if not steady.any():
+            continue
+        compared = True
+        allowed = scale + _NOISE * float(np.median(noise[steady]))
         if not bool((np.abs(low - right)[steady] <= allowed).all()):
             return False
-    return True
+    return compared
 
 
 def _points(size: int, count: int) -> Iterator[np.ndarray]:

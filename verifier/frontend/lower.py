@@ -199,7 +199,7 @@ def _check_types(call: Call, read: Sequence[torch.dtype], made: Sequence[Tensor]
 
     How many of some values are true is the one whole number that may depend on the input.
     """
-    if call.func == "sum" and set(read) == {torch.bool}:
+    if call.func == "sum" and set(read) == {torch.bool} and made[0].dtype == torch.int64:
         return
     for t in made:
         if t.dtype not in (torch.float32, torch.float64, torch.bool):
@@ -214,7 +214,12 @@ def _check_shapes(state: Lowering, call: Call, nodes: Sequence[int | None]) -> N
 
 
 # They write values into a tensor that keeps its type.
-_COPIES = frozenset(["copy", "index_put", "_index_put_impl", "scatter", "slice_scatter", "select_scatter"])
+_COPIES = frozenset(
+    [
+        *("copy", "index_put", "_index_put_impl", "scatter", "slice_scatter", "select_scatter"),
+        *("diagonal_scatter", "as_strided_scatter"),
+    ]
+)
 
 
 def _reads(call: Call) -> set[int]:

@@ -72,9 +72,6 @@ class Network:
         return np.stack(rows) if rows else np.zeros((0, self.n_out), dtype=self.input_dtype)
 
 
-_LARGE_BYTES = (1 << 31) - (1 << 24)
-
-
 class OnnxRunner:
     """Runs the original model; one session with and one without graph optimisations, created on first use."""
 
@@ -91,19 +88,13 @@ class OnnxRunner:
             raise InputError(f"{self.file.path}: onnxruntime cannot run the network: {_first_line(error)}") from error
 
     def _session(self, optimised: bool) -> Any:
-        import onnxruntime
+        from verifier.frontend.normalise import new_session, runs_in_memory
 
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4
-        options.intra_op_num_threads = 1
-        options.inter_op_num_threads = 1
-        levels = onnxruntime.GraphOptimizationLevel
-        options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimised else levels.ORT_DISABLE_ALL
         try:
-            large = sum(len(t.raw_data) for t in self.file.model.graph.initializer) >= _LARGE_BYTES
-            # Protobuf cannot serialise 2 GiB; such files have their data beside them, where onnxruntime finds it.
-            data = str(self.file.path) if large else self.file.model.SerializeToString()
-            return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+            # A large file has its data beside it, where onnxruntime finds it.
+            inside = runs_in_memory(self.file)
+            data = self.file.model.SerializeToString() if inside else str(self.file.path)
+            return new_session(data, optimised)
         except Exception as error:
             raise InputError(f"{self.file.path}: onnxruntime cannot load the network: {_first_line(error)}") from error
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from verifier.frontend.onnx_file import OnnxFile
 
 MAX_CONSTANT_BYTES = 1 << 33
+LARGEST_MESSAGE = (1 << 31) - (1 << 24)
 STANDARD = ("", "ai.onnx")
 # Their results differ from call to call; they are left to be refused.
 _RANDOM = ("Random", "Multinomial", "Bernoulli")
@@ -110,7 +111,8 @@ def varying_values(graph: onnx.GraphProto) -> set[str]:
         if read or subgraph or node.op_type.startswith(_RANDOM):
             varying.update(node.output)
         reshaped = node.op_type.startswith(_SHAPED_BY_OTHERS) and bool(varying & set(node.input[1:]))
-        if subgraph or reshaped or fluid & set(node.input) or (read and node.op_type.startswith(_FLUID)):
+        unknown = bool(node.domain) or node.op_type.startswith(_FLUID)
+        if subgraph or reshaped or fluid & set(node.input) or (read and unknown):
             fluid.update(node.output)
     return varying
 
@@ -241,7 +243,7 @@ def _count(node: onnx.NodeProto, values: Sequence[np.ndarray | None]) -> int:
 
 def runs_in_memory(file: OnnxFile) -> bool:
     """Whether the model can be handed to onnxruntime without a file: protobuf cannot serialise 2 GiB."""
-    return sum(len(t.raw_data) for t in file.model.graph.initializer) < (1 << 31) - (1 << 24)
+    return sum(len(t.raw_data) for t in file.model.graph.initializer) < LARGEST_MESSAGE
 
 
 def model_of(file: OnnxFile, graph: onnx.GraphProto) -> onnx.ModelProto:
@@ -250,6 +252,23 @@ def model_of(file: OnnxFile, graph: onnx.GraphProto) -> onnx.ModelProto:
 
     versions = list(file.model.opset_import)
     return onnx.helper.make_model(graph, opset_imports=versions, ir_version=file.model.ir_version)
+
+
+def new_session(model: bytes | str, optimised: bool) -> Any:
+    """An onnxruntime session of one CPU thread.
+
+    Args:
+        model: serialised, or the path of its file.
+        optimised: with onnxruntime's graph optimisations.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    levels = onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimised else levels.ORT_DISABLE_ALL
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def run_once(file: OnnxFile, model: onnx.ModelProto, names: Sequence[str], feeds: dict[str, Any]) -> list[Any]:
@@ -261,14 +280,8 @@ def run_all(
     file: OnnxFile, model: onnx.ModelProto, names: Sequence[str], feeds: Sequence[dict[str, Any]]
 ) -> list[list[Any]]:
     """The same for several inputs."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        session = new_session(model.SerializeToString(), optimised=False)
         return [list(session.run(list(names), given)) for given in feeds]
     except Exception as error:
         text = " ".join(str(error).split())[:200]
