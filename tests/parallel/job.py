@@ -71,10 +71,10 @@ def bounds(
     dealt = 0
     deal = placed.backend.row_chunks
 
-    def counting(n_rows: int, row_bytes: int) -> Any:
+    def counting(n_rows: int, row_bytes: int, *rule: int) -> Any:
         nonlocal dealt
         dealt += n_rows >= SHARD_ROWS
-        return deal(n_rows, row_bytes)
+        return deal(n_rows, row_bytes, *rule)
 
     placed.backend.row_chunks = counting  # type: ignore[method-assign]
     # Certified values take the same way in float64; one network shows that and saves the time of the others.

@@ -9,7 +9,9 @@ ones profit from what was found before.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -45,8 +47,11 @@ _MOST_SPLITS = 2048
 _LATER_STEPS = 5
 # Rows are given as dense coefficients on their layer.
 _MOST_COEFFICIENTS = 1 << 25
-# Shares of the time that is left, for refinement and for the search after it; the last search takes what is left.
-_STAGES = ((0.0, 0.005), (0.02, 0.02), (0.08, 0.08), (0.2, 0.2), (0.3, 1.0))
+# Seconds of the first refinement, at least; every later one takes so many times longer, and the last one a share of the
+# time that is left. A search before the first has a part of its time, as most queries that it leaves are quick once the
+# bounds are tighter.
+_FIRST, _GROWTH, _LAST, _BEFORE = 0.4, 4.0, 0.3, 0.125
+# A refinement is worth its while when every undecided neuron gets a few splits.
 _FEW_ROUNDS = 2
 # A refinement that gains less of the total width of undecided neurons is the last one.
 _WORTHWHILE = 0.01
@@ -72,19 +77,20 @@ def search(
     group = Solo() if team is None else team
     limit: float = group.share(min(deadline.remaining(), 600.0))
     net = compact(graph, backend, state.box, split_space(graph, backend, state.bounds), cases.spec, cases.thresholds)
-    stages = _STAGES if net is not None and config.max_domains is None else ((0.0, 1.0),)
+    rate = 0.0 if net is None else children_per_second(net.multiplications, backend.device)
+    stages = [Stage(0.0, math.inf)]
+    if net is not None and config.max_domains is None:
+        stages = plan(limit, least_refinement(net.size, rate))
     spent: dict[str, float] = {}
     groups: list[dict[str, int]] = []
     ended: SearchResult | None = None
-    for number, (refinement, share) in enumerate(stages):
-        last = number == len(stages) - 1
-        if refinement:
+    for stage in stages:
+        last = stage.search == math.inf
+        if stage.refinement:
             before = _width(graph, state)
-            state = refine(graph, backend, state, config, refinement * limit, deadline, progress, group)
+            state = refine(graph, backend, state, config, stage.refinement, deadline, progress, group)
             last = group.share(last or _width(graph, state) > (1 - _WORTHWHILE) * before)
-        most = None
-        if not last and net is not None:
-            most = max(100, int(share * limit * children_per_second(net.multiplications, backend.device)))
+        most = None if last else max(100, int(stage.search * rate))
         part = config if most is None else config.model_copy(update={"max_domains": most})
         ended = relu_split.search(graph, backend, state, cases, part, deadline, progress, accept, memory_limit, team)
         counted = ("domains", "closed", "leaves", "rounds", "uncertified", "forced")
@@ -101,8 +107,50 @@ def search(
     return ended
 
 
+class Stage(NamedTuple):
+    """Seconds of a refinement, perhaps none, and of the search after it; both are turned into counts."""
+
+    refinement: float
+    search: float
+
+
+def plan(limit: float, least: float) -> list[Stage]:
+    """Refinements and searches of growing size, so that what is easy does not wait for what hard queries need. Their
+    sizes do not depend on the limit, but for the last one's.
+
+    Args:
+        limit: seconds for everything.
+        least: seconds below which no refinement is worth its while.
+
+    Returns:
+        stages whose last search is infinite.
+    """
+    size = max(_FIRST, least)
+    stages = [Stage(0.0, _BEFORE * size)]
+    left = limit - _BEFORE * size
+    while size <= _LAST * left:
+        stages.append(Stage(size, size))
+        left -= 2 * size
+        size *= _GROWTH
+    if len(stages) > 1 and _LAST * left < 2 * size / _GROWTH:  # nearly as much was done before
+        return [*stages[:-1], Stage(stages[-1].refinement, math.inf)]
+    if _LAST * left < least:
+        return [Stage(0.0, math.inf)]
+    return [*stages, Stage(_LAST * left, math.inf)]
+
+
+def least_refinement(columns: int, rate: float) -> float:
+    """Seconds for a few splits of every undecided neuron.
+
+    Args:
+        columns: undecided neurons.
+        rate: children a second.
+    """
+    return 2 * _FEW_ROUNDS * columns / rate
+
+
 def affordable(graph: Graph, backend: ParallelBackend, state: BoundState, limit: float) -> bool:
-    """Whether the first refinements have the time for a few splits of every undecided neuron.
+    """Whether there is time to refine the hidden bounds, and some more.
 
     Args:
         limit: time limit of the query in seconds; infinite counts as ten minutes.
@@ -111,9 +159,7 @@ def affordable(graph: Graph, backend: ParallelBackend, state: BoundState, limit:
     if found is None:
         return False
     columns, numbers = found
-    share = sum(refinement for refinement, _ in _STAGES[:3])
-    children = share * min(limit, 600.0) * children_per_second(numbers, backend.device)
-    return children > 2 * _FEW_ROUNDS * columns
+    return least_refinement(columns, children_per_second(numbers, backend.device)) < 0.1 * min(limit, 600.0)
 
 
 def children_per_second(multiplications: int, device: torch.device) -> float:

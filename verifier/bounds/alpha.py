@@ -35,7 +35,7 @@ from verifier.bounds.crown import (
 )
 from verifier.bounds.forms import Form
 from verifier.bounds.walk import Walk, backward, lowest
-from verifier.core.backend import ParallelBackend
+from verifier.core.backend import LEAST_BYTES, ParallelBackend
 from verifier.core.deadline import Deadline
 from verifier.core.interval import Interval
 from verifier.core.inventory import RowState
@@ -340,6 +340,10 @@ def _ancestors(graph: Graph, kept: Mapping[int, Tensor]) -> set[int]:
     return seen
 
 
+# What is kept per row is divided among so many ranks, however few rows it is worth dealing for speed alone.
+_SHARES = 8
+
+
 def alpha_hidden(
     graph: Graph,
     backend: ParallelBackend,
@@ -366,7 +370,8 @@ def alpha_hidden(
         rows = 2 * elements.shape[0]
         parts = []
         total = RowState()
-        for chunk in backend.row_chunks(rows, 3 * row_bytes(graph, 1, torch.float32, index)):
+        least = LEAST_BYTES[backend.device.type]
+        for chunk in backend.row_chunks(rows, 3 * row_bytes(graph, 1, torch.float32, index), least, _SHARES):
             deadline.check("alpha-CROWN")
             form = hidden_rows(positions, node.shape, chunk.start, chunk.stop, chunk.size, torch.float32, here)
             values, _ = initial_parameters(graph, state.bounds, chunk.size, index + 1)

@@ -263,9 +263,7 @@ def planes_windows(planes: UnaryPlanes, form: Patches) -> UnaryPlanes:
     def view(t: Tensor) -> Tensor:
         return windows(t.expand(t.shape[0] if t.dim() else 1, 1, *form.shape), form)
 
-    return UnaryPlanes(
-        view(planes.lower_slope), view(planes.lower_intercept), view(planes.upper_slope), view(planes.upper_intercept)
-    )
+    return planes.mapped(view)
 
 
 def shared_rows(planes: UnaryPlanes) -> bool:

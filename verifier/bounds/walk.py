@@ -42,7 +42,7 @@ from verifier.core.backend import ParallelBackend
 from verifier.core.interval import Interval
 from verifier.core.numerics import gamma, tiny, unit_roundoff
 from verifier.graph.graph import Graph, Node
-from verifier.graph.op import AffineOp, Relaxation, Shape, UnaryPlanes, times_intercept
+from verifier.graph.op import AffineOp, Relaxation, Shape, UnaryPlanes
 from verifier.ops.add import Add
 from verifier.ops.conv import Conv
 from verifier.ops.linear import Linear
@@ -300,13 +300,13 @@ class _State:
     def _charge_relaxation(self, relaxation: Relaxation, a: Tensor, constant: Tensor) -> None:
         terms = a[0, 0].numel() + 3
         if self._long(terms) and isinstance(relaxation, UnaryPlanes):
-            chosen = torch.where(a > 0, relaxation.lower_intercept, relaxation.upper_intercept)
-            constant = times_intercept(a, chosen).flatten(2).sum(-1, dtype=torch.float64)
+            constant = relaxation.terms(a).flatten(2).sum(-1, dtype=torch.float64)
             terms = 3
         self.constants.append(constant)
         if self.charges is not None:
             rate = gamma(terms, self.dtype) * (1 + 2 * gamma(a[0, 0].numel() + 4, self.dtype))
-            self.charged.append(rate * relaxation.constant_magnitude(a) + tiny(self.dtype))
+            size = constant.abs().to(self.dtype) if relaxation.one_sign else relaxation.constant_magnitude(a)
+            self.charged.append(rate * size + tiny(self.dtype))
 
     def _add(self, index: int, form: Form) -> None:
         if index in self.pending:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -184,7 +184,13 @@ class ParamSpec(NamedTuple):
 
 
 class Relaxation(ABC):
-    """Linear planes that enclose a nonlinear op on given input intervals; valid in exact arithmetic."""
+    """Linear planes that enclose a nonlinear op on given input intervals; valid in exact arithmetic.
+
+    Attributes:
+        one_sign: whether no term of ``backward``'s constants is positive, so that they say how large all terms are.
+    """
+
+    one_sign: ClassVar[bool] = False
 
     @abstractmethod
     def backward(self, a: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
@@ -251,9 +257,22 @@ class UnaryPlanes(Relaxation):
         slope = torch.where(low, self.lower_slope, self.upper_slope)
         return torch.addcmul(torch.where(low, self.lower_intercept, self.upper_intercept), slope, z)
 
+    def terms(self, a: Tensor) -> Tensor:
+        """(B, S, *shape): coefficients times the intercepts of the planes that ``backward(a)`` chose."""
+        return times_intercept(a, torch.where(a > 0, self.lower_intercept, self.upper_intercept))
+
     def constant_magnitude(self, a: Tensor) -> Tensor:
-        chosen = torch.where(a > 0, self.lower_intercept, self.upper_intercept)
-        return times_intercept(a, chosen).abs().flatten(2).sum(-1)
+        return self.terms(a).abs().flatten(2).sum(-1)
+
+    def mapped(self, view: Callable[[Tensor], Tensor]) -> UnaryPlanes:
+        """The same planes for other elements, without parameters.
+
+        Args:
+            view: of every slope and intercept.
+        """
+        return UnaryPlanes(
+            view(self.lower_slope), view(self.lower_intercept), view(self.upper_slope), view(self.upper_intercept)
+        )
 
     def gradients(self, a: Tensor, zs: Sequence[Tensor]) -> Mapping[str, Tensor]:
         out: dict[str, Tensor] = {}
