@@ -436,7 +436,7 @@ FSDP_RATIOS = {
     ("-stream", 8): 0.19,
 }
 TP_RATIOS = {2: 0.52, 4: 0.27}
-_ENOUGH_CHUNKS = 24  # from 480 rows on a start node has a multiple of so many chunks
+_ENOUGH_CHUNKS = 8  # from 480 rows on slopes of a start node are in so many chunks at least
 _SMALLEST_WEIGHTS = 1 << 20  # below, the padding of biases shows
 
 

@@ -239,7 +239,7 @@ def test_state_of_rows_is_dealt_evenly(share: float, met: bool) -> None:
 
 def test_few_rows_are_not_judged() -> None:
     cell, base = Cell("n", "alpha-crown", "fsdp", 4), Cell("n", "alpha-crown", "single", 1)
-    results = lines((base, line(base, share=0.25)), (cell, line(cell, share=0.25)))
+    results = lines((base, line(base, share=0.1)), (cell, line(cell, share=0.1)))
     assert judged(results, "slopes") == []
 
 

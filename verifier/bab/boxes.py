@@ -25,7 +25,7 @@ from verifier.bounds.crown import (
     row_bytes,
 )
 from verifier.bounds.walk import Charges, Walk, backward, concretise
-from verifier.core.backend import LEAST_BYTES, ParallelBackend
+from verifier.core.backend import ParallelBackend
 from verifier.core.deadline import Deadline
 from verifier.core.interval import Interval
 from verifier.core.numerics import CHARGE_SAFETY, finite_lower, outward, tiny
@@ -119,8 +119,7 @@ def bound_boxes(
             positions, here = backend.here(node.index, elements)
             rows = 2 * elements.shape[0]
             parts = []
-            bytes_of_row = row_bytes(graph, batch, arithmetic.dtype, node.index)
-            for chunk in backend.row_chunks(rows, bytes_of_row, LEAST_BYTES[backend.device.type]):
+            for chunk in backend.row_chunks(rows, row_bytes(graph, batch, arithmetic.dtype, node.index)):
                 deadline.check("branch and bound")
                 form = hidden_rows(positions, node.shape, chunk.start, chunk.stop, chunk.size, arithmetic.dtype, here)
                 given = charges if arithmetic.charged else None

@@ -35,7 +35,7 @@ from verifier.bounds.crown import (
 )
 from verifier.bounds.forms import Form
 from verifier.bounds.walk import Walk, backward, lowest
-from verifier.core.backend import LEAST_BYTES, ParallelBackend
+from verifier.core.backend import ParallelBackend
 from verifier.core.deadline import Deadline
 from verifier.core.interval import Interval
 from verifier.core.inventory import RowState
@@ -370,8 +370,7 @@ def alpha_hidden(
         rows = 2 * elements.shape[0]
         parts = []
         total = RowState()
-        least = LEAST_BYTES[backend.device.type]
-        for chunk in backend.row_chunks(rows, 3 * row_bytes(graph, 1, torch.float32, index), least, _SHARES):
+        for chunk in backend.row_chunks(rows, 3 * row_bytes(graph, 1, torch.float32, index), _SHARES):
             deadline.check("alpha-CROWN")
             form = hidden_rows(positions, node.shape, chunk.start, chunk.stop, chunk.size, torch.float32, here)
             values, _ = initial_parameters(graph, state.bounds, chunk.size, index + 1)

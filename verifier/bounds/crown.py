@@ -18,7 +18,7 @@ from torch import Tensor
 from verifier.bounds import ibp
 from verifier.bounds.forms import Dense, Form, OneHot
 from verifier.bounds.walk import Charges, Walk, backward, concretise
-from verifier.core.backend import LEAST_BYTES, ParallelBackend
+from verifier.core.backend import ParallelBackend
 from verifier.core.deadline import Deadline
 from verifier.core.interval import Interval
 from verifier.core.numerics import finite_lower, outward
@@ -315,7 +315,7 @@ def _visit(
     positions, here = backend.here(index, elements)
     charges = out.charges.to(dtype) if out.certified else None
     parts = []
-    for chunk in backend.row_chunks(rows, row_bytes(graph, batch, dtype, index), LEAST_BYTES[backend.device.type]):
+    for chunk in backend.row_chunks(rows, row_bytes(graph, batch, dtype, index)):
         deadline.check("CROWN")
         form = hidden_rows(positions, graph.nodes[index].shape, chunk.start, chunk.stop, chunk.size, dtype, here)
         value, _ = lower_bounds(graph, backend, out, {index: form}, planes, dtype, charges)

@@ -32,28 +32,24 @@ class Chunk:
 CHUNK_MULTIPLE = 24  # divisible by 1, 2, 3, 4, 6, 8 ranks
 SHARD_ROWS = 20 * CHUNK_MULTIPLE  # from here on every rank gets whole chunks of at least 20 rows
 _ROUNDED_SIZE = 80  # from here on rounding a chunk up to a multiple of four rows costs less than a twentieth
-_FEWER_CHUNKS = (1, 2, 4, 8)  # what rows are cut into when a full multiple would leave next to nothing in each
+# A walk over fewer bytes takes the time of its calls, however few its rows are: then chunks are fewer.
+_WORTHWHILE = 64 << 20
+_FEWER_CHUNKS = (1, 2, 4, 8)
 
-# A walk over fewer bytes takes the time of its calls, however few rows there are: by type of device.
-LEAST_BYTES = {"cpu": 0, "cuda": 64 << 20}
 
-
-def canonical_chunks(
-    n_rows: int, row_bytes: int, chunk_bytes: int, least_bytes: int = 0, fewest: int = 1
-) -> tuple[Chunk, ...]:
+def canonical_chunks(n_rows: int, row_bytes: int, chunk_bytes: int, fewest: int = 1) -> tuple[Chunk, ...]:
     """Cut rows into equal chunks by a rule that knows neither free memory nor the number of ranks.
 
-    The geometry depends on the rows, on the bytes that one row keeps alive and on the budgets alone, so that every
+    The geometry depends on the rows, on the bytes that one row keeps alive and on the budget alone, so that every
     backend makes literally the same kernel calls. From ``SHARD_ROWS`` rows on their number is a multiple of
-    ``CHUNK_MULTIPLE``, if need be with a last one or two that hold padding alone, unless chunks would then be smaller
-    than ``least_bytes``: ranks that get none work on padding meanwhile.
+    ``CHUNK_MULTIPLE``, if need be with a last one or two that hold padding alone, or a smaller power of two where that
+    many chunks would be too small to be worth their calls: ranks that get none repeat padding meanwhile.
 
     Args:
         n_rows: rows of the start node.
         row_bytes: bytes of coefficients that one row keeps alive.
         chunk_bytes: configured ``memory.chunk_bytes``.
-        least_bytes: what a chunk should have at least, where the rows allow.
-        fewest: chunks that ``SHARD_ROWS`` rows are cut into at least, for what is kept per row.
+        fewest: chunks that ``SHARD_ROWS`` rows are cut into at least, for what is kept per row; at most 8.
     """
     if n_rows <= 0:
         return ()
@@ -63,7 +59,7 @@ def canonical_chunks(
         size = -(-n_rows // count)
         size = -(-size // 4) * 4
         return tuple(Chunk(i, min(i + size, n_rows), size) for i in range(0, n_rows, size))
-    wanted = max(count, fewest, n_rows * row_bytes // least_bytes) if least_bytes else CHUNK_MULTIPLE
+    wanted = max(count, fewest, n_rows * row_bytes // _WORTHWHILE)
     fewer = (n for n in _FEWER_CHUNKS if n >= wanted)
     count = next(fewer, -(-count // CHUNK_MULTIPLE) * CHUNK_MULTIPLE)
     size = -(-n_rows // count)
@@ -140,7 +136,7 @@ class ParallelBackend(Protocol):
         """What this rank's work has taken so far; whoever takes memory by the row or the domain notes it here."""
         ...
 
-    def row_chunks(self, n_rows: int, row_bytes: int, least_bytes: int = 0, fewest: int = 1) -> Sequence[Chunk]:
+    def row_chunks(self, n_rows: int, row_bytes: int, fewest: int = 1) -> Sequence[Chunk]:
         """This rank's canonical chunks of a start node's rows; every rank gets equally many."""
         ...
 

@@ -67,8 +67,8 @@ class DistributedBackend(WholeValues):
     def _dealt(self, n_rows: int) -> bool:
         return self._sharded and n_rows >= SHARD_ROWS and self._everyone.size > 1
 
-    def row_chunks(self, n_rows: int, row_bytes: int, least_bytes: int = 0, fewest: int = 1) -> Sequence[Chunk]:
-        chunks = canonical_chunks(n_rows, row_bytes, self.chunk_bytes, least_bytes, fewest)
+    def row_chunks(self, n_rows: int, row_bytes: int, fewest: int = 1) -> Sequence[Chunk]:
+        chunks = canonical_chunks(n_rows, row_bytes, self.chunk_bytes, fewest)
         if not self._dealt(n_rows):
             return chunks
         each = -(-len(chunks) // self._everyone.size)

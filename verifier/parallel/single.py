@@ -68,8 +68,8 @@ class SingleBackend(WholeValues):
                 weights.put(handle, tensor)
         self.weights = weights
 
-    def row_chunks(self, n_rows: int, row_bytes: int, least_bytes: int = 0, fewest: int = 1) -> Sequence[Chunk]:
-        return canonical_chunks(n_rows, row_bytes, self.chunk_bytes, least_bytes, fewest)
+    def row_chunks(self, n_rows: int, row_bytes: int, fewest: int = 1) -> Sequence[Chunk]:
+        return canonical_chunks(n_rows, row_bytes, self.chunk_bytes, fewest)
 
     def gather_rows(self, n_rows: int, parts: Sequence[tuple[Chunk, Tensor]]) -> Tensor:
         return torch.cat([value[:, : chunk.stop - chunk.start] for chunk, value in parts], dim=1)

@@ -385,9 +385,9 @@ class TensorParallel(DistributedBackend):
     def size(self) -> int:
         return super().size * self._group.size
 
-    def row_chunks(self, n_rows: int, row_bytes: int, least_bytes: int = 0, fewest: int = 1) -> Sequence[Chunk]:
+    def row_chunks(self, n_rows: int, row_bytes: int, fewest: int = 1) -> Sequence[Chunk]:
         # Partial sums have the width of the whole value.
-        return super().row_chunks(n_rows, row_bytes * self._group.size, least_bytes, fewest)
+        return super().row_chunks(n_rows, row_bytes * self._group.size, fewest)
 
     def once(self, work: Callable[[], T]) -> T:
         # To the first ranks of all groups, and from there to the others.
