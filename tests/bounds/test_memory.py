@@ -137,3 +137,16 @@ def test_ibp_counts_no_rows() -> None:
     case = make("mlp", 0)
     run(case.graph, case.backend, "ibp", 0.1)
     assert case.backend.usage == Usage()
+
+
+@pytest.mark.parametrize(("hidden", "outputs"), [(300, 10), (30, 240)], ids=["hidden rows", "output rows"])
+def test_slopes_are_cut_into_parts_for_eight_ranks(hidden: int, outputs: int) -> None:
+    """Though one chunk would do for speed: a rank holds the slopes of its chunks."""
+    b = Builder((20,), 0, gain=1.4)
+    x = b.relu(b.linear(0, hidden))
+    x = b.relu(b.linear(x, hidden))
+    b.linear(x, outputs)
+    graph = b.graph()
+    backend = SingleBackend(graph, CPU)
+    run(graph, backend, "alpha-crown", 1.0)
+    assert backend.usage.rows.chunks == 8

@@ -53,7 +53,7 @@ _MOST_COEFFICIENTS = 1 << 25
 _FIRST, _GROWTH, _LAST, _BEFORE = 0.4, 4.0, 0.3, 0.125
 # A refinement is worth its while when every undecided neuron gets a few splits.
 _FEW_ROUNDS = 2
-# A refinement that gains less of the total width of undecided neurons is the last one.
+# A refinement after the first that gains less of the total width of undecided neurons is the last one.
 _WORTHWHILE = 0.01
 
 
@@ -84,12 +84,13 @@ def search(
     spent: dict[str, float] = {}
     groups: list[dict[str, int]] = []
     ended: SearchResult | None = None
-    for stage in stages:
+    for number, stage in enumerate(stages):
         last = stage.search == math.inf
         if stage.refinement:
             before = _width(graph, state)
             state = refine(graph, backend, state, config, stage.refinement, deadline, progress, group)
-            last = group.share(last or _width(graph, state) > (1 - _WORTHWHILE) * before)
+            idle = _width(graph, state) > (1 - _WORTHWHILE) * before
+            last = group.share(last or (number > 1 and idle))
         most = None if last else max(100, int(stage.search * rate))
         part = config if most is None else config.model_copy(update={"max_domains": most})
         ended = relu_split.search(graph, backend, state, cases, part, deadline, progress, accept, memory_limit, team)

@@ -341,7 +341,7 @@ def _ancestors(graph: Graph, kept: Mapping[int, Tensor]) -> set[int]:
 
 
 # What is kept per row is divided among so many ranks, however few rows it is worth dealing for speed alone.
-_SHARES = 8
+SHARES = 8
 
 
 def alpha_hidden(
@@ -370,7 +370,7 @@ def alpha_hidden(
         rows = 2 * elements.shape[0]
         parts = []
         total = RowState()
-        for chunk in backend.row_chunks(rows, 3 * row_bytes(graph, 1, torch.float32, index), _SHARES):
+        for chunk in backend.row_chunks(rows, 3 * row_bytes(graph, 1, torch.float32, index), SHARES):
             deadline.check("alpha-CROWN")
             form = hidden_rows(positions, node.shape, chunk.start, chunk.stop, chunk.size, torch.float32, here)
             values, _ = initial_parameters(graph, state.bounds, chunk.size, index + 1)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from verifier.bounds import ibp
-from verifier.bounds.alpha import Parameters, Schedule, alpha_hidden, alpha_rows
+from verifier.bounds.alpha import SHARES, Parameters, Schedule, alpha_hidden, alpha_rows
 from verifier.bounds.crown import (
     BoundState,
     Specification,
@@ -146,7 +146,8 @@ def _output(
     dtype = torch.float64 if state.certified else torch.float32
     parts, groups = [], []
     total = RowState()
-    for chunk in backend.row_chunks(2 * n, 3 * row_bytes(graph, 1, torch.float32)):
+    fewest = SHARES if method == "alpha-crown" else 1
+    for chunk in backend.row_chunks(2 * n, 3 * row_bytes(graph, 1, torch.float32), fewest):
         rows = torch.zeros((chunk.size, n), dtype=torch.float64, device=device)
         for i, row in enumerate(range(chunk.start, chunk.stop)):
             rows[i, row % n] = 1.0 if row < n else -1.0

@@ -42,8 +42,8 @@ def canonical_chunks(n_rows: int, row_bytes: int, chunk_bytes: int, fewest: int 
 
     The geometry depends on the rows, on the bytes that one row keeps alive and on the budget alone, so that every
     backend makes literally the same kernel calls. From ``SHARD_ROWS`` rows on their number is a multiple of
-    ``CHUNK_MULTIPLE``, if need be with a last one or two that hold padding alone, or a smaller power of two where that
-    many chunks would be too small to be worth their calls: ranks that get none repeat padding meanwhile.
+    ``CHUNK_MULTIPLE``, if need be with last ones that hold padding alone, or a smaller power of two where that many
+    would be too small to be worth their calls: ranks that get none repeat padding meanwhile.
 
     Args:
         n_rows: rows of the start node.

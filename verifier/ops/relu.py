@@ -128,15 +128,15 @@ class OriginPlanes(UnaryPlanes):
     Where all rows share them, the sum is one matrix product, (B, S, n) with (B, n, 2): the finite intercepts, and a
     second column that tells rows that need an infinite one.
 
-    Both parts of a coefficient are multiplied with their slopes and added, one of them being zero: the same bits as
-    choosing the slope, which takes several times as long on a CPU.
+    Both parts of a coefficient are multiplied with their slopes and added, one of them being zero: the same numbers as
+    from choosing the slope, which takes several times as long on a CPU.
 
     Attributes:
         columns: (B, n, 2), or (B, n, 1) where no intercept is infinite; None: worked out when it is needed.
     """
 
     columns: Tensor | None = None
-    one_sign: ClassVar[bool] = True  # upper intercepts are not negative
+    one_sign: ClassVar[bool] = True  # no upper intercept is negative; one that is no number loses its rows
 
     def backward(self, a: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
         negative = a.clamp(max=0)
