@@ -221,8 +221,8 @@ def test_it_ends_after_the_idle_limit(place: Place) -> None:
 
 
 def test_a_working_resident_is_not_idle(place: Place) -> None:
-    place.prepare(VERIFIER_RESIDENT_SECONDS="0.4")
-    process = place.start("sleep 1.2 state state sleep 0.2 sat", VERIFIER_RESIDENT_SECONDS="0.4")
+    place.prepare(VERIFIER_RESIDENT_SECONDS="1.5")  # time for a client to start on a busy machine
+    process = place.start("sleep 3 state state sleep 0.2 sat", VERIFIER_RESIDENT_SECONDS="1.5")
     assert alive(place.state()["parent"])
     assert process.communicate(timeout=20) == ("sat\n", "")
 

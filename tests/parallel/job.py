@@ -21,7 +21,6 @@ from scripts.networks import ResNet, save_conv3, save_mlp, save_resnet
 from verifier.bounds.alpha import Schedule
 from verifier.bounds.api import Method, NetworkBounds, compute_graph_bounds
 from verifier.config import Config, load_config
-from verifier.core.backend import SHARD_ROWS
 from verifier.frontend.network import load_network
 from verifier.graph.graph import Graph
 from verifier.parallel.world import LocalRanks, World, follow_leader
@@ -63,7 +62,8 @@ def load(name: str) -> Graph:
 def bounds(
     graph: Graph, world: World | None, config: Config, method: Method, radius: float
 ) -> tuple[NetworkBounds, int]:
-    """Bounds of one box around a seeded point, every pre-activation included, and how many nodes' rows can be dealt."""
+    """Bounds of one box around a seeded point, every pre-activation included, and of how many nodes this rank had rows,
+    but not all of them."""
     placed = place(graph, config, world)
     n = graph.nodes[0].size
     centre = torch.rand(n, generator=torch.Generator().manual_seed(1))
@@ -73,8 +73,9 @@ def bounds(
 
     def counting(n_rows: int, row_bytes: int, *rule: int) -> Any:
         nonlocal dealt
-        dealt += n_rows >= SHARD_ROWS
-        return deal(n_rows, row_bytes, *rule)
+        chunks = deal(n_rows, row_bytes, *rule)
+        dealt += 0 < sum(c.stop - c.start for c in chunks) < n_rows
+        return chunks
 
     placed.backend.row_chunks = counting  # type: ignore[method-assign]
     # Certified values take the same way in float64; one network shows that and saves the time of the others.
@@ -120,20 +121,24 @@ def bits(world: World) -> dict[str, Any]:
     torch.set_num_threads(1)
     out: dict[str, Any] = {}
     graphs: dict[str, Graph] = {}
-    alone: dict[tuple[str, str, bool], str] = {}
+    alone: dict[tuple[str, str, bool, bool], str] = {}
     for name, method, mode in cases():
         if name not in graphs:
             graphs = {name: load(name)}
         graph = graphs[name]
-        settings = MODES.get(mode, {"parallel.backend": "fsdp", "parallel.stream": 300_000})
+        # Some 160 rows in a chunk: by default CROWN has one chunk for networks as small as these.
+        widest = max(n.size for n in graph.nodes)
+        fine = method == "crown" and mode in ("rows", "fsdp") and widest < 4096
+        chunks = {"memory.chunk_bytes": 2560 * widest} if fine else {}
+        settings = MODES.get(mode, {"parallel.backend": "fsdp", "parallel.stream": 300_000}) | chunks
         radius = NETWORKS[name][0]
         found, dealt = bounds(graph, world, load_config(values=settings), method, radius)
         every = world.everyone.objects(fingerprint(found))
         if world.rank == 0:
             stream = settings.get("parallel.stream")
-            key = (name, method, stream is not None)
+            key = (name, method, stream is not None, fine)
             if key not in alone:
-                single = load_config(values={} if stream is None else {"parallel.stream": stream})
+                single = load_config(values=chunks | ({} if stream is None else {"parallel.stream": stream}))
                 alone[key] = fingerprint(bounds(graph, None, single, method, radius)[0])
             widths = [(i.upper - i.lower).double() for i in found.plain.values()]
             unstable = sum(int(((i.lower < 0) & (i.upper > 0)).sum()) for i in found.plain.values())

@@ -448,6 +448,7 @@ def test_groups_deal_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     from verifier.parallel.stores import Resident
 
     monkeypatch.setattr(protocol, "SHARD_ROWS", 8)
+    monkeypatch.setattr(protocol, "_WORTHWHILE", 1)
     monkeypatch.setattr(distributed, "SHARD_ROWS", 8)
     made = make("mlp", 3)
     low, up = made.box
