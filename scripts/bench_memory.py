@@ -490,7 +490,8 @@ def _shares(lines: Lines) -> Iterator[Verdict]:
             off = abs(ours["weights"] * cell.ranks / theirs["weights"] - 1)
             yield at_most(f"{cell.name}: weights at rest off 1/P", off, 0.02)
         sharded = cell.mode.startswith(("fsdp", "rows")) and "replicated" not in cell.mode
-        if cell.method == "alpha-crown" and sharded and theirs["chunks"] >= _ENOUGH_CHUNKS:
+        even = theirs["chunks"] >= _ENOUGH_CHUNKS and theirs["chunks"] % cell.ranks == 0
+        if cell.method == "alpha-crown" and sharded and even:
             for kind in ("slopes", "gradients", "optimizer"):
                 if theirs[kind]:
                     off = ours[kind] * cell.ranks / theirs[kind] - 1
