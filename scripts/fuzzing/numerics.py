@@ -1,0 +1,143 @@
+"""Rounding: networks whose least values are known exactly, thresholds at them, and magnitudes of all sizes.
+
+On an affine network, or one whose every ReLU is decided, certified bounds equal the exact ones up to what rounding
+costs; so a charge that is missing or too small shows in about every second case.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import onnx
+
+from scripts.fuzzing import checks, formulas, networks, truth
+from scripts.fuzzing.checks import Query
+from scripts.fuzzing.search import Found, box_text
+from scripts.fuzzing.settings import random_paths, random_settings
+
+
+def run(rng: np.random.Generator, device: str) -> Iterator[Found | None]:
+    query = random_query(rng, device)
+    if query is None:
+        return
+    complaints = checks.examine(query)
+    yield from (Found(query, c) for c in complaints[:1])
+    if not complaints:
+        yield None
+
+
+def random_query(rng: np.random.Generator, device: str) -> Query | None:
+    kind = str(rng.choice(["cancel", "deep", "point", "huge", "smooth"], p=[0.3, 0.25, 0.15, 0.2, 0.1]))
+    n_in = int(rng.integers(1, 5))
+    b = networks.Builder(rng)
+    x = networks.Value("X", (1, n_in))
+    size = float(10.0 ** rng.uniform(-3, 3)) if kind != "huge" else float(10.0 ** rng.uniform(-44, 36))
+    if kind == "cancel":
+        out = cancelling(b, x)
+    elif kind == "deep":
+        out = decided(b, x, int(rng.integers(1, 5)))
+    elif kind == "smooth":
+        out = networks.linear(b, networks.smooth(b, networks.linear(b, x, 3)), 2)
+    elif kind == "huge":
+        out = scaled(b, x, int(rng.integers(1, 4)))
+    else:
+        model = networks.random_network(rng, str(rng.choice(["relu", "piecewise", "affine", "smooth", "mixed"])))
+        return _query(rng, model, kind, 1.0, device)
+    return _query(rng, b.model((1, n_in), out), kind, size, device)
+
+
+def _query(rng: np.random.Generator, model: onnx.ModelProto, kind: str, size: float, device: str) -> Query | None:
+    runtime = truth.Runtime(model)
+    n = runtime.n_in
+    with np.errstate(over="ignore"):
+        centre = (rng.uniform(-1, 1, n) * size).astype(np.float32).astype(np.float64)
+        wide = {"point": 0.0, "smooth": 1e-3, "deep": 1e-2}.get(kind, float(rng.choice([0.0, 1e-4, 0.5, 1.0])))
+        width = rng.uniform(0.5, 1, n) * size * wide
+        low, high = ((centre + s * width).astype(np.float32).astype(np.float64) for s in (-1, 1))
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        return None
+    corners = list(itertools.islice(itertools.product((0, 1), repeat=n), 32)) if (low < high).any() else [(0,) * n]
+    points = [np.where(np.array(c) == 1, high, low) for c in corners]
+    best: tuple[Fraction, int] | None = None
+    values: list[Fraction] = []
+    try:
+        for k, point in enumerate(points):
+            y, slack = truth.real_output(model, point)
+            values = values or y
+            if best is None or y[0] < best[0]:
+                best = y[0] + slack, k
+    except truth.NoTruth:
+        return None
+    assert best is not None
+    least = best[0] + (abs(best[0]) * Fraction(1, 10**9) if kind == "smooth" else 0)
+    if abs(least) > Fraction(10) ** 300:
+        return None
+    order = [points[best[1]], *points[:8]]
+    t = float(least)
+    if Fraction(t) < least:
+        t = float(np.nextafter(t, np.inf))
+    row = f"(assert (<= Y_0 {formulas.decimal(t)}))\n"
+    text = formulas.declarations(n, len(values)) + box_text(low, high) + row
+    settings: dict[str, Any] = random_settings(rng, device, 60)
+    settings["attack.enabled"] = False
+    settings.pop("bab.max_domains", None)
+    return Query(
+        model.SerializeToString(),
+        text,
+        tuple(map(float, low)),
+        tuple(map(float, high)),
+        tuple(tuple(map(float, p)) for p in order),
+        settings | {"bab.max_domains": int(rng.choice([1, 20, 60]))},
+        random_paths(rng),
+        timeout=1.0,
+        methods=tuple(str(m) for m in rng.choice(["ibp", "crown", "alpha-crown"], 2, replace=False)),
+    )
+
+
+def cancelling(b: networks.Builder, x: networks.Value) -> networks.Value:
+    """Large terms whose sum is small: every rounding is visible in the result."""
+    n, m = x.size, int(b.rng.integers(2, 10))
+    big = float(10.0 ** b.rng.uniform(0, 6))
+    w = b.rng.normal(size=(m, n)) * big
+    h = b.node("Gemm", [x, b.constant(w), b.constant(b.rng.normal(size=m) * big)], (1, m), transB=1)
+    if b.rng.random() < 0.5:  # active everywhere on the small boxes that are usual here, or nearly so
+        h = b.node("Relu", [b.node("Add", [h, b.constant(np.full(m, 20 * big))], (1, m))], (1, m))
+    if b.rng.random() < 0.3:
+        h = b.node("MatMul", [h, b.constant(b.rng.normal(size=(m, m)))], (1, m))
+    v = b.rng.normal(size=m)
+    v[-1] = -v[:-1].sum()
+    out = b.node("MatMul", [h, b.constant(v.reshape(m, 1))], (1, 1))
+    return b.node("Add", [out, b.constant([[0.1]])], (1, 1)) if b.rng.random() < 0.5 else out
+
+
+def decided(b: networks.Builder, x: networks.Value, depth: int) -> networks.Value:
+    """Layers of all affine kinds; ReLUs that a small box leaves decided in most cases."""
+    for _ in range(depth):
+        names = list(networks.AFFINE)
+        x = networks.AFFINE[names[int(b.rng.integers(0, len(names)))]](b, x)
+        if b.rng.random() < 0.7:
+            x = networks.relu(b, x) if b.rng.random() < 0.7 else networks.bent(b, x)
+        if x.size > networks.MOST:
+            break
+    return networks.linear(b, x, int(b.rng.integers(1, 3)))
+
+
+def scaled(b: networks.Builder, x: networks.Value, depth: int) -> networks.Value:
+    """Weights of every layer of another magnitude, from the smallest numbers to the largest."""
+    for k in range(depth):
+        m = int(b.rng.integers(1, 5))
+        exponent = b.rng.uniform(-42, 30) if b.rng.random() < 0.5 else b.rng.uniform(-6, 6)
+        with np.errstate(over="ignore", under="ignore"):
+            w = (b.rng.normal(size=(m, x.size)) * 10.0**exponent).astype(np.float32)
+            bias = (b.rng.normal(size=m) * 10.0 ** b.rng.uniform(-42, 30)).astype(np.float32)
+        w = np.nan_to_num(w, posinf=1e30, neginf=-1e30)
+        if b.rng.random() < 0.5:
+            bias = np.zeros_like(bias)
+        x = b.node("Gemm", [x, b.constant(w), b.constant(bias)], (1, m), transB=1)
+        if k < depth - 1:
+            x = networks.relu(b, x)
+    return x
