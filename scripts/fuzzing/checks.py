@@ -93,9 +93,7 @@ def violates(query: Query, x: Sequence[float]) -> bool:
     # Known to many digits: corners of what the outputs may be must all be in the set.
     exact = list(map(Fraction, map(float, x)))
     signs = itertools.islice(itertools.product((-1, 1), repeat=len(y)), 64)
-    return all(
-        formulas.satisfied(query.text, exact, [v + s * slack for v, s in zip(y, g, strict=True)]) for g in signs
-    )
+    return all(formulas.satisfied(query.text, exact, [v + s * slack for v, s in zip(y, g, strict=True)]) for g in signs)
 
 
 def violates_in_float32(query: Query, x: Sequence[float]) -> bool:
@@ -278,7 +276,9 @@ def _outside(
 def _beyond(v: Any, low: float, high: float) -> bool:
     exact = truth.as_fraction(v)
     slack = abs(exact) * Fraction(1, 10**40) if not isinstance(v, Fraction) else 0
-    return bool((np.isfinite(low) and exact < Fraction(low) - slack) or (np.isfinite(high) and exact > Fraction(high) + slack))
+    return bool(
+        (np.isfinite(low) and exact < Fraction(low) - slack) or (np.isfinite(high) and exact > Fraction(high) + slack)
+    )
 
 
 _EXACT_POINTS = 3
@@ -296,7 +296,9 @@ def known_values(query: Query) -> list[tuple[tuple[float, ...], dict[str, np.nda
                 values = truth.evaluate(query.proto, np.asarray(x, dtype=np.float64), truth.FLOAT)
         except truth.NoTruth:
             continue
-        if all(v.dtype == object or np.isfinite(v.astype(np.float64)).all() for v in values.values() if v.dtype != bool):
+        if all(
+            v.dtype == object or np.isfinite(v.astype(np.float64)).all() for v in values.values() if v.dtype != bool
+        ):
             out.append((x, values))
     return out
 
@@ -304,7 +306,11 @@ def known_values(query: Query) -> list[tuple[tuple[float, ...], dict[str, np.nda
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Without what libraries print."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
         warnings.simplefilter("ignore")
         yield
 

@@ -67,7 +67,6 @@ def satisfied(text: str, x: Sequence[Any], y: Sequence[Any]) -> bool:
     return all(holds(formula, point) for formula in asserted(text))
 
 
-
 def declarations(n_in: int, n_out: int) -> str:
     names = [f"X_{i}" for i in range(n_in)] + [f"Y_{j}" for j in range(n_out)]
     return "".join(f"(declare-const {name} Real)\n" for name in names)

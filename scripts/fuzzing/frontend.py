@@ -54,8 +54,7 @@ class Maker:
 
 
 def elementwise(m: Maker) -> tuple[int, ...]:
-    op = m.pick(*"Abs Neg Relu Sigmoid Tanh Exp Softplus Sin Cos Erf Identity Floor Ceil Sign Round HardSigmoid Elu Selu "
-                "Softsign LeakyRelu ThresholdedRelu Celu HardSwish Gelu Log Sqrt Reciprocal Mish".split())  # fmt: skip
+    op = m.pick(*["Abs", "Neg", "Relu", "Sigmoid", "Tanh", "Exp", "Softplus", "Sin", "Cos", "Erf", "Identity", "Floor", "Ceil", "Sign", "Round", "HardSigmoid", "Elu", "Selu", "Softsign", "LeakyRelu", "ThresholdedRelu", "Celu", "HardSwish", "Gelu", "Log", "Sqrt", "Reciprocal", "Mish"])  # fmt: skip
     attributes: dict[str, Any] = {}
     if op in ("Elu", "LeakyRelu", "ThresholdedRelu", "Celu", "HardSigmoid", "Selu") and m.rng.random() < 0.7:
         attributes["alpha"] = float(np.float32(m.pick(0.2, 0.01, 1.0, 1.5, 0.7)))
@@ -75,7 +74,9 @@ def elementwise(m: Maker) -> tuple[int, ...]:
 def binary(m: Maker) -> tuple[int, ...]:
     shape = m.pick((1, 4), (1, 3, 4), (2, 3), (1, 2, 1, 3))
     other = tuple(s if m.rng.random() < 0.6 else 1 for s in shape)[m.int(0, len(shape)) :]
-    op = m.pick("Add", "Sub", "Mul", "Div", "Max", "Min", "Pow", "PRelu", "Sum", "Mean", "Greater", "Less", "Where", "Mod")
+    op = m.pick(
+        "Add", "Sub", "Mul", "Div", "Max", "Min", "Pow", "PRelu", "Sum", "Mean", "Greater", "Less", "Where", "Mod"
+    )
     if op == "PRelu":
         m.node(op, ["X", m.f(*other)])
     elif op == "Pow":
@@ -189,7 +190,7 @@ def spatial(m: Maker) -> tuple[int, ...]:
             a["output_padding"] = [m.int(0, s - 1) for s in a.get("strides", [1] * dims)]
     elif not op.startswith("Global"):
         a["kernel_shape"] = kernel
-        if m.rng.random() < 0.25 and (op == "MaxPool" and m.opset >= 10 or m.opset >= 10):
+        if m.rng.random() < 0.25 and ((op == "MaxPool" and m.opset >= 10) or m.opset >= 10):
             a["ceil_mode"] = 1
         if op == "AveragePool" and m.rng.random() < 0.5:
             a["count_include_pad"] = m.int(0, 1)
@@ -300,7 +301,9 @@ def shaping(m: Maker) -> tuple[int, ...]:
 
 
 def normalising(m: Maker) -> tuple[int, ...]:
-    op = m.pick("Softmax", "LogSoftmax", "BatchNormalization", "LayerNormalization", "Clip", "Dropout", "InstanceNormalization")
+    op = m.pick(
+        "Softmax", "LogSoftmax", "BatchNormalization", "LayerNormalization", "Clip", "Dropout", "InstanceNormalization"
+    )
     shape = m.pick((1, 3), (1, 2, 3), (1, 3, 2, 2))
     c = shape[1]
     if op in ("Softmax", "LogSoftmax"):
@@ -365,7 +368,12 @@ def random_case(rng: np.random.Generator) -> Case | None:
 
 def probes(rng: np.random.Generator, n: int, low: float, high: float) -> np.ndarray:
     """Random points, whole and half numbers, ties and ends, inside the box."""
-    points = [rng.uniform(low, high, (8, n)), rng.integers(-4, 5, (4, n)) / 2, np.full((1, n), 0.0), np.full((1, n), low)]
+    points = [
+        rng.uniform(low, high, (8, n)),
+        rng.integers(-4, 5, (4, n)) / 2,
+        np.full((1, n), 0.0),
+        np.full((1, n), low),
+    ]
     points += [np.full((1, n), high), np.where(rng.random((3, n)) < 0.5, low, high)]
     return np.clip(np.concatenate(points), low, high).astype(np.float32).astype(np.float64)
 
@@ -430,7 +438,16 @@ def complaint_of(model: onnx.ModelProto, low: float, high: float, rng: np.random
         return Complaint("crash", checks.last_words(error))
     l, u = (np.asarray(t.double()).reshape(-1) for t in (bounds.lower, bounds.upper))
     slack = 2e-6 * scale + 2e-5 * np.abs(values)
-    jumps = {n.op_type for n in model.graph.node} & {"Floor", "Ceil", "Round", "Sign", "Greater", "Less", "Mod", "Where"}
+    jumps = {n.op_type for n in model.graph.node} & {
+        "Floor",
+        "Ceil",
+        "Round",
+        "Sign",
+        "Greater",
+        "Less",
+        "Mod",
+        "Where",
+    }
     bad = (values < l - slack) | (values > u + slack)
     bad &= np.isfinite(values)
     if bad.any() and not (jumps and radius == 0.0):

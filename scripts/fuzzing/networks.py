@@ -245,9 +245,7 @@ def rearranged(b: Builder, x: Value) -> Value:
     if kind == "Split" and size > 1:
         first = int(b.rng.integers(1, size))
         name = f"v{len(b.nodes)}"
-        b.nodes.append(
-            helper.make_node("Split", [x.name, b.ints(first, size - first)], [name + "a", name], axis=axis)
-        )
+        b.nodes.append(helper.make_node("Split", [x.name, b.ints(first, size - first)], [name + "a", name], axis=axis))
         return Value(name, tuple(size - first if i == axis else s for i, s in enumerate(x.shape)))
     if kind == "ReduceSum" and len(x.shape) > 1 and axis > 0:
         if b.rng.random() < 0.5:
@@ -306,7 +304,10 @@ def extremum(b: Builder, x: Value) -> Value:
 def smooth(b: Builder, x: Value) -> Value:
     kind = str(
         b.rng.choice(
-            [*("Sigmoid", "Tanh", "Exp", "Erf", "Sin", "Cos", "Softplus", "Silu", "Gelu"), *("Sqrt", "Log", "Reciprocal")]
+            [
+                *("Sigmoid", "Tanh", "Exp", "Erf", "Sin", "Cos", "Softplus", "Silu", "Gelu"),
+                *("Sqrt", "Log", "Reciprocal"),
+            ]
         )
     )
     if kind == "Exp":  # of something bounded, so that numbers stay small

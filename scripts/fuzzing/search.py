@@ -60,7 +60,9 @@ def run(rng: np.random.Generator, device: str) -> Iterator[Found | None]:
 def random_box(rng: np.random.Generator, n: int, most: float = 2.0) -> tuple[np.ndarray, np.ndarray]:
     """Bounds as doubles; float32 numbers in most cases, else short decimals."""
     centre = rng.uniform(-1, 1, n)
-    radius = float(rng.choice([0.0, 1e-6, 1e-3, 0.05, 0.3, 1.0, 1.0, most], p=[0.04, 0.06, 0.1, 0.1, 0.2, 0.2, 0.2, 0.1]))
+    radius = float(
+        rng.choice([0.0, 1e-6, 1e-3, 0.05, 0.3, 1.0, 1.0, most], p=[0.04, 0.06, 0.1, 0.1, 0.2, 0.2, 0.2, 0.1])
+    )
     width = radius * rng.uniform(0.5, 1.0, n)
     if n > 1 and rng.random() < 0.3:
         width[rng.random(n) < 0.4] = 0.0
@@ -94,7 +96,9 @@ def random_query(rng: np.random.Generator, device: str) -> Query | None:
     text = random_property(rng, model, runtime, n_out, low, high, best)
     if text is None:
         return None
-    methods = tuple(str(m) for m in rng.choice(["ibp", "crown", "alpha-crown"], 1 + int(rng.random() < 0.5), replace=False))
+    methods = tuple(
+        str(m) for m in rng.choice(["ibp", "crown", "alpha-crown"], 1 + int(rng.random() < 0.5), replace=False)
+    )
     return Query(
         model.SerializeToString(),
         text,
@@ -144,7 +148,9 @@ def random_property(
         for _ in range(int(rng.integers(1, 3))):
             other = random_row(rng, n_out, low.size)
             v = value_of(other, at)
-            rows.append(compared(rng, other, v, Fraction(float(abs(v) + 1) * float(rng.choice([0.0, 1e-6, 0.01, 0.3])))))
+            rows.append(
+                compared(rng, other, v, Fraction(float(abs(v) + 1) * float(rng.choice([0.0, 1e-6, 0.01, 0.3]))))
+            )
     formula = rows[0] if len(rows) == 1 else f"(and {' '.join(rows)})"
     box = box_text(low, high)
     if kind > 0.85:  # other cases, most of them impossible
@@ -194,7 +200,9 @@ def shift(rng: np.random.Generator, row: Row, x: np.ndarray, runtime: truth.Runt
         return size * Fraction(float(rng.choice([1e-12, 1e-8, 1e-6, 1e-4, 1e-2])))
     if kind < 0.75:  # just what onnxruntime gives
         y = runtime.one(x, bool(rng.random() < 0.5))
-        exact = value_of(row, formulas.named(list(map(float, x)), list(map(float, y)))) if np.isfinite(y).all() else value
+        exact = (
+            value_of(row, formulas.named(list(map(float, x)), list(map(float, y)))) if np.isfinite(y).all() else value
+        )
         return exact - value
     return -size * Fraction(float(rng.choice([1e-12, 1e-8, 1e-7, 1e-6, 1e-4, 1e-2, 0.1])))
 
@@ -205,7 +213,7 @@ def compared(rng: np.random.Generator, row: Row, value: Fraction, above: Fractio
     t = float(total)
     if Fraction(t) < total:
         t = float(np.nextafter(t, np.inf))
-    strict = bool(rng.random() < 0.15) and (above > 0 or above <= 0 and rng.random() < 0.5)
+    strict = bool(rng.random() < 0.15) and (above > 0 or (above <= 0 and rng.random() < 0.5))
     names = list(row.items())
     flip = bool(rng.random() < 0.4)
     sign = -1 if flip else 1

@@ -24,7 +24,7 @@ PATHS: dict[str, list[tuple[str, str, Any]]] = {
     "no compact network": [("verifier.bab.compact", "_MOST_NUMBERS", 0)],
     # Every proof in float64.
     "float64": [
-        ("verifier.bab.input_split", "charges_in_float32", lambda graph: False),
+        ("verifier.bab.input_split", "charges_in_float32", lambda *_, **__: False),
         ("verifier.bounds.crown", "float32_can_be_charged", lambda *_, **__: False),
     ],
     # Windows on planes of any size, long sums from few terms on, blocks of few rows.

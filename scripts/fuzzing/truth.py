@@ -210,7 +210,9 @@ def _spatial(a: dict[str, Any], shape: Sequence[int], kernel: Sequence[int]) -> 
     if auto in ("SAME_UPPER", "SAME_LOWER"):
         pads = [0] * 2 * n
         for i in range(n):
-            total = max(0, (-(-shape[i] // strides[i]) - 1) * strides[i] + (kernel[i] - 1) * dilations[i] + 1 - shape[i])
+            total = max(
+                0, (-(-shape[i] // strides[i]) - 1) * strides[i] + (kernel[i] - 1) * dilations[i] + 1 - shape[i]
+            )
             small, large = total // 2, total - total // 2
             pads[i], pads[n + i] = (small, large) if auto == "SAME_UPPER" else (large, small)
     elif auto == "VALID":
@@ -225,7 +227,9 @@ def _windows(x: Array, kernel: Sequence[int], a: dict[str, Any], fill: Any) -> l
     padded = np.full((*x.shape[:2], *padded_shape), fill, dtype=x.dtype)
     inner = tuple(slice(b, b + s) for b, s in zip(begin, x.shape[2:], strict=True))
     padded[(slice(None), slice(None), *inner)] = x
-    sizes = [(p - (k - 1) * d - 1) // s + 1 for p, k, d, s in zip(padded_shape, kernel, dilations, strides, strict=True)]
+    sizes = [
+        (p - (k - 1) * d - 1) // s + 1 for p, k, d, s in zip(padded_shape, kernel, dilations, strides, strict=True)
+    ]
     if min(sizes) < 1:
         raise NoTruth("an empty window")
     out = []
@@ -452,7 +456,9 @@ def _unsqueeze(f: Field, v: list[Any], a: dict[str, Any], opset: int) -> Array:
 def _global_pool(combine: Callable[[Field, Array, int], Array]) -> Callable[..., Array]:
     def rule(f: Field, v: list[Any], a: dict[str, Any], opset: int) -> Array:
         x = v[0]
-        return combine(f, x.reshape(*x.shape[:2], -1), int(np.prod(x.shape[2:]))).reshape(*x.shape[:2], *[1] * (x.ndim - 2))
+        return combine(f, x.reshape(*x.shape[:2], -1), int(np.prod(x.shape[2:]))).reshape(
+            *x.shape[:2], *[1] * (x.ndim - 2)
+        )
 
     return rule
 
@@ -686,8 +692,12 @@ def snap(x: Array, low: Array, high: Array) -> Array:
 
 
 def least_of_rows(
-    run: Callable[[Array], Array], rows: Sequence[Mapping[int, float]], low: Array, high: Array,
-    rng: np.random.Generator, effort: int,
+    run: Callable[[Array], Array],
+    rows: Sequence[Mapping[int, float]],
+    low: Array,
+    high: Array,
+    rng: np.random.Generator,
+    effort: int,
 ) -> list[Extreme]:
     """For every row (output index to coefficient) the least value that a search finds."""
     return [

@@ -35,7 +35,11 @@ def random_text(rng: random.Random) -> tuple[str, int, int]:
         elif way < 0.8:
             parts = [f"(assert (and (<= X_{i} {high}) (>= X_{i} {low})))"]
         elif way < 0.9:
-            parts = [f"(assert (>= (* 2 X_{i}) {a / 4}))", f"(assert (<= (- X_{i}) {-a / 8}))", f"(assert (<= X_{i} {high}))"]
+            parts = [
+                f"(assert (>= (* 2 X_{i}) {a / 4}))",
+                f"(assert (<= (- X_{i}) {-a / 8}))",
+                f"(assert (<= X_{i} {high}))",
+            ]
         else:
             strict = rng.choice(["<", "<="])
             parts = [f"(assert (>= X_{i} {low}))", f"(assert ({strict} X_{i} {high}))", f"(assert (>= X_{i} -2))"]
@@ -79,7 +83,9 @@ def disagreement(text: str, n_in: int, n_out: int, rng: random.Random, count: in
             said = member(problem, x, y, side)
             if (side == "witness" and said != true) or (side == "proof" and true and not said):
                 words = "holds" if true else "does not hold"
-                return Complaint("misread", f"at X={list(map(str, x))}, Y={list(map(str, y))} the text {words}; {side}: {said}")
+                return Complaint(
+                    "misread", f"at X={list(map(str, x))}, Y={list(map(str, y))} the text {words}; {side}: {said}"
+                )
     return None
 
 
