@@ -53,8 +53,14 @@ class Maker:
         self.nodes.append(helper.make_node(op, inputs, [out] if isinstance(out, str) else out, **given))
 
 
+_UNARY = (
+    "Abs Neg Relu Sigmoid Tanh Exp Softplus Sin Cos Erf Identity Floor Ceil Sign Round HardSigmoid Elu Selu Softsign "
+    "LeakyRelu ThresholdedRelu Celu HardSwish Gelu Log Sqrt Reciprocal Mish"
+)
+
+
 def elementwise(m: Maker) -> tuple[int, ...]:
-    op = m.pick(*["Abs", "Neg", "Relu", "Sigmoid", "Tanh", "Exp", "Softplus", "Sin", "Cos", "Erf", "Identity", "Floor", "Ceil", "Sign", "Round", "HardSigmoid", "Elu", "Selu", "Softsign", "LeakyRelu", "ThresholdedRelu", "Celu", "HardSwish", "Gelu", "Log", "Sqrt", "Reciprocal", "Mish"])  # fmt: skip
+    op = m.pick(*_UNARY.split())
     attributes: dict[str, Any] = {}
     if op in ("Elu", "LeakyRelu", "ThresholdedRelu", "Celu", "HardSigmoid", "Selu") and m.rng.random() < 0.7:
         attributes["alpha"] = float(np.float32(m.pick(0.2, 0.01, 1.0, 1.5, 0.7)))
@@ -216,12 +222,17 @@ def reduction(m: Maker) -> tuple[int, ...]:
     return shape
 
 
+_SHAPING = (
+    "Reshape Transpose Flatten Slice Slice Gather Unsqueeze Squeeze Expand Tile Pad Concat Split DepthToSpace SpaceToDepth "
+    "Upsample GatherElements Trilu Resize"
+)
+
+
 def shaping(m: Maker) -> tuple[int, ...]:
     shape = m.pick((1, 6), (1, 2, 3), (2, 3), (1, 2, 2, 3), (1, 4, 2, 2))
     n, size = len(shape), math.prod(shape)
     axis = m.int(-n, n - 1)
-    op = m.pick("Reshape", "Transpose", "Flatten", "Slice", "Gather", "Unsqueeze", "Squeeze", "Expand", "Tile", "Pad", "Concat",
-                "Split", "DepthToSpace", "SpaceToDepth", "Upsample", "GatherElements", "Trilu", "Resize")  # fmt: skip
+    op = m.pick(*_SHAPING.split())
     if op == "Reshape":
         d = m.pick(*[d for d in range(1, size + 1) if size % d == 0])
         m.node(op, ["X", m.i(*m.pick((-1,), (d, -1), (1, d, size // d), (0, -1)))])
@@ -349,8 +360,6 @@ MAKERS: list[tuple[float, Callable[[Maker], tuple[int, ...]]]] = [
     (1, normalising),
     (0.4, recurrent),
 ]
-# What is refused on purpose although onnxruntime runs it.
-_REFUSED_ON_PURPOSE = ("otherwise than by onnxruntime",)
 
 
 def random_case(rng: np.random.Generator) -> Case | None:

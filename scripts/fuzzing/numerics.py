@@ -19,14 +19,58 @@ from scripts.fuzzing.checks import Query
 from scripts.fuzzing.search import Found, box_text
 from scripts.fuzzing.settings import random_paths, random_settings
 
+_FAMILIES = ("relu", "piecewise", "smooth", "smooth", "product", "mixed", "softmax", "steps", "affine")
+
 
 def run(rng: np.random.Generator, device: str) -> Iterator[Found | None]:
+    """Bounds of one network on several boxes, then a query at an exact threshold."""
+    yield from bounded(rng, device)
     query = random_query(rng, device)
     if query is None:
         return
     complaints = checks.examine(query)
     yield from (Found(query, c) for c in complaints[:1])
     if not complaints:
+        yield None
+
+
+def bounded(rng: np.random.Generator, device: str) -> Iterator[Found | None]:
+    """Bounds alone: small boxes show wrong planes, wide ones wrong cases, points wrong arithmetic."""
+    family = _FAMILIES[int(rng.integers(0, len(_FAMILIES)))]
+    model = networks.random_network(rng, family, depth=int(rng.integers(1, 3)))
+    runtime = truth.Runtime(model)
+    try:
+        n_out = runtime.one(np.zeros(runtime.n_in)).size
+    except Exception:
+        return
+    n = runtime.n_in
+    for _ in range(4):
+        radius = float(rng.choice([0.0, 1e-5, 1e-3, 0.03, 0.3, 1.0, 3.0, 10.0]))
+        centre = rng.uniform(-1, 1, n) * float(rng.choice([1.0, 1.0, 4.0]))
+        width = radius * rng.uniform(0.2, 1.0, n)
+        low, high = ((centre + s * width).astype(np.float32).astype(np.float64) for s in (-1, 1))
+        points = [np.where(rng.random(n) < 0.5, low, high) for _ in range(6)]
+        points += [truth.snap(low + rng.random(n) * (high - low), low, high) for _ in range(6)]
+        for j in range(min(n_out, 2)):
+            for sign in (1, -1):
+                found = truth.minimise(lambda x, j=j, s=sign: s * float(runtime.one(x)[j]), low, high, rng, 40)
+                points.append(found.point)
+        points.reverse()
+        settings = random_settings(rng, device)
+        query = Query(
+            model.SerializeToString(),
+            "",
+            tuple(map(float, low)),
+            tuple(map(float, high)),
+            tuple(tuple(map(float, p)) for p in points),
+            {k: v for k, v in settings.items() if k in ("device", "threads", "memory.chunk_bytes")},
+            random_paths(rng),
+            methods=("ibp", "crown", "alpha-crown")[: int(rng.choice([2, 3]))],
+        )
+        complaints = checks.examine(query)
+        yield from (Found(query, c) for c in complaints[:1])
+        if complaints:
+            return
         yield None
 
 

@@ -23,6 +23,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 # Shares of the time.
 KINDS = {"search": 0.38, "frontend": 0.17, "numerics": 0.17, "vnnlib": 0.05, "files": 0.08, "ranks": 0.09, "warm": 0.06}
+_LATER = ("ranks", "warm")
 _HANG = 150.0  # seconds without a word from a worker
 _REDUCE = 30.0  # seconds for making one finding small
 
@@ -49,7 +50,9 @@ def work(
     say = lambda **words: print(json.dumps(words), file=stdout)  # noqa: E731
     _prepare()
     modules = {kind: importlib.import_module(f"scripts.fuzzing.{kind}") for kind in kinds}
-    spent, index, told = dict.fromkeys(kinds, 0.0), dict(first), 0
+    # Kinds that start processes come when the others have had a minute.
+    spent = {kind: 60 * KINDS[kind] if kind in _LATER and len(kinds) > 2 else 0.0 for kind in kinds}
+    index, told = dict(first), 0
     while time.time() < until:
         kind = min(kinds, key=lambda k: spent[k] / KINDS[k])
         say(begin=kind, index=index[kind])

@@ -7,6 +7,7 @@ problem wrongly sooner or later closes that point, and then the verdict is wrong
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -241,7 +242,7 @@ def pieces(rng: np.random.Generator, low: np.ndarray, high: np.ndarray, formula:
     cuts = np.clip(cuts, low[i], high[i])
     cuts[0], cuts[-1] = low[i], high[i]
     arms = []
-    for a, b in zip(cuts, cuts[1:], strict=False):
+    for a, b in itertools.pairwise(cuts.tolist()):
         sides = []
         for j in range(low.size):
             lo, hi = (a, b) if j == i else (low[j], high[j])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -289,23 +289,11 @@ def _conv_transpose(f: Field, v: list[Any], a: dict[str, Any], opset: int) -> Ar
 def _max_pool(f: Field, v: list[Any], a: dict[str, Any], opset: int) -> Array:
     if a.get("ceil_mode"):
         raise NoTruth("ceil_mode")
-    marked = np.empty(v[0].shape, dtype=object)
-    for index, value in np.ndenumerate(v[0]):
-        marked[index] = (1, value)
-    best: Any = None
-    fill = np.empty((), dtype=object)
-    fill[()] = (0, 0)
-    for _, part in _windows(marked, a["kernel_shape"], a, fill):
-        if best is None:
-            best = part.copy()
-        else:
-            for index, pair in np.ndenumerate(part):
-                if pair > best[index]:
-                    best[index] = pair
-    out = np.empty(best.shape, dtype=v[0].dtype)
-    for index, pair in np.ndenumerate(best):
-        out[index] = pair[1]
-    return out
+    x, zero = v[0], f.array(0.0)[()]
+    # Padding never wins: it gets the least number there is.
+    least = np.min(x) if x.size else zero
+    parts = [p for _, p in _windows(x, a["kernel_shape"], a, least)]
+    return _fold(np.maximum)(f, parts, a, opset)
 
 
 def _average_pool(f: Field, v: list[Any], a: dict[str, Any], opset: int) -> Array:
@@ -689,18 +677,3 @@ def snap(x: Array, low: Array, high: Array) -> Array:
     y = np.where(y < low, np.nextafter(y.astype(np.float32), np.float32(np.inf)).astype(np.float64), y)
     y = np.where(y > high, np.nextafter(y.astype(np.float32), np.float32(-np.inf)).astype(np.float64), y)
     return np.clip(y, low, high)
-
-
-def least_of_rows(
-    run: Callable[[Array], Array],
-    rows: Sequence[Mapping[int, float]],
-    low: Array,
-    high: Array,
-    rng: np.random.Generator,
-    effort: int,
-) -> list[Extreme]:
-    """For every row (output index to coefficient) the least value that a search finds."""
-    return [
-        minimise(lambda x, row=row: float(sum(c * run(x)[i] for i, c in row.items())), low, high, rng, effort)
-        for row in rows
-    ]

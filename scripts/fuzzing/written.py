@@ -80,7 +80,7 @@ def _verdict(complaint: Complaint) -> list[str]:
 
 def test_of_text(text: str, complaint: Complaint, where: str) -> str:
     """A test that a property is read as it is written."""
-    head = f'''"""{_title(complaint, where)}"""
+    return f'''"""{_title(complaint, where)}"""
 
 from __future__ import annotations
 
@@ -92,10 +92,10 @@ TEXT = {text!r}
 
 
 def test_it() -> None:
-    n_in, n_out = (len({{w for w in TEXT.replace("(", " ").replace(")", " ").split() if w.startswith(c)}}) for c in "XY")
+    words = set(TEXT.replace("(", " ").replace(")", " ").split())
+    n_in, n_out = (sum(w.startswith(c) for w in words) for c in ("X_", "Y_"))
     assert disagreement(TEXT, n_in, n_out, random.Random(0), 2000) is None
 '''
-    return head
 
 
 def test_of_files(files: tuple[bytes, bytes], complaint: Complaint, where: str) -> str:
