@@ -7,9 +7,9 @@ that choose a path; single nodes against onnxruntime; properties in odd spelling
 broken files; several ranks; magnitudes from the smallest numbers to the largest; a resident worker with many queries.
 
 Wrong is: an `unsat` with a point that violates in exact arithmetic (or in onnxruntime, where the record covers
-float32), a `sat` whose printed witness does not replay, a bound that a real value leaves, a crash, an answer later than
-the limit and a second. What is found is made small and written as a test into DIR. Every case depends on the seed and its number
-alone, up to time limits. Exits 1 when something was found.
+float32), a `sat` whose printed witness does not replay, a bound that a real value leaves, a crash, an answer later
+than the limit and a second. What is found is made small and written as a test into DIR. Every case depends on the
+seed and its number alone, up to time limits. Exits 1 when something was found.
 """
 
 from __future__ import annotations

@@ -223,8 +223,8 @@ def reduction(m: Maker) -> tuple[int, ...]:
 
 
 _SHAPING = (
-    "Reshape Transpose Flatten Slice Slice Gather Unsqueeze Squeeze Expand Tile Pad Concat Split DepthToSpace SpaceToDepth "
-    "Upsample GatherElements Trilu Resize"
+    "Reshape Transpose Flatten Slice Slice Gather Unsqueeze Squeeze Expand Tile Pad Concat Split DepthToSpace "
+    "SpaceToDepth Upsample GatherElements Trilu Resize"
 )
 
 
