@@ -357,6 +357,39 @@ def step(b: Builder, x: Value) -> Value:
     return b.node(kind, [x], x.shape)
 
 
+def pictures(rng: np.random.Generator) -> onnx.ModelProto:
+    """Convolutions that keep the size of a picture, with residual sums and differences, pools and a linear end."""
+    b = Builder(rng)
+    c, h, w = int(rng.integers(1, 3)), int(rng.integers(2, 5)), int(rng.integers(2, 5))
+    shape: Shape = (1, int(rng.integers(1, 3)), h, w)
+    x = same(b, Value("X", shape), c)
+    for _ in range(int(rng.integers(1, 4))):
+        y = relu(b, x) if rng.random() < 0.6 else bent(b, x)
+        y = same(b, y, c)
+        if rng.random() < 0.3:
+            y = batch_norm(b, y)
+        x = b.node(str(rng.choice(["Add", "Sub"])), [x, y] if rng.random() < 0.5 else [y, x], x.shape)
+        if rng.random() < 0.3:
+            x = b.node("Mul", [x, b.constant(b.weights((c, 1, 1), 1.0))], x.shape)
+    x = relu(b, x)
+    if rng.random() < 0.5:
+        x = pool(b, x, str(rng.choice(["AveragePool", "MaxPool", "GlobalAveragePool"])))
+    if rng.random() < 0.5:
+        x = relu(b, conv(b, x))
+    return b.model(shape, linear(b, x, int(rng.integers(1, 3))))
+
+
+def same(b: Builder, x: Value, channels: int) -> Value:
+    """A convolution with an output of the same size; odd or even kernels, padded to fit."""
+    kernel = [int(k) for k in b.rng.integers(1, 4, 2)]
+    begin = [int(b.rng.integers(0, k)) for k in kernel]
+    pads = [*begin, *[k - 1 - p for k, p in zip(kernel, begin, strict=True)]]
+    n = x.shape[1]
+    w = b.weights((channels, n, *kernel), 1.2 / math.sqrt(n * math.prod(kernel)))
+    inputs = [x, b.constant(w), b.constant(b.weights((channels,), 0.4))]
+    return b.node("Conv", inputs, (1, channels, *x.shape[2:]), pads=pads)
+
+
 Layer = Callable[[Builder, Value], Value]
 
 # What a family is made of, with weights.
@@ -385,6 +418,8 @@ def random_network(
         grid: weights are multiples of 1/grid.
         width: of hidden layers of plain networks.
     """
+    if family == "pictures":
+        return pictures(rng)
     for _ in range(50):
         b = Builder(rng, grid=grid)
         shape: Shape = (1, n_in or int(rng.integers(1, 7)))

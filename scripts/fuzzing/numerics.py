@@ -19,19 +19,17 @@ from scripts.fuzzing.checks import Query
 from scripts.fuzzing.search import Found, box_text
 from scripts.fuzzing.settings import random_paths, random_settings
 
-_FAMILIES = ("relu", "piecewise", "smooth", "smooth", "product", "mixed", "softmax", "steps", "affine")
+_FAMILIES = ("relu", "pictures", "pictures", "piecewise", *("smooth",) * 2, "product", "mixed", "softmax", "steps")
 
 
 def run(rng: np.random.Generator, device: str) -> Iterator[Found | None]:
     """Bounds of one network on several boxes, then a query at an exact threshold."""
     yield from bounded(rng, device)
-    query = random_query(rng, device)
-    if query is None:
-        return
-    complaints = checks.examine(query)
-    yield from (Found(query, c) for c in complaints[:1])
-    if not complaints:
-        yield None
+    for query in random_queries(rng, device):
+        complaints = checks.examine(query)
+        yield from (Found(query, c) for c in complaints[:1])
+        if not complaints:
+            yield None
 
 
 def bounded(rng: np.random.Generator, device: str) -> Iterator[Found | None]:
@@ -74,71 +72,86 @@ def bounded(rng: np.random.Generator, device: str) -> Iterator[Found | None]:
         yield None
 
 
-def random_query(rng: np.random.Generator, device: str) -> Query | None:
+def random_queries(rng: np.random.Generator, device: str) -> list[Query]:
+    """Properties of one network at its least and largest values; none when they are not known."""
     kind = str(rng.choice(["cancel", "deep", "point", "huge", "smooth"], p=[0.3, 0.25, 0.15, 0.2, 0.1]))
     n_in = int(rng.integers(1, 5))
     b = networks.Builder(rng)
     x = networks.Value("X", (1, n_in))
     size = float(10.0 ** rng.uniform(-3, 3)) if kind != "huge" else float(10.0 ** rng.uniform(-44, 36))
+    if kind == "point":
+        family = str(rng.choice(["relu", "piecewise", "affine", "smooth", "mixed", "pictures"]))
+        return _queries(rng, networks.random_network(rng, family), kind, 1.0, device)
     if kind == "cancel":
         out = cancelling(b, x)
     elif kind == "deep":
         out = decided(b, x, int(rng.integers(1, 5)))
     elif kind == "smooth":
         out = networks.linear(b, networks.smooth(b, networks.linear(b, x, 3)), 2)
-    elif kind == "huge":
-        out = scaled(b, x, int(rng.integers(1, 4)))
     else:
-        model = networks.random_network(rng, str(rng.choice(["relu", "piecewise", "affine", "smooth", "mixed"])))
-        return _query(rng, model, kind, 1.0, device)
-    return _query(rng, b.model((1, n_in), out), kind, size, device)
+        out = scaled(b, x, int(rng.integers(1, 4)))
+    return _queries(rng, b.model((1, n_in), out), kind, size, device)
 
 
-def _query(rng: np.random.Generator, model: onnx.ModelProto, kind: str, size: float, device: str) -> Query | None:
-    runtime = truth.Runtime(model)
-    n = runtime.n_in
+def _queries(rng: np.random.Generator, model: onnx.ModelProto, kind: str, size: float, device: str) -> list[Query]:
+    n = truth.Runtime(model).n_in
     with np.errstate(over="ignore"):
         centre = (rng.uniform(-1, 1, n) * size).astype(np.float32).astype(np.float64)
         wide = {"point": 0.0, "smooth": 1e-3, "deep": 1e-2}.get(kind, float(rng.choice([0.0, 1e-4, 0.5, 1.0])))
         width = rng.uniform(0.5, 1, n) * size * wide
         low, high = ((centre + s * width).astype(np.float32).astype(np.float64) for s in (-1, 1))
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
-        return None
+        return []
     corners = list(itertools.islice(itertools.product((0, 1), repeat=n), 32)) if (low < high).any() else [(0,) * n]
     points = [np.where(np.array(c) == 1, high, low) for c in corners]
-    best: tuple[Fraction, int] | None = None
-    values: list[Fraction] = []
     try:
-        for k, point in enumerate(points):
-            y, slack = truth.real_output(model, point)
-            values = values or y
-            if best is None or y[0] < best[0]:
-                best = y[0] + slack, k
+        found = [truth.real_output(model, point) for point in points]
     except truth.NoTruth:
-        return None
-    assert best is not None
-    least = best[0] + (abs(best[0]) * Fraction(1, 10**9) if kind == "smooth" else 0)
+        return []
+    n_out = len(found[0][0])
+    rows: list[dict[int, int]] = [{j: sign} for j in range(min(n_out, 2)) for sign in (1, -1)]
+    if n_out > 1:
+        rows.append({0: 1, 1: -1})
+    out = []
+    for row in rows:
+        values = [sum((c * y[j] for j, c in row.items()), Fraction(0)) + slack * len(row) for y, slack in found]
+        k = min(range(len(values)), key=values.__getitem__)
+        query = _at_least_value(rng, model, low, high, row, values[k], [points[k], *points[:5]], n_out, device)
+        out += [] if query is None else [query]
+    return out
+
+
+def _at_least_value(
+    rng: np.random.Generator,
+    model: onnx.ModelProto,
+    low: np.ndarray,
+    high: np.ndarray,
+    row: dict[int, int],
+    least: Fraction,
+    points: list[np.ndarray],
+    n_out: int,
+    device: str,
+) -> Query | None:
+    """``row`` at most its least value, rounded up to a double."""
     if abs(least) > Fraction(10) ** 300:
         return None
-    order = [points[best[1]], *points[:8]]
     t = float(least)
     if Fraction(t) < least:
         t = float(np.nextafter(t, np.inf))
-    row = f"(assert (<= Y_0 {formulas.decimal(t)}))\n"
-    text = formulas.declarations(n, len(values)) + box_text(low, high) + row
-    settings: dict[str, Any] = random_settings(rng, device, 60)
-    settings["attack.enabled"] = False
-    settings.pop("bab.max_domains", None)
+    terms = [f"Y_{j}" if c == 1 else f"(- Y_{j})" for j, c in row.items()]
+    left = terms[0] if len(terms) == 1 else f"(+ {' '.join(terms)})"
+    text = formulas.declarations(low.size, n_out) + box_text(low, high)
+    settings: dict[str, Any] = random_settings(rng, device) | {"attack.enabled": False}
+    settings["bab.max_domains"] = int(rng.choice([1, 1, 20]))
     return Query(
         model.SerializeToString(),
-        text,
+        text + f"(assert (<= {left} {formulas.decimal(t)}))\n",
         tuple(map(float, low)),
         tuple(map(float, high)),
-        tuple(tuple(map(float, p)) for p in order),
-        settings | {"bab.max_domains": int(rng.choice([1, 20, 60]))},
+        tuple(tuple(map(float, p)) for p in points),
+        settings,
         random_paths(rng),
         timeout=1.0,
-        methods=tuple(str(m) for m in rng.choice(["ibp", "crown", "alpha-crown"], 2, replace=False)),
     )
 
 
