@@ -49,6 +49,11 @@ class Network:
     sha256: str = ""
 
     @property
+    def file(self) -> OnnxFile | None:
+        """The parsed ONNX model, None for a torch module."""
+        return self.run.file if isinstance(self.run, OnnxRunner) else None
+
+    @property
     def n_in(self) -> int:
         return self.graph.nodes[0].size
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -254,12 +255,13 @@ def model_of(file: OnnxFile, graph: onnx.GraphProto) -> onnx.ModelProto:
     return onnx.helper.make_model(graph, opset_imports=versions, ir_version=file.model.ir_version)
 
 
-def new_session(model: bytes | str, optimised: bool) -> Any:
+def new_session(model: bytes | str, optimised: bool, save: Path | None = None) -> Any:
     """An onnxruntime session of one CPU thread.
 
     Args:
         model: serialised, or the path of its file.
         optimised: with onnxruntime's graph optimisations.
+        save: where to write the graph that will run.
     """
     import onnxruntime
 
@@ -268,6 +270,8 @@ def new_session(model: bytes | str, optimised: bool) -> Any:
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     levels = onnxruntime.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimised else levels.ORT_DISABLE_ALL
+    if save is not None:
+        options.optimized_model_filepath = str(save)
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from verifier.core import sums
 from verifier.core.handles import Handle
 from verifier.core.interval import Interval
+from verifier.core.runtime import RunModel, rate
 
 Shape = tuple[int, ...]
 Params = tuple[Tensor, ...]
@@ -162,6 +163,10 @@ class AffineOp(Op):
         """Rounded operations behind one entry of transpose; 0 when it only moves numbers."""
         raise NotImplementedError
 
+    def run_rate(self, in_shapes: Sequence[Shape], out_shape: Shape) -> float:
+        """Largest error of one float32 evaluation of an entry, relative to :meth:`magnitude` on the inputs it read."""
+        return rate(self.forward_terms(in_shapes, out_shape))
+
     def interval(self, xs: Sequence[Interval], p: Params) -> Interval:
         """Centre and radius: W c + b -+ |W| r. Exact arithmetic assumed; ``bounds.ibp`` charges the rounding.
 
@@ -227,6 +232,15 @@ class NonlinearOp(Op):
     @abstractmethod
     def relax(self, xs: Sequence[Interval], params: Mapping[str, Tensor] | None = None) -> Relaxation:
         """Planes on the box ``xs`` (each (B, *shape_i)); ``params`` lead with (B, S or 1) and default to initial."""
+
+    def run_error(self, model: RunModel, xs: Sequence[Interval], found: Interval) -> Tensor | float | None:
+        """Largest error of one float32 evaluation at inputs in ``xs``, (B, *shape), 0.0 for none, or None, the default,
+        where it is not known: then nothing is claimed about runs.
+
+        Args:
+            found: the op's interval on ``xs``.
+        """
+        return None
 
     def prepared(self, xs: Sequence[Interval]) -> Callable[[Mapping[str, Tensor] | None], Relaxation]:
         """:meth:`relax` on fixed boxes: what depends on the boxes alone is worked out once, for many parameters."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from verifier.core.interval import Interval
 from verifier.core.numerics import gamma, tiny
+from verifier.core.runtime import TINY, UNIT, RunModel, rate
 from verifier.graph.op import (
     NonlinearOp,
     Params,
@@ -96,6 +97,10 @@ class Mul(NonlinearOp):
 
     def interval(self, xs: Sequence[Interval], p: Params) -> Interval:
         return _product_interval(*_boxes(xs))
+
+    def run_error(self, model: RunModel, xs: Sequence[Interval], found: Interval) -> Tensor:
+        """One rounding, that of a quotient included: y is then 1 / z, which no run computes."""
+        return found.magnitude() * (2 * UNIT) + TINY
 
     def parameters(self, xs: Sequence[Interval]) -> Mapping[str, ParamSpec]:
         x, y = _aligned([x.lower for x in xs])
@@ -207,6 +212,12 @@ class MatMul(NonlinearOp):
         slack = g * terms.magnitude().sum(-2)
         low, up = terms.lower.sum(-2), terms.upper.sum(-2)
         return Interval((low - slack).nan_to_num(-_INF, _INF, -_INF), (up + slack).nan_to_num(_INF, _INF, -_INF))
+
+    def run_error(self, model: RunModel, xs: Sequence[Interval], found: Interval) -> Tensor:
+        """A sum of products, in any order."""
+        x, y = (v.magnitude() for v in xs)
+        terms = x.shape[-1]
+        return (x @ y) * rate(terms) + terms * TINY
 
     def parameters(self, xs: Sequence[Interval]) -> Mapping[str, ParamSpec]:
         x, y = xs[0].lower, xs[1].lower

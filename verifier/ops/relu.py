@@ -14,6 +14,7 @@ from torch import Tensor
 from verifier.core import sums
 from verifier.core.interval import Interval
 from verifier.core.numerics import tiny
+from verifier.core.runtime import TINY, UNIT, RunModel
 from verifier.graph.op import (
     NonlinearOp,
     Params,
@@ -65,6 +66,12 @@ class Relu(NonlinearOp):
         return Interval(
             torch.where((low <= 0) & (up >= 0), 0.0, least), torch.maximum(_leaky(low, k, 1), _leaky(up, k, 1))
         )
+
+    def run_error(self, model: RunModel, xs: Sequence[Interval], found: Interval) -> Tensor | float:
+        """A choice is exact, the product k z is rounded."""
+        if self.negative_slope in (-1.0, 0.0, 1.0):
+            return 0.0
+        return found.magnitude() * (2 * UNIT) + TINY
 
     def parameters(self, xs: Sequence[Interval]) -> Mapping[str, ParamSpec]:
         """``alpha``: slope through the origin of unstable neurons (lower plane; upper plane when k > 1)."""

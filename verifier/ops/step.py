@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from verifier.core.interval import Interval
+from verifier.core.runtime import RunModel
 from verifier.graph.op import (
     NonlinearOp,
     Params,
@@ -42,6 +43,10 @@ class StepOp(NonlinearOp):
     def interval(self, xs: Sequence[Interval], p: Params) -> Interval:
         low, up = sane(xs[0])
         return Interval(self.step(low), self.step(up))
+
+    def run_error(self, model: RunModel, xs: Sequence[Interval], found: Interval) -> float:
+        """None: a run steps where its own input does, which the bounds of its input allow for."""
+        return 0.0
 
     def relax(self, xs: Sequence[Interval], params: Mapping[str, Tensor] | None = None) -> UnaryPlanes:
         """Constant planes. Sound: the function does not decrease."""
