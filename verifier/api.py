@@ -268,11 +268,13 @@ def answer(
     progress: Progress,
     input_shape: tuple[int, ...] | None = None,
     ranks: Job | None = None,
+    announce: Callable[[Result], None] | None = None,
 ) -> Result:
     """:func:`verify` with a clock that may have started earlier and someone who listens.
 
     Args:
         ranks: of the job; all of them return the answer of rank 0. Default: this process alone.
+        announce: told of an ``unsat`` that stands while it is tried to make it cover more.
     """
     if ranks is not None and ranks.rank != 0:
         from verifier.solver.crew import follow
@@ -287,9 +289,9 @@ def answer(
     check_sizes(loaded, problem)
     deadline.check("loading")
     if ranks is None:
-        return solve(loaded, problem, config, deadline, progress)
+        return solve(loaded, problem, config, deadline, progress, announce=announce)
     progress.phase("ranks")
-    return solve(loaded, problem, config, deadline, progress, ranks.join(deadline))
+    return solve(loaded, problem, config, deadline, progress, ranks.join(deadline), announce)
 
 
 def load_problem(property: str | Path | Problem, deadline: Deadline | None = None) -> Problem:

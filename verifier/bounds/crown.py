@@ -22,6 +22,7 @@ from verifier.core.backend import ParallelBackend
 from verifier.core.deadline import Deadline
 from verifier.core.interval import Interval
 from verifier.core.numerics import finite_lower, outward
+from verifier.core.runtime import RunModel
 from verifier.graph.graph import Graph, Node
 from verifier.graph.op import AffineOp, NonlinearOp, Relaxation
 from verifier.ops.add import Add
@@ -75,13 +76,16 @@ class Specification:
         return replace(self, y=self.y if self.y.shape[0] == 1 else self.y[index], x=x)
 
 
-def initial_state(graph: Graph, backend: ParallelBackend, box: Interval, certified: bool = True) -> BoundState:
+def initial_state(
+    graph: Graph, backend: ParallelBackend, box: Interval, certified: bool = True, run: RunModel | None = None
+) -> BoundState:
     """IBP of every node, in float64 with rounding charged, rounded outward to float32.
 
     Args:
         box: float32 (B, *input_shape).
+        run: have these and all bounds that follow from them hold for such float32 runs as well.
     """
-    found, charges = ibp.propagate(graph, backend, box.to(torch.float64), rounding=True)
+    found, charges = ibp.propagate(graph, backend, box.to(torch.float64), rounding=True, run=run)
     bounds = {i: outward(b) for i, b in found.items()}
     return BoundState(box, bounds, charges, certified)
 
@@ -264,7 +268,7 @@ def crown_hidden(
     """
     dtype = dtype or (torch.float64 if state.certified else torch.float32)
     certified = state.certified and dtype == torch.float64
-    charges = Charges(dict(state.charges.value), dict(state.charges.partial))
+    charges = state.charges.copy()
     out = replace(state, bounds=dict(state.bounds), charges=charges, certified=certified)
     planes: dict[int, Relaxation] = {}
     done = 0
@@ -330,13 +334,15 @@ def _propagate(graph: Graph, backend: ParallelBackend, out: BoundState, first: i
     wide = {i: b.to(dtype) for i, b in out.bounds.items() if i <= first}
     value, partial = out.charges.value, out.charges.partial
     value[first] = wide[first].magnitude().to(value[first].dtype)
-    known = Charges({i: v.to(dtype) for i, v in value.items()}, {i: v.to(dtype) for i, v in partial.items()})
+    known = out.charges.to(dtype)
     for node in graph.nodes[first + 1 : last + 1]:
         ibp.step(graph, backend, node, wide, known, out.certified)
         ibp.replace(node, out.bounds[node.index].to(dtype), wide, known)
         out.bounds[node.index] = outward(wide[node.index])
         wide[node.index] = out.bounds[node.index].to(dtype)
         value[node.index], partial[node.index] = known.value[node.index], known.partial[node.index]
+        if node.index in known.noise:
+            out.charges.noise[node.index] = known.noise[node.index]
 
 
 def _between(

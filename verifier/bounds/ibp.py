@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
+from torch import Tensor
 
 from verifier.bounds.walk import Charges
 from verifier.core.backend import ParallelBackend
 from verifier.core.interval import Interval
 from verifier.core.numerics import CHARGE_SAFETY, gamma, tiny, widen
+from verifier.core.runtime import RUN_FLOOR, RunModel
 from verifier.graph.graph import Graph, Node
-from verifier.graph.op import AffineOp
+from verifier.graph.op import AffineOp, NonlinearOp, Op
 
 
 def propagate(
@@ -20,6 +22,7 @@ def propagate(
     box: Interval,
     known: Mapping[int, Interval] | None = None,
     rounding: bool = True,
+    run: RunModel | None = None,
 ) -> tuple[dict[int, Interval], Charges]:
     """Interval bounds of every node.
 
@@ -27,11 +30,12 @@ def propagate(
         box: (B, *input_shape); its dtype decides the arithmetic.
         known: tighter bounds of some nodes, in the same dtype; intersected before they are used.
         rounding: widen every affine result by its rounding error, so that the bounds hold in exact arithmetic.
+        run: have the bounds hold for such float32 runs as well.
 
     Returns:
         bounds by node index, each (B, *shape), and the magnitudes for charges.
     """
-    state = start(box)
+    state = start(box, run)
     for node in graph.nodes[1:]:
         step(graph, backend, node, *state, rounding)
         if known is not None and node.index in known:
@@ -40,10 +44,10 @@ def propagate(
     return bounds, charges
 
 
-def start(box: Interval) -> tuple[dict[int, Interval], Charges]:
+def start(box: Interval, run: RunModel | None = None) -> tuple[dict[int, Interval], Charges]:
     """What is known before the first node."""
     magnitude = box.magnitude()
-    return {0: box}, Charges({0: magnitude}, {0: magnitude})
+    return {0: box}, Charges({0: magnitude}, {0: magnitude}, run)
 
 
 def step(
@@ -66,11 +70,39 @@ def step(
             # |W| m + |b|; the centre and radius form adds at most the same terms once more.
             sums = op.magnitude([charges.value[i] for i in node.inputs], p) * CHARGE_SAFETY
             charges.partial[node.index] = sums
+            rate = _run_rate(graph, node, op, charges)
             if rounding and terms:
-                found = widen(found.lower, found.upper, 4 * gamma(terms + 4, dtype) * sums + tiny(dtype))
+                found = widen(found.lower, found.upper, (4 * gamma(terms + 4, dtype) + rate) * sums + tiny(dtype))
+        elif charges.run is not None:
+            found = _noisy(node, op, charges, xs, found)
     bounds[node.index] = found
     charges.value[node.index] = torch.nan_to_num(found.magnitude(), nan=float("inf"), posinf=float("inf"))
     charges.partial.setdefault(node.index, charges.value[node.index])
+
+
+def _run_rate(graph: Graph, node: Node, op: AffineOp, charges: Charges) -> float:
+    """Error of a run of an affine node relative to the magnitude of its sums, noted in the charges."""
+    if charges.run is None:
+        return 0.0
+    rate = op.run_rate(graph.in_shapes(node), node.shape)
+    if rate:
+        charges.rates[node.index] = rate
+        # Gradual underflow, which the rate leaves out, costs a run far less than this.
+        charges.partial[node.index] = charges.partial[node.index] + RUN_FLOOR
+    return rate
+
+
+def _noisy(node: Node, op: Op, charges: Charges, xs: Sequence[Interval], found: Interval) -> Interval:
+    """The interval of a nonlinear node widened by the error of a run, which is noted in the charges."""
+    assert charges.run is not None and isinstance(op, NonlinearOp)
+    noise = op.run_error(charges.run, xs, found)
+    if noise is None:
+        raise ValueError(f"nothing is known of float32 runs of {op.kind}")
+    if not isinstance(noise, Tensor):
+        return found
+    noise = noise.nan_to_num(nan=float("inf"), posinf=float("inf"))
+    charges.noise[node.index] = noise * CHARGE_SAFETY
+    return widen(found.lower, found.upper, charges.noise[node.index])
 
 
 def replace(node: Node, tighter: Interval, bounds: dict[int, Interval], charges: Charges) -> None:

@@ -41,6 +41,7 @@ from verifier.core import sums
 from verifier.core.backend import ParallelBackend
 from verifier.core.interval import Interval
 from verifier.core.numerics import gamma, tiny, unit_roundoff
+from verifier.core.runtime import RunModel
 from verifier.graph.graph import Graph, Node
 from verifier.graph.op import AffineOp, Relaxation, Shape, UnaryPlanes
 from verifier.ops.add import Add
@@ -58,16 +59,28 @@ class Charges:
     Attributes:
         value: node index to (B or 1, *shape), largest absolute value of the node.
         partial: node index to (B or 1, *shape), |W| m + |b| of affine nodes.
+        run: the kind of float32 run that all bounds hold for as well; None: they hold for the real network alone.
+        rates: node index to the error of a run's affine node relative to ``partial``; only with ``run``.
+        noise: node index to (B or 1, *shape), the error of a run's nonlinear node; only with ``run``.
     """
 
     value: dict[int, Tensor]
     partial: dict[int, Tensor]
+    run: RunModel | None = None
+    rates: dict[int, float] = field(default_factory=dict)
+    noise: dict[int, Tensor] = field(default_factory=dict)
 
     def to(self, dtype: torch.dtype) -> Charges:
         """In another arithmetic; its rounding is far below the safety factor of every charge."""
-        return Charges(
-            {i: t.to(dtype) for i, t in self.value.items()}, {i: t.to(dtype) for i, t in self.partial.items()}
-        )
+
+        def all_of(tensors: dict[int, Tensor]) -> dict[int, Tensor]:
+            return {i: t.to(dtype) for i, t in tensors.items()}
+
+        return Charges(all_of(self.value), all_of(self.partial), self.run, dict(self.rates), all_of(self.noise))
+
+    def copy(self) -> Charges:
+        """One whose entries can be replaced."""
+        return Charges(dict(self.value), dict(self.partial), self.run, dict(self.rates), dict(self.noise))
 
 
 @dataclass
@@ -78,12 +91,14 @@ class Walk:
         a: (B or 1, S, *input_shape), the coefficients of this rank's inputs; the other fields are of the whole row.
         constant: (B or 1, S); float64 also in a float32 walk, when long sums are in it.
         charge: (B or 1, S), rounding to subtract; zero without ``Charges``.
+        error: (B or 1, S), how far a float32 run can be below the row besides; zero unless the charges are for runs.
         kept: coefficients on the outputs of nonlinear nodes, by node index, when asked for.
     """
 
     a: Tensor
     constant: Tensor
     charge: Tensor
+    error: Tensor
     kept: dict[int, Tensor] = field(default_factory=dict)
 
 
@@ -112,7 +127,7 @@ def backward(
     n_rows = rows.index.shape[0] if isinstance(rows, OneHot) else rows.a.shape[1]
     state.hidden = isinstance(rows, OneHot)
     zero = torch.zeros((1, n_rows), dtype=dtype, device=backend.device)
-    state.constants, state.charged = [], [zero]
+    state.constants, state.charged, state.errors = [], [zero], []
     order = sorted(state.pending, reverse=True)
     for index in range(order[0], 0, -1):
         form = state.pending.pop(index, None)
@@ -129,8 +144,11 @@ def backward(
     if charges is not None:
         total = _sum([c.abs() for c in state.constants], zero)
         state.charged.append(gamma(len(state.constants) + 1 + backend.summands, dtype) * total + tiny(dtype))
-    constant, charge = _totals(backend, constant, _sum(state.charged, zero))
-    return Walk(a, constant, charge, state.kept)
+    if not state.errors:
+        constant, charge = _totals(backend, constant, _sum(state.charged, zero))
+        return Walk(a, constant, charge, torch.zeros_like(charge), state.kept)
+    constant, charge, error = _totals(backend, constant, _sum(state.charged, zero), _sum(state.errors, zero))
+    return Walk(a, constant, charge, error, state.kept)
 
 
 def _sum(parts: Sequence[Tensor], zero: Tensor) -> Tensor:
@@ -167,6 +185,7 @@ class _State:
     pending: dict[int, Form]
     constants: list[Tensor] = field(default_factory=list)
     charged: list[Tensor] = field(default_factory=list)
+    errors: list[Tensor] = field(default_factory=list)
     kept: dict[int, Tensor] = field(default_factory=dict)
     hidden: bool = False  # the rows started as single elements, and no convolution was crossed yet
 
@@ -190,7 +209,7 @@ class _State:
                 self._bias(local, form, p)
                 # Picking rows of the weight costs no rounding unless the form scales them or they were folded; other
                 # ranks add zeros.
-                self._charge(node.index, form, 2 + local.backward_terms(whole, node.shape))
+                self._cross(node, form, 2 + local.backward_terms(whole, node.shape))
                 start = start_through(form, local, p[0], whole[0])
                 if local is not op:
                     (a,) = op.assemble([dense(start)[0]])
@@ -201,8 +220,8 @@ class _State:
                 form = windowed(form, node.shape)
             self.hidden &= not isinstance(op, Conv)
             if isinstance(form, OneHot) and isinstance(op, Add) and all(s == node.shape for s in shapes):
-                if op.backward_terms(shapes, node.shape):
-                    self._charge(node.index, form, 2 + op.backward_terms(shapes, node.shape))
+                terms = op.backward_terms(shapes, node.shape)
+                self._cross(node, form, 2 + terms if terms else 0)
                 for i, sign in zip(node.inputs, op.signs, strict=True):
                     self._add(i, OneHot(form.index, form.values * sign, node.shape))
                 return
@@ -213,8 +232,8 @@ class _State:
                 if parts is not None:
                     self._bias(op, form, p)
                     terms = op.backward_terms(shapes, node.shape)
-                    if terms or op.handles:
-                        self._charge(node.index, form, terms + (2 if self._long(node.size) else node.size))
+                    sums_of = 2 if self._long(node.size) else node.size
+                    self._cross(node, form, terms + sums_of if terms or op.handles else 0)
                     for i, part in zip(node.inputs, parts, strict=True):
                         self._add(i, part)
                     return
@@ -233,8 +252,7 @@ class _State:
             terms += node.size
         if bias is not None:
             self.constants.append(bias.reshape(lead))
-        if terms or bias is not None:
-            self._charge(node.index, Dense(a), terms + 2)
+        self._cross(node, Dense(a), terms + 2 if terms or bias is not None else 0)
         for i, part, shape in zip(node.inputs, parts, shapes, strict=True):
             self._add(i, Dense(part.reshape(*lead, *shape)))
 
@@ -268,6 +286,8 @@ class _State:
             self.constants.append((bias[channel] * form.values)[None])
 
     def _nonlinear(self, node: Node, form: Form) -> None:
+        if self.charges is not None and node.index in self.charges.noise:
+            self._note_error(form, self.charges.noise[node.index], 1.0)
         relaxation = self.relaxations[node.index]
         extra = self.splits.get(node.index)
         if isinstance(form, Patches):
@@ -314,20 +334,43 @@ class _State:
             self._charge(index, form, 1, value=True)
         self.pending[index] = form
 
-    def _charge(self, index: int, form: Form, terms: int, value: bool = False) -> None:
-        """gamma_terms * sum |A| m over the node, plus underflow of every element."""
+    def _cross(self, node: Node, form: Form, terms: int) -> None:
+        """Charge the crossing of an affine node: ``terms`` roundings of ours, and those of a run."""
         if self.charges is None:
             return
-        m = (self.charges.value if value else self.charges.partial)[index]
-        if isinstance(form, OneHot):
-            weight = m.flatten(1)[:, form.index] * form.values.abs()
-        elif isinstance(form, Patches):
-            weight = (form.a.abs() * windows(m[:, None], form)).flatten(2).sum(-1)
-        else:
-            weight = _weighted(form.a, m)
+        rate = self.charges.rates.get(node.index, 0.0)
+        if not terms and not rate:
+            return
+        m = self.charges.partial[node.index]
+        weight = _weight(form, m)
+        if terms:
+            self._charge_weight(weight, terms, m[0].numel())
+        if rate:
+            self.errors.append(rate * (1 + 2 * gamma(m[0].numel() + 4, self.dtype)) * weight)
+
+    def _charge(self, index: int, form: Form, terms: int, value: bool = False) -> None:
+        """gamma_terms * sum |A| m over the node, plus underflow of every element."""
+        if self.charges is not None:
+            m = (self.charges.value if value else self.charges.partial)[index]
+            self._charge_weight(_weight(form, m), terms, m[0].numel())
+
+    def _charge_weight(self, weight: Tensor, terms: int, size: int) -> None:
         # The weight is itself a rounded sum of non-negative terms.
-        rate = gamma(terms, self.dtype) * (1 + 2 * gamma(m[0].numel() + 4, self.dtype))
+        rate = gamma(terms, self.dtype) * (1 + 2 * gamma(size + 4, self.dtype))
         self.charged.append(rate * weight + tiny(self.dtype) * 4)
+
+    def _note_error(self, form: Form, size: Tensor, rate: float) -> None:
+        """What a run's errors of at most ``rate`` times a size (B or 1, *shape) cost the rows."""
+        self.errors.append(rate * (1 + 2 * gamma(size[0].numel() + 4, self.dtype)) * _weight(form, size))
+
+
+def _weight(form: Form, m: Tensor) -> Tensor:
+    """sum |A| m over a node: (B or 1, S)."""
+    if isinstance(form, OneHot):
+        return m.flatten(1)[:, form.index] * form.values.abs()
+    if isinstance(form, Patches):
+        return (form.a.abs() * windows(m[:, None], form)).flatten(2).sum(-1)
+    return _weighted(form.a, m)
 
 
 def _weighted(a: Tensor, m: Tensor) -> Tensor:
@@ -340,7 +383,7 @@ def concretise(backend: ParallelBackend, walk: Walk, box: Interval, charges: boo
 
     Args:
         box: lower and upper (B, *input_shape) in the dtype of the walk, of this rank's inputs.
-        charges: subtract the rounding of the walk and of this sum.
+        charges: subtract the rounding of the walk and of this sum, and the error of a run.
     """
     a = walk.a.flatten(2)
     if charges and a.dtype == torch.float32 and a.shape[-1] > _LONG_SUM:
@@ -352,7 +395,7 @@ def concretise(backend: ParallelBackend, walk: Walk, box: Interval, charges: boo
     value, size = _totals(backend, terms.sum(-1), _weighted(a, box.magnitude().flatten(1)))
     value = value + walk.constant
     total = size + walk.constant.abs()
-    slack = gamma(a.shape[-1] + 3 + backend.summands, a.dtype) * total + walk.charge
+    slack = gamma(a.shape[-1] + 3 + backend.summands, a.dtype) * total + walk.charge + walk.error
     return value - slack * (1 + 8 * unit_roundoff(a.dtype)) - value.abs() * 4 * unit_roundoff(a.dtype)
 
 

@@ -77,6 +77,9 @@ def run_query(
     console = Console(sys.stderr, sys.stderr.isatty() and not silent, verbose, job.start, end)
     with Signals() as signals:
         worker = start(job)
+        if outputs.results is not None:
+            results = outputs.results
+            worker.told = lambda found: write_atomic(results, result_text(found.verdict))
         background = Background([job.onnx, job.vnnlib]) if outputs.json is not None else None
 
         def tick() -> None:

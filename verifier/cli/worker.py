@@ -158,6 +158,12 @@ class _Salvage:
     notes: _Notes
     send: Send
     witness: Callable[[], Any] = lambda: None
+    stands: Outcome | None = None
+
+    def announce(self, result: Result) -> None:
+        """A proof that stands while it is tried to make it cover more."""
+        self.stands = _outcome(result)
+        self.send({"stands": asdict(self.stands)})
 
     def beat(self) -> None:
         """From now on the parent hears from this process every second, or ends it: other ranks wait for it."""
@@ -176,6 +182,8 @@ class _Salvage:
         if witness is not None:
             text, numbers = _witness_texts(witness)
             outcome = Outcome("sat", message, witness_text=text, witness=numbers, seconds=seconds, notes=notes)
+        elif self.stands is not None:
+            outcome = self.stands
         else:
             error = {"kind": "RankFailed", "message": message}
             outcome = Outcome("error", message, error=error, exit_code=1, seconds=seconds, notes=notes)
@@ -186,13 +194,26 @@ class _Salvage:
 def _answer(job: Job, progress: PipeProgress, salvage: _Salvage) -> Outcome:
     progress.phase("import")
     from verifier import api
-    from verifier.core.result import Verdict
 
     deadline = solver_deadline(job.timeout, job.start)
     with api.job(job.config, salvage.lost) as ranks:
         salvage.witness = lambda: ranks.witness
         ranks.joined = salvage.beat
-        result = api.answer(job.onnx, job.vnnlib, job.config, deadline, progress, ranks=ranks)
+        result = api.answer(
+            job.onnx,
+            job.vnnlib,
+            job.config,
+            deadline,
+            progress,
+            ranks=ranks,
+            announce=salvage.announce,
+        )
+    return _outcome(result)
+
+
+def _outcome(result: Result) -> Outcome:
+    from verifier.core.result import Verdict
+
     text, numbers = _witness(result)
     return Outcome(
         verdict=result.verdict.value,
@@ -204,6 +225,7 @@ def _answer(job: Job, progress: PipeProgress, salvage: _Salvage) -> Outcome:
         statistics=plain(result.statistics),
         memory=result.memory,
         device=result.device,
+        covers=asdict(result.covers),
         exit_code=1 if result.verdict is Verdict.ERROR else 0,
     )
 
@@ -339,7 +361,9 @@ class Worker:
         process: who works on it.
         pipe: our end of the pipe, not blocking.
         phase, figures, notes, seconds: what the child has reported.
+        stands: an outcome that holds whatever comes, while the child tries to make it say more.
         outcome: once it is over.
+        told: called with ``stands``.
     """
 
     job: Job
@@ -349,7 +373,9 @@ class Worker:
     figures: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    stands: Outcome | None = None
     outcome: Outcome | None = None
+    told: Callable[[Outcome], None] = lambda outcome: None
     _beats: bool = False
     _heard: float = 0.0
     _buffer: bytearray = field(default_factory=bytearray)
@@ -428,6 +454,9 @@ class Worker:
             case {"outcome": values}:
                 values["notes"] = tuple(values["notes"])
                 self.outcome = Outcome(**values)
+            case {"stands": values}:
+                self.stands = Outcome(**{**values, "notes": tuple(self.notes)})
+                self.told(self.stands)
             case {"phase": name}:
                 now = time.monotonic()
                 self.seconds[self.phase] = self.seconds.get(self.phase, 0.0) + now - self._began
@@ -445,7 +474,7 @@ class Worker:
         self._drain()
         if self.outcome is None:  # otherwise the child finished just before
             figures, notes = self.figures, tuple(self.notes)
-            self.outcome = Outcome(
+            self.outcome = self.stands or Outcome(
                 verdict, why, seconds=self.seconds, statistics=figures, notes=notes, exit_code=exit_code
             )
         return self.outcome
@@ -460,6 +489,8 @@ class Worker:
         os.close(self.pipe)
 
     def _died(self) -> Outcome:
+        if self.stands is not None:
+            return self.stands
         status = self.process.reap(0.2)
         code = None if status is None else os.waitstatus_to_exitcode(status)
         common: dict[str, Any] = {"seconds": self.seconds, "statistics": self.figures, "notes": tuple(self.notes)}

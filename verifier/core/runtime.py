@@ -20,6 +20,9 @@ from verifier.core.numerics import gamma
 UNIT = 2.0**-24
 TINY = 2.0**-126
 LARGEST = 3.4028234663852886e38
+# Added to the magnitude of an affine node's sums: the error of at least one rounding of it is more than all of a sum's
+# products can lose to gradual underflow, 2^-150 each.
+RUN_FLOOR = 2.0**-100
 # Roundings that a runtime may add to those of an op: a factor or offset that it fuses into the op before or after it,
 # a division that it replaces by a product, a bias that it adds apart.
 _FUSED = 8

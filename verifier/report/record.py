@@ -19,6 +19,7 @@ from verifier.core.errors import InputError
 SCHEMA_VERSION = 1
 _PACKAGES = ("numpy", "torch", "onnx", "onnx2torch", "onnxruntime", "scipy", "highspy")
 _SCHEMAS = ("bounds", "verify")
+_COVERS_NOTHING = {"real": False, "float32": False, "run": "", "reason": "", "margin": None, "error": None}
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Outcome:
         witness_text: the counterexample as printed in the result file; only after ``sat``.
         witness: the counterexample as numbers; only after ``sat``.
         certified: whether an ``unsat`` rests on certified bounds.
+        covers: what an ``unsat`` holds for, see :class:`verifier.core.result.Covers`.
         seconds: wall time by phase.
         statistics: counters of the run.
         memory: what every rank took, ``None`` when the query ended before its end was orderly.
@@ -50,6 +52,7 @@ class Outcome:
     statistics: Mapping[str, Any] = field(default_factory=dict)
     memory: Mapping[str, Any] | None = None
     device: str | None = None
+    covers: Mapping[str, Any] = field(default_factory=lambda: dict(_COVERS_NOTHING))
     notes: tuple[str, ...] = ()
     error: Mapping[str, str] | None = None
     exit_code: int = 0
@@ -87,6 +90,7 @@ def verify_record(
         "verdict": outcome.verdict,
         "reason": outcome.reason,
         "certified": outcome.certified,
+        "covers": dict(outcome.covers),
         "bounds": statistics.pop("bounds", statistics.pop("root", None)),
         "domains": _domains(statistics),
         "statistics": statistics,
