@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
-
 from verifier.bounds.walk import Charges
 from verifier.core.backend import ParallelBackend
 from verifier.core.interval import Interval
-from verifier.core.numerics import CHARGE_SAFETY, gamma, tiny, widen
+from verifier.core.numerics import CHARGE_SAFETY, gamma, widen
 from verifier.graph.graph import Graph, Node
 from verifier.graph.op import AffineOp
 
@@ -42,8 +40,10 @@ def propagate(
 
 def start(box: Interval) -> tuple[dict[int, Interval], Charges]:
     """What is known before the first node."""
-    magnitude = box.magnitude()
-    return {0: box}, Charges({0: magnitude}, {0: magnitude})
+    charges = Charges({}, {})
+    charges.note_value(0, box)
+    charges.partial[0] = charges.value[0]
+    return {0: box}, charges
 
 
 def step(
@@ -65,15 +65,15 @@ def step(
             terms = op.forward_terms(graph.in_shapes(node), node.shape)
             # |W| m + |b|; the centre and radius form adds at most the same terms once more.
             sums = op.magnitude([charges.value[i] for i in node.inputs], p) * CHARGE_SAFETY
-            charges.partial[node.index] = sums
+            charges.note_partial(node.index, sums, node.inputs, backend)
             if rounding and terms:
-                found = widen(found.lower, found.upper, 4 * gamma(terms + 4, dtype) * sums + tiny(dtype))
+                found = widen(found.lower, found.upper, 4 * gamma(terms + 4, dtype) * charges.partial[node.index])
     bounds[node.index] = found
-    charges.value[node.index] = torch.nan_to_num(found.magnitude(), nan=float("inf"), posinf=float("inf"))
+    charges.note_value(node.index, found)
     charges.partial.setdefault(node.index, charges.value[node.index])
 
 
 def replace(node: Node, tighter: Interval, bounds: dict[int, Interval], charges: Charges) -> None:
     """Intersect a node's bounds with other valid ones."""
     bounds[node.index] = bounds[node.index].intersect(tighter)
-    charges.value[node.index] = torch.nan_to_num(bounds[node.index].magnitude(), nan=float("inf"), posinf=float("inf"))
+    charges.note_value(node.index, bounds[node.index])
