@@ -28,7 +28,7 @@ from verifier.bounds.walk import Charges, Walk, backward, concretise
 from verifier.core.backend import ParallelBackend
 from verifier.core.deadline import Deadline
 from verifier.core.interval import Interval
-from verifier.core.numerics import CHARGE_SAFETY, finite_lower, outward, tiny
+from verifier.core.numerics import CHARGE_SAFETY, finite_lower, float32_proofs, outward, underflow
 from verifier.graph.graph import Graph
 from verifier.graph.op import AffineOp, NonlinearOp, Relaxation
 from verifier.ops.conv import Conv
@@ -58,7 +58,7 @@ def charges_in_float32(graph: Graph) -> bool:
 
     Convolutions may run as Winograd or FFT kernels in float32, which have no inner-product error bound.
     """
-    return all(
+    return float32_proofs() and all(
         node.size <= _FLOAT32_WIDTH
         and (node.index == 0 or isinstance(node.op, Relu | AffineOp))
         and not isinstance(node.op, Conv)
@@ -153,7 +153,7 @@ def _rounded_rows(
         if lost is not None and bool((lost != 0).any()):
             size = charges.value[index].double().flatten(1)[:, :, None]
             part = backend.coefficients(index, lost).flatten(2)
-            cost = cost + backend.total(torch.matmul(part, size).squeeze(-1)) + tiny(dtype)
+            cost = cost + backend.total(torch.matmul(part, size).squeeze(-1)) + underflow(dtype)
     return cost.to(dtype) * CHARGE_SAFETY
 
 

@@ -2,7 +2,8 @@
 
 A row stands for ``a . x + c - charge <= row(x)`` on the box. A counterexample needs row(x) <= d, so it also has
 ``a . x <= r`` with r = d - c + charge. Both steps below work on that halfspace in float64, charge their own rounding
-(Higham, ch. 3) and round outward, so they are valid in exact arithmetic whenever the rows are.
+(Higham, ch. 3) and round outward, so they are valid in exact arithmetic whenever the rows are. Boxes are float32, so no
+coordinate exceeds 2^128; what underflow costs a sum of products with one is a constant.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from torch import Tensor
 
 from verifier.bounds.walk import Walk
 from verifier.core.interval import Interval
-from verifier.core.numerics import CHARGE_SAFETY, finite_lower, gamma, outward, tiny
+from verifier.core.numerics import CHARGE_SAFETY, finite_lower, gamma, outward, underflow
 
 _STEPS = 12
+# One unit per term pays for its product and for a coefficient that is lost whole.
+_LOST = 2.0**130 * underflow(torch.float64)
 
 
 @dataclass(frozen=True)
@@ -53,9 +56,10 @@ def halfspaces(walk: Walk, threshold: Tensor, fixed: Interval, varying: Tensor) 
         terms = torch.minimum(part * low, part * up)
         constant = constant + terms.sum(-1)
         charge = charge + gamma(terms.shape[-1] + 2, torch.float64) * terms.abs().sum(-1)
+        charge = charge + (terms.shape[-1] + 2) * _LOST
     c = constant - threshold
     usable = torch.isfinite(c) & torch.isfinite(charge) & torch.isfinite(a).all(-1)
-    slack = charge * CHARGE_SAFETY + gamma(4, torch.float64) * (constant.abs() + threshold.abs()) + tiny(torch.float64)
+    slack = charge * CHARGE_SAFETY + gamma(4, torch.float64) * (constant.abs() + threshold.abs()) + _LOST
     a = a[:, :, varying].expand(batch, -1, -1)
     return Halfspaces(
         torch.where(usable[..., None], a, 0.0),
@@ -70,6 +74,7 @@ def least(half: Halfspaces, box: Interval) -> Tensor:
     terms = torch.minimum(half.a * low, half.a * up)
     value = terms.sum(-1) + half.c
     slack = gamma(half.a.shape[-1] + 4, torch.float64) * (terms.abs().sum(-1) + half.c.abs())
+    slack = slack + (half.a.shape[-1] + 4) * _LOST
     return finite_lower(value - slack - half.slack - value.abs() * 1e-15)
 
 
@@ -98,9 +103,12 @@ def combine(half: Halfspaces, box: Interval) -> Halfspaces:
         current = torch.softmax(logits, 1).nan_to_num(nan=0.0)
     a = (weights[..., None] * half.a).sum(1, keepdim=True)
     constant = (weights * c).sum(1, keepdim=True)
-    size = ((half.a.abs() * torch.maximum(low.abs(), up.abs())).sum(-1) + c.abs() + half.slack) * weights
+    size = ((half.a.abs() * torch.maximum(low.abs(), up.abs())).sum(-1) + c.abs() + half.slack) * (
+        weights + underflow(torch.float64)
+    )
     slack = (weights * half.slack).sum(1, keepdim=True) * CHARGE_SAFETY
-    slack = slack + gamma(2 * half.a.shape[1] + 4, torch.float64) * size.sum(1, keepdim=True) + tiny(torch.float64)
+    slack = slack + gamma(2 * half.a.shape[1] + 4, torch.float64) * size.sum(1, keepdim=True)
+    slack = slack + (half.a.shape[1] + half.a.shape[2] + 4) * _LOST
     known = usable.any(1, keepdim=True)
     constant = torch.where(known, constant, -torch.inf)
     return Halfspaces(torch.cat([half.a, a], 1), torch.cat([half.c, constant], 1), torch.cat([half.slack, slack], 1))
@@ -125,9 +133,10 @@ def _cut_one(a: Tensor, c: Tensor, slack: Tensor, box: Interval) -> Interval:
     terms = torch.minimum(a * low, a * up)
     total = terms.sum(-1, keepdim=True)
     rounding = gamma(a.shape[-1] + 6, torch.float64) * (terms.abs().sum(-1, keepdim=True) + c.abs()) + slack
+    rounding = rounding + (a.shape[-1] + 6) * _LOST
     limit = (terms - total - c + rounding) / a
     # The division and the sum before it round by at most an ulp each.
-    spread = limit.abs() * 1e-15 + tiny(torch.float64)
+    spread = limit.abs() * 1e-15 + underflow(torch.float64)
     valid = torch.isfinite(limit)
     new = outward(
         Interval(

@@ -36,7 +36,7 @@ from verifier.bounds.walk import Walk, backward
 from verifier.core.backend import ParallelBackend, canonical_chunks
 from verifier.core.deadline import Deadline
 from verifier.core.interval import Interval
-from verifier.core.numerics import gamma, proved, tiny, unit_roundoff
+from verifier.core.numerics import gamma, proved, underflow, unit_roundoff
 from verifier.graph.graph import Graph
 from verifier.graph.op import Relaxation
 
@@ -292,7 +292,7 @@ def _certify(
 
     The combination sum_s lambda_s row_s is itself rounded: its coefficients are off by at most gamma_S times
     sum_s lambda_s |row_s|, which is charged against the largest output (and input) values on the box, and the threshold
-    is rounded up.
+    is rounded up. Weights and coefficients that are too small count as ``underflow``: all of them may be lost.
     """
     device = spec.y.device
     w = torch.from_numpy(weights).to(device)
@@ -301,16 +301,19 @@ def _certify(
     def combine(rows: Tensor) -> Tensor:
         return torch.tensordot(w, rows[0], dims=1)[None, None]
 
+    least = underflow(_F64)
+
     def error(rows: Tensor, index: int) -> Tensor:
-        return (combine(rows.abs())[0, 0] * backend.whole(index, state.charges.value[index][0])).sum()
+        size = torch.tensordot(w + least, rows[0].abs() + least, dims=1)
+        return (size * backend.whole(index, state.charges.value[index][0])).sum()
 
     y = spec.y.to(_F64)
     row = Specification(combine(y), None if spec.x is None else combine(spec.x.to(_F64)))
     lower = crown_rows(graph, backend, state, row, splits=multipliers, dtype=_F64)[0].reshape(())
-    size = error(y, graph.output) + (w * thresholds.abs()).sum()
+    size = error(y, graph.output) + ((w + least) * (thresholds.abs() + least)).sum()
     if spec.x is not None:
         size = size + error(spec.x.to(_F64), 0)
-    slack = gamma(len(weights) + 8, _F64) * size + (tiny(_F64) if w.any() else 0.0)
+    slack = gamma(len(weights) + 8, _F64) * size + least
     threshold = (w * thresholds).sum() + slack
     threshold = threshold + threshold.abs() * 4 * unit_roundoff(_F64)
     margin = float(lower - threshold)

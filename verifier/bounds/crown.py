@@ -21,7 +21,7 @@ from verifier.bounds.walk import Charges, Walk, backward, concretise
 from verifier.core.backend import ParallelBackend
 from verifier.core.deadline import Deadline
 from verifier.core.interval import Interval
-from verifier.core.numerics import finite_lower, outward
+from verifier.core.numerics import finite_lower, float32_proofs, outward
 from verifier.core.runtime import RunModel
 from verifier.graph.graph import Graph, Node
 from verifier.graph.op import AffineOp, NonlinearOp, Relaxation
@@ -300,6 +300,8 @@ def float32_can_be_charged(graph: Graph, device: torch.device, last: int | None 
     precision; on a GPU convolutions may be Winograd or FFT, but float64 is fast there.
     """
     nodes = graph.nodes if last is None else graph.nodes[: last + 1]
+    if not float32_proofs():
+        return False
     plain = all(isinstance(n.op, AffineOp | Relu) or n.index == 0 for n in nodes)
     return plain and device.type == "cpu" and torch.get_float32_matmul_precision() == "highest"
 
@@ -332,17 +334,14 @@ def _propagate(graph: Graph, backend: ParallelBackend, out: BoundState, first: i
     """Interval bounds of the nodes after ``first`` up to ``last`` from what is known by now; float64 when certified."""
     dtype = torch.float64 if out.certified else torch.float32
     wide = {i: b.to(dtype) for i, b in out.bounds.items() if i <= first}
-    value, partial = out.charges.value, out.charges.partial
-    value[first] = wide[first].magnitude().to(value[first].dtype)
-    known = out.charges.to(dtype)
+    charges = out.charges
+    charges.note_value(first, out.bounds[first].to(charges.dtype))
+    known = charges.to(dtype)
     for node in graph.nodes[first + 1 : last + 1]:
         ibp.step(graph, backend, node, wide, known, out.certified)
         ibp.replace(node, out.bounds[node.index].to(dtype), wide, known)
         out.bounds[node.index] = outward(wide[node.index])
         wide[node.index] = out.bounds[node.index].to(dtype)
-        value[node.index], partial[node.index] = known.value[node.index], known.partial[node.index]
-        if node.index in known.noise:
-            out.charges.noise[node.index] = known.noise[node.index]
 
 
 def _between(

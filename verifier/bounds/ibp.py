@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor
 
 from verifier.bounds.walk import Charges
 from verifier.core.backend import ParallelBackend
 from verifier.core.interval import Interval
-from verifier.core.numerics import CHARGE_SAFETY, gamma, tiny, widen
-from verifier.core.runtime import RUN_FLOOR, RunModel
+from verifier.core.numerics import CHARGE_SAFETY, gamma, widen
+from verifier.core.runtime import RunModel
 from verifier.graph.graph import Graph, Node
 from verifier.graph.op import AffineOp, NonlinearOp, Op
 
@@ -46,8 +45,10 @@ def propagate(
 
 def start(box: Interval, run: RunModel | None = None) -> tuple[dict[int, Interval], Charges]:
     """What is known before the first node."""
-    magnitude = box.magnitude()
-    return {0: box}, Charges({0: magnitude}, {0: magnitude}, run)
+    charges = Charges({}, {}, run=run)
+    charges.note_value(0, box)
+    charges.partial[0] = charges.value[0]
+    return {0: box}, charges
 
 
 def step(
@@ -69,43 +70,32 @@ def step(
             terms = op.forward_terms(graph.in_shapes(node), node.shape)
             # |W| m + |b|; the centre and radius form adds at most the same terms once more.
             sums = op.magnitude([charges.value[i] for i in node.inputs], p) * CHARGE_SAFETY
-            charges.partial[node.index] = sums
-            rate = _run_rate(graph, node, op, charges)
+            charges.note_partial(node.index, sums, node.inputs, backend)
+            rate = op.run_rate(graph.in_shapes(node), node.shape) if charges.run is not None else 0.0
+            charges.note_run(node.index, rate)
             if rounding and terms:
-                found = widen(found.lower, found.upper, (4 * gamma(terms + 4, dtype) + rate) * sums + tiny(dtype))
+                slack = (4 * gamma(terms + 4, dtype) + rate) * charges.partial[node.index]
+                found = widen(found.lower, found.upper, slack)
         elif charges.run is not None:
             found = _noisy(node, op, charges, xs, found)
     bounds[node.index] = found
-    charges.value[node.index] = torch.nan_to_num(found.magnitude(), nan=float("inf"), posinf=float("inf"))
+    charges.note_value(node.index, found)
     charges.partial.setdefault(node.index, charges.value[node.index])
-
-
-def _run_rate(graph: Graph, node: Node, op: AffineOp, charges: Charges) -> float:
-    """Error of a run of an affine node relative to the magnitude of its sums, noted in the charges."""
-    if charges.run is None:
-        return 0.0
-    rate = op.run_rate(graph.in_shapes(node), node.shape)
-    if rate:
-        charges.rates[node.index] = rate
-        # Gradual underflow, which the rate leaves out, costs a run far less than this.
-        charges.partial[node.index] = charges.partial[node.index] + RUN_FLOOR
-    return rate
 
 
 def _noisy(node: Node, op: Op, charges: Charges, xs: Sequence[Interval], found: Interval) -> Interval:
     """The interval of a nonlinear node widened by the error of a run, which is noted in the charges."""
     assert charges.run is not None and isinstance(op, NonlinearOp)
-    noise = op.run_error(charges.run, xs, found)
-    if noise is None:
+    error = op.run_error(charges.run, xs, found)
+    if error is None:
         raise ValueError(f"nothing is known of float32 runs of {op.kind}")
-    if not isinstance(noise, Tensor):
+    if not isinstance(error, Tensor):
         return found
-    noise = noise.nan_to_num(nan=float("inf"), posinf=float("inf"))
-    charges.noise[node.index] = noise * CHARGE_SAFETY
+    charges.note_noise(node.index, error)
     return widen(found.lower, found.upper, charges.noise[node.index])
 
 
 def replace(node: Node, tighter: Interval, bounds: dict[int, Interval], charges: Charges) -> None:
     """Intersect a node's bounds with other valid ones."""
     bounds[node.index] = bounds[node.index].intersect(tighter)
-    charges.value[node.index] = torch.nan_to_num(bounds[node.index].magnitude(), nan=float("inf"), posinf=float("inf"))
+    charges.note_value(node.index, bounds[node.index])

@@ -1,6 +1,11 @@
 """Rounding: the only place with tolerances. Everything here follows Higham, Accuracy and Stability of Numerical
 Algorithms, 2nd ed., ch. 3: a sum of k products evaluated in any order has an absolute error of at most
 gamma_k = k u / (1 - k u) times the sum of the absolute products, u being the unit roundoff.
+
+That holds without underflow. An operation whose result lies below the smallest normal number t can lose up to t, and
+so can an operand that lies there: kernels may flush it to zero. A product (a + e)(w + f) of operands that lost at most
+t each is off by at most t (|a| + |w| + 1 + t), a sum by t. :func:`underflow` is so much larger than t that one unit of
+it in a magnitude pays for all operations of a sum (``docs/numerics.md``).
 """
 
 from __future__ import annotations
@@ -31,6 +36,20 @@ def gamma(terms: int, dtype: torch.dtype) -> float:
 def tiny(dtype: torch.dtype) -> float:
     """Smallest normal number of a dtype."""
     return _TINY[dtype]
+
+
+def underflow(dtype: torch.dtype) -> float:
+    """What is added to every magnitude m, so that charges of the form gamma_k |A| m also pay for underflow.
+
+    It is 64 t / u, t the smallest normal number: gamma_k of it is at least 64 k t, and it is itself more than 64 times
+    what all operations of a sum with k u < 1/2 can lose. About 1e-29 for float32 and 1e-290 for float64.
+    """
+    return 64.0 * tiny(dtype) / unit_roundoff(dtype)
+
+
+def float32_proofs() -> bool:
+    """Whether proofs may rest on charged float32 where that suffices; tests say no to have float64 everywhere."""
+    return True
 
 
 def outward(bounds: Interval, dtype: torch.dtype = torch.float32) -> Interval:

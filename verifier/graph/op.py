@@ -147,6 +147,7 @@ class AffineOp(Op):
     def magnitude(self, ms: Sequence[Tensor], p: Params) -> Tensor:
         """|W| m + |b|, (N, *shape): bounds every partial sum of the op's inner products when |x_i| <= m_i.
 
+        Every entry of W counts as larger by ``underflow``: what its conversion to another dtype, or a kernel, loses.
         For folded parameters |b| is replaced by the sum of the magnitudes that were folded into it.
         """
         raise NotImplementedError

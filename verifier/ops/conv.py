@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from verifier.core.handles import Handle
+from verifier.core.numerics import underflow
 from verifier.graph.op import AffineOp, Params, Shape, Split, folded_terms
 from verifier.ops.layout import merge_lead, sum_rest, tuple_of
 
@@ -96,7 +97,8 @@ class Conv(AffineOp):
         return self._conv(rs[0], p[0].abs(), None)
 
     def magnitude(self, ms: Sequence[Tensor], p: Params) -> Tensor:
-        return self._conv(ms[0], p[0].abs(), p[-1].abs() if self.bias is not None else None)
+        weight = p[0].abs() + underflow(p[0].dtype)
+        return self._conv(ms[0], weight, p[-1].abs() if self.bias is not None else None)
 
     def forward_terms(self, in_shapes: Sequence[Shape], out_shape: Shape) -> int:
         fan = self.weight.shape[0] // self.groups if self.transposed else self.weight.shape[1]

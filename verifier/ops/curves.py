@@ -38,8 +38,8 @@ class Curve:
         value, slope, bend: f, f', f'' as evaluated in floating point.
         inflection: inf for convex functions, -inf for concave ones.
         ulps: relative error of value and slope, in units of eps.
-        floor: absolute error of value and slope, in units of eps; a few of the smallest normal numbers are added
-            to both, because libraries flush tiny results to zero.
+        floor: absolute error of value and slope, in units of eps; 16 and ``ulps`` of the smallest normal numbers are
+            added to both, because libraries flush tiny results to zero.
         domain: interval on which f is defined and the traits hold, open unless ``closed``.
     """
 
@@ -78,7 +78,7 @@ class Curve:
     def error(self, x: Tensor) -> Tensor:
         """Bound of the error of a computed value or slope."""
         eps = torch.finfo(x.dtype).eps
-        return x.abs() * (self.ulps * eps) + (self.floor * eps + 16 * tiny(x.dtype))
+        return x.abs() * (self.ulps * eps) + (self.floor * eps + (16 + self.ulps) * tiny(x.dtype))
 
 
 class Plane(NamedTuple):

@@ -86,8 +86,8 @@ class MaxReduce(NonlinearOp):
         rise = up - c
         at_low = -(slope * low)
         at_up = rise - slope * up
-        need = torch.maximum(at_low, at_up) + (rise.abs() + (slope * up).abs() + at_low.abs()) * (4 * eps) + tiny(dtype)
-        need = torch.where(beyond, need, 0.0)
+        error = (rise.abs() + (slope * up).abs() + at_low.abs()) * (4 * eps) + 8 * tiny(dtype)
+        need = torch.where(beyond, torch.maximum(at_low, at_up) + error, 0.0)
         count = low.shape[dim]
         total = need.sum(dim, keepdim=True)
         total = total + gamma(count, dtype) * need.abs().sum(dim, keepdim=True)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from verifier.core.interval import Interval
-from verifier.core.numerics import gamma, tiny
+from verifier.core.numerics import gamma, tiny, underflow
 from verifier.core.runtime import TINY, UNIT, RunModel, rate
 from verifier.graph.op import (
     NonlinearOp,
@@ -181,10 +181,15 @@ class MatMulPlanes(Relaxation):
         return torch.where(a > 0, values[0], values[1])
 
     def constant_magnitude(self, a: Tensor) -> Tensor:
-        """Includes |slope| times the operand's magnitude: it pays for the sums behind the coefficients."""
+        """Includes |slope| times the operand's magnitude: it pays for the sums behind the coefficients. Slopes and
+        coefficients may be lost whole when they are smaller than any normal number."""
         x, y = self.x.magnitude(), self.y.magnitude()
-        size = 2 * (x @ y) + torch.where(a > 0, *self.intercepts).abs()
-        return times_intercept(a, size).abs().flatten(2).sum(-1)
+        both = x @ y
+        alone = (x.flatten(2).sum(-1) + y.flatten(2).sum(-1) + 1) * underflow(a.dtype)
+        size = 2 * both + alone.reshape(*alone.shape, *[1] * (both.dim() - 2))
+        size = size + torch.where(a > 0, *self.intercepts).abs()
+        lost = both.flatten(2).sum(-1) * underflow(a.dtype) + alone
+        return times_intercept(a, size).abs().flatten(2).sum(-1) + lost
 
     def gradients(self, a: Tensor, zs: Sequence[Tensor]) -> Mapping[str, Tensor]:
         x, y = zs
@@ -209,7 +214,7 @@ class MatMul(NonlinearOp):
         high = Interval(y.lower[..., None, :, :], y.upper[..., None, :, :])
         terms = _product_interval(wide, high)
         g = gamma(x.lower.shape[-1], x.lower.dtype)
-        slack = g * terms.magnitude().sum(-2)
+        slack = g * (terms.magnitude().sum(-2) + underflow(x.lower.dtype))
         low, up = terms.lower.sum(-2), terms.upper.sum(-2)
         return Interval((low - slack).nan_to_num(-_INF, _INF, -_INF), (up + slack).nan_to_num(_INF, _INF, -_INF))
 

@@ -90,7 +90,8 @@ class Relu(NonlinearOp):
         """Chord on one side, any line through the origin with a slope between k and 1 on the other.
 
         Sound: f is convex (k <= 1) or concave (k > 1), so the chord needs checking at the two end points only, and its
-        intercept is the larger requirement of the two, enlarged by more than its three roundings; a z with a between
+        intercept is the larger requirement of the two, enlarged by more than its three roundings and what underflow
+        costs; a z with a between
         k and 1 lies on the other side of f everywhere. Stable neurons are exact: the limits of the slope coincide.
         Infinite bounds: slope 1 for u = inf, k for l = -inf, an infinite intercept for both.
 
@@ -106,7 +107,7 @@ class Relu(NonlinearOp):
         # Stable neurons with one-sided infinite bounds: share is 0 or 1 and the slope exact.
         side = 1.0 if k <= 1 else -1.0
         gap = torch.fmax((k - slope) * (side * minus), (1 - slope) * (side * plus))  # 0 * inf never wins
-        gap = gap * (1 + 4 * torch.finfo(dtype).eps) + tiny(dtype)
+        gap = gap * (1 + 4 * torch.finfo(dtype).eps) + 4 * max(1.0, abs(k)) * tiny(dtype)
         chord = torch.where(unstable, side * gap, 0.0)[:, None]
         slope = slope[:, None]
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from verifier.core.handles import Handle
 from verifier.core.interval import Interval
+from verifier.core.numerics import underflow
 from verifier.graph.op import AffineOp, Params, Shape, Split, folded_terms
 from verifier.ops.layout import align, broadcast_shape, reduce_count, unbroadcast
 
@@ -60,7 +61,7 @@ class ScaleShift(AffineOp):
         return self.linear(rs, tuple(q.abs() for q in p))
 
     def magnitude(self, ms: Sequence[Tensor], p: Params) -> Tensor:
-        y = self.spread(ms, p)
+        y = self.linear(ms, tuple(q.abs() + underflow(q.dtype) for q in p))
         return y + p[-1].abs() if self.shift is not None else y
 
     def interval(self, xs: Sequence[Interval], p: Params) -> Interval:

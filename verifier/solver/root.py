@@ -27,7 +27,7 @@ from verifier.config import Config
 from verifier.core.backend import ParallelBackend
 from verifier.core.deadline import Deadline
 from verifier.core.interval import Interval
-from verifier.core.numerics import gamma, proved
+from verifier.core.numerics import gamma, proved, underflow
 from verifier.core.problem import Problem
 from verifier.graph.graph import Graph
 from verifier.solver.strategy import hidden_iterations
@@ -185,7 +185,9 @@ def _output_ibp(graph: Graph, backend: ParallelBackend, state: BoundState, table
         value = value + (x.clamp(min=0) * box.lower.flatten(1) + x.clamp(max=0) * box.upper.flatten(1)).sum(-1)
         size = size + (x.abs() * box.magnitude().flatten(1)).sum(-1)
     terms = y.shape[-1] + box_terms + 4
-    return value - size * gamma(terms, torch.float64)
+    # Bounds are float32, so that a product which underflows costs no more than this for any of them.
+    lost = terms * 2.0**130 * underflow(torch.float64)
+    return value - size * gamma(terms, torch.float64) - lost
 
 
 class _RowTable:
