@@ -73,10 +73,12 @@ class Bounded:
     Attributes:
         lower: (B, S), NaN turned into -inf.
         walk: the rows as linear functions of the whole input, valid on the boxes.
+        bounds: of every node, (B, *shape), in the arithmetic's dtype.
     """
 
     lower: Tensor
     walk: Walk
+    bounds: dict[int, Interval]
 
 
 def bound_boxes(
@@ -136,7 +138,7 @@ def bound_boxes(
     if arithmetic.charged:
         walk.charge = walk.charge + _rounded_rows(graph, backend, spec, charges, arithmetic.dtype)
     lower = finite_lower(concretise(backend, walk, box, arithmetic.charged)).expand(batch, -1)
-    return Bounded(lower, replace(walk, a=backend.whole(0, walk.a)))
+    return Bounded(lower, replace(walk, a=backend.whole(0, walk.a)), bounds)
 
 
 def _rounded_rows(

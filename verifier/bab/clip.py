@@ -1,9 +1,10 @@
 """Proof steps with the linear rows of a bounded box: cutting the box, and combining several rows.
 
 A row stands for ``a . x + c - charge <= row(x)`` on the box. A counterexample needs row(x) <= d, so it also has
-``a . x <= r`` with r = d - c + charge. Both steps below work on that halfspace in float64, charge their own rounding
-(Higham, ch. 3) and round outward, so they are valid in exact arithmetic whenever the rows are. Boxes are float32, so no
-coordinate exceeds 2^128; what underflow costs a sum of products with one is a constant.
+``a . x <= r`` with r = d - c + charge; for a strict row both are strict. Both steps below work on that halfspace in
+float64, charge their own rounding (Higham, ch. 3) and round outward, so they are valid in exact arithmetic whenever the
+rows are. Boxes are float32, so no coordinate exceeds 2^128; what underflow costs a sum of products with one is a
+constant.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from verifier.bounds.walk import Walk
 from verifier.core.interval import Interval
-from verifier.core.numerics import CHARGE_SAFETY, finite_lower, gamma, outward, underflow
+from verifier.core.numerics import CHARGE_SAFETY, combined_strict, finite_lower, gamma, outward, proved, underflow
 
 _STEPS = 12
 # One unit per term pays for its product and for a coefficient that is lost whole.
@@ -30,14 +31,25 @@ class Halfspaces:
         a: (B, S, k).
         c: (B, S), constant minus threshold; -inf for rows that say nothing.
         slack: (B, S) >= 0, what rounding can have cost so far.
+        strict: (B, S) bool, whether a counterexample has even ``< 0``.
     """
 
     a: Tensor
     c: Tensor
     slack: Tensor
+    strict: Tensor
+
+    def __getitem__(self, index: Tensor) -> Halfspaces:
+        return Halfspaces(self.a[index], self.c[index], self.slack[index], self.strict[index])
+
+    def refuted(self, value: Tensor) -> Tensor:
+        """(B,) bool: boxes without a counterexample, from :func:`least` of these halfspaces."""
+        return proved(value, torch.zeros_like(value), self.strict).any(1)
 
 
-def halfspaces(walk: Walk, threshold: Tensor, fixed: Interval, varying: Tensor) -> Halfspaces:
+def halfspaces(
+    walk: Walk, threshold: Tensor, fixed: Interval, varying: Tensor, strict: Tensor | None = None
+) -> Halfspaces:
     """Rows over the varying coordinates; the others enter by their smallest contribution.
 
     Args:
@@ -45,6 +57,7 @@ def halfspaces(walk: Walk, threshold: Tensor, fixed: Interval, varying: Tensor) 
         threshold: float64 (B, S), +inf for rows that are padding.
         fixed: float64 (B, n_in) full boxes.
         varying: (k,) coordinates that the search cuts.
+        strict: (B, S) bool; None: no row is strict.
     """
     batch = fixed.lower.shape[0]
     a = walk.a.flatten(2).double()
@@ -65,11 +78,12 @@ def halfspaces(walk: Walk, threshold: Tensor, fixed: Interval, varying: Tensor) 
         torch.where(usable[..., None], a, 0.0),
         torch.where(usable, c, -torch.inf),
         torch.where(usable, slack, 0.0).expand(batch, -1),
+        torch.zeros_like(usable) if strict is None else strict.expand_as(usable),
     )
 
 
 def least(half: Halfspaces, box: Interval) -> Tensor:
-    """(B, S) lower bounds of ``a . x + c`` on the boxes, rounding charged: positive means no counterexample."""
+    """(B, S) lower bounds of ``a . x + c`` on the boxes, rounding charged; :meth:`Halfspaces.refuted` judges them."""
     low, up = box.lower.double()[:, None], box.upper.double()[:, None]
     terms = torch.minimum(half.a * low, half.a * up)
     value = terms.sum(-1) + half.c
@@ -111,7 +125,13 @@ def combine(half: Halfspaces, box: Interval) -> Halfspaces:
     slack = slack + (half.a.shape[1] + half.a.shape[2] + 4) * _LOST
     known = usable.any(1, keepdim=True)
     constant = torch.where(known, constant, -torch.inf)
-    return Halfspaces(torch.cat([half.a, a], 1), torch.cat([half.c, constant], 1), torch.cat([half.slack, slack], 1))
+    strict = combined_strict(weights, half.strict)[:, None]
+    return Halfspaces(
+        torch.cat([half.a, a], 1),
+        torch.cat([half.c, constant], 1),
+        torch.cat([half.slack, slack], 1),
+        torch.cat([half.strict, strict], 1),
+    )
 
 
 def cut(half: Halfspaces, box: Interval, passes: int = 2) -> Interval:

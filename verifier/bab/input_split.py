@@ -37,13 +37,13 @@ from verifier.bab.clip import Halfspaces, combine, cut, halfspaces, least
 from verifier.bab.pool import Fields
 from verifier.bab.team import Accept, Ending, Figures, Stop, Team, every
 from verifier.bounds.crown import Specification, preactivations, row_bytes
+from verifier.bounds.touch import near, touched
 from verifier.config import BabConfig
 from verifier.core.backend import Group, ParallelBackend
 from verifier.core.deadline import Deadline
 from verifier.core.errors import DeadlineExceeded, MemoryExceeded
 from verifier.core.interval import Interval
 from verifier.core.memory import out_of_memory
-from verifier.core.numerics import proved
 from verifier.core.problem import Problem
 from verifier.core.progress import Progress
 from verifier.core.result import Witness
@@ -142,6 +142,7 @@ class _Table:
         box: (N,) int64.
         rows: (N, S >= 1) int64, padded with -1.
         y: float64 (M, n_out); x: float64 (M, n_in) or None; d: float64 (M,).
+        strict: bool (M,), or None: no row is strict.
         varying: (k,) int64.
         single: all cases have the same rows.
     """
@@ -153,6 +154,7 @@ class _Table:
     y: Tensor
     x: Tensor | None
     d: Tensor
+    strict: Tensor | None
     varying: Tensor
     single: bool
 
@@ -175,6 +177,7 @@ class _Table:
             put(y.astype(np.float64)),
             None if x is None else put(x.astype(np.float64)),
             put(d.astype(np.float64)),
+            None if problem.row_strict is None else put(problem.row_strict),
             put(varying_inputs(problem, cases)),
             bool((rows[cases] == rows[cases[0]]).all()),
         )
@@ -197,6 +200,13 @@ class _Table:
             x = self.x[index].masked_fill(pad[..., None], 0.0).reshape(*rows.shape, *graph.whole.input_shape)
         threshold = self.d[index].masked_fill(pad, torch.inf).expand(case.shape[0], -1)
         return Specification(y, x), threshold
+
+    def strict_rows(self, case: Tensor) -> Tensor | None:
+        """(B, S) bool: strict rows of the domains' cases; padding is not."""
+        if self.strict is None:
+            return None
+        rows = self.rows[case]
+        return self.strict[rows.clamp(min=0)] & (rows >= 0)
 
     def slack(self, x: Tensor, y: Tensor, case: Tensor) -> Tensor:
         """Smallest ``d - row`` over the rows of each point's case: (P,) float64; NaN outputs give -inf."""
@@ -264,14 +274,14 @@ class _Swept:
     value: Tensor
 
     def select(self, index: Tensor) -> _Swept:
-        return _Swept(self.domains[index], _select(self.rows, index), self.value[index])
+        return _Swept(self.domains[index], self.rows[index], self.value[index])
 
     @staticmethod
     def cat(parts: list[_Swept]) -> _Swept:
         rows = [p.rows for p in parts]
         return _Swept(
             Domains.cat([p.domains for p in parts]),
-            Halfspaces(*(torch.cat([getattr(r, name) for r in rows]) for name in ("a", "c", "slack"))),
+            Halfspaces(*(torch.cat([getattr(r, name) for r in rows]) for name in ("a", "c", "slack", "strict"))),
             torch.cat([p.value for p in parts]),
         )
 
@@ -506,17 +516,41 @@ class _Search:
         reshaped = Interval(*(self.backend.part(0, b.reshape(shape)) for b in box))
         varying = self.table.varying
         found = bound_boxes(self.graph, self.backend, reshaped, spec, arithmetic, self.deadline, hidden, varying)
-        rows = halfspaces(found.walk, threshold, box.to(torch.float64), self.table.varying)
+        strict = self.table.strict_rows(batch.case)
+        rows = halfspaces(found.walk, threshold, box.to(torch.float64), self.table.varying, strict)
         value = least(rows, batch.box)
-        best = value.amax(1)
-        keep = (~proved(best, torch.zeros_like(best))).nonzero()[:, 0]
-        left = _Swept(batch[keep], _select(rows, keep), best[keep])
+        keep = (~rows.refuted(value)).nonzero()[:, 0]
+        left, place = _Swept(batch[keep], rows[keep], value.amax(1)[keep]), keep
         if threshold.shape[1] > 1:
             rows = combine(left.rows, left.domains.box)
-            best = torch.maximum(left.value, least(rows, left.domains.box).amax(1))
-            keep = (~proved(best, torch.zeros_like(best))).nonzero()[:, 0]
-            left = _Swept(left.domains[keep], _select(rows, keep), best[keep])
+            value = least(rows, left.domains.box)
+            best = torch.maximum(left.value, value.amax(1))
+            keep = (~rows.refuted(value)).nonzero()[:, 0]
+            left, place = _Swept(left.domains[keep], rows[keep], best[keep]), place[keep]
+        if strict is not None:
+            left = self._untouched(left, place, reshaped, found.bounds, spec, threshold, strict)
         return left
+
+    def _untouched(
+        self,
+        left: _Swept,
+        place: Tensor,
+        box: Interval,
+        bounds: dict[int, Interval],
+        spec: Specification,
+        threshold: Tensor,
+        strict: Tensor,
+    ) -> _Swept:
+        """Without the domains whose strict rows only touch their thresholds; whole boxes are always tried.
+
+        Args:
+            place: of the domains that are left in the batch that ``box``, ``bounds``, ``threshold``, ``strict`` and,
+                unless all have the same rows, ``spec`` describe.
+        """
+        among = torch.zeros(strict.shape[0], dtype=torch.bool, device=strict.device)
+        among[place] = near(left.value, threshold[place], strict[place]) | (left.domains.depth == 0)
+        found = touched(self.graph, self.backend, box, bounds, spec, threshold, strict, among)
+        return left.select((~found[place]).nonzero()[:, 0])
 
     # --------------------------------------------------------------------------------------------------- candidates
 
@@ -561,12 +595,12 @@ class _Search:
         """Cut the boxes by the rows, which may close them on what remains; what is left, and (D,) which are smaller."""
         domains = left.domains
         box = cut(left.rows, domains.box)
-        value = least(left.rows, box).amax(1)
-        keep = (~proved(value, torch.zeros_like(value))).nonzero()[:, 0]
+        value = least(left.rows, box)
+        keep = (~left.rows.refuted(value)).nonzero()[:, 0]
         self.figures.closed += len(domains) - int(keep.numel())
         smaller = ((box.lower > domains.lower) | (box.upper < domains.upper)).any(1)
         domains = Domains(box.lower, box.upper, domains.case, domains.depth, domains.bound)
-        return _Swept(domains[keep], _select(left.rows, keep), left.value[keep]), smaller[keep]
+        return _Swept(domains[keep], left.rows[keep], left.value[keep]), smaller[keep]
 
     def _split(self, left: _Swept, smaller: Tensor) -> Domains:
         """Halve every domain, several times while the next batch has room; worst bounds last.
@@ -578,7 +612,7 @@ class _Search:
         domains, rows = left.domains, left.rows
         domains = Domains(domains.lower, domains.upper, domains.case, domains.depth, left.value.float())
         order = torch.argsort(domains.bound, descending=True, stable=True)
-        domains, rows, smaller = domains[order], _select(rows, order), smaller[order]
+        domains, rows, smaller = domains[order], rows[order], smaller[order]
         room = max(1, self.batch // max(1, 2 * len(domains)))
         times = max(1, min(_SPLITS_PER_ROUND, int(math.log2(room))))
         index = torch.arange(len(domains), device=order.device)
@@ -592,7 +626,7 @@ class _Search:
                 domains, index, can = domains[some], index[some], can[some]
                 if len(domains) == 0:
                     break
-            score = self._scores(_select(rows, index), domains.box)
+            score = self._scores(rows[index], domains.box)
             dim = score.masked_fill(~can, -1.0).argmax(1)
             self.figures.split += len(domains)
             domains, index = halve(domains, dim), torch.cat([index, index])
@@ -661,7 +695,3 @@ def _shares(value: Tensor) -> Tensor:
 def _products(node: Node) -> int:
     """Multiplications behind a node's value, roughly."""
     return node.size + sum(math.prod(h.shape) for h in node.op.handles if len(h.shape) > 1)
-
-
-def _select(half: Halfspaces, index: Tensor) -> Halfspaces:
-    return Halfspaces(half.a[index], half.c[index], half.slack[index])

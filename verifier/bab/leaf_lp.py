@@ -15,7 +15,8 @@ Sound: for x in the leaf and any lambda, beta >= 0,
     sum_s lambda_s (row_s(x) - d_s)  >=  sum_s lambda_s (row_s(x) - d_s) + sum_k beta_k s_k z_k(x)
 
 and the bound is a certified lower bound of the right-hand side over the whole box. Where it is positive, every x of the
-leaf has a row with row_s(x) > d_s; with lambda = 0 it says 0 > 0, so the leaf has no x. Bad duals only make the bound
+leaf has a row with row_s(x) > d_s, and where it is zero no x has row_s(x) <= d_s for all rows and < for a strict one
+that has a positive weight; with lambda = 0 it says 0 > 0, so the leaf has no x. Bad duals only make the bound
 weak. Nothing here relies on the neurons being decided: on a domain that is not a leaf the certificate is still valid,
 but weaker.
 """
@@ -36,7 +37,7 @@ from verifier.bounds.walk import Walk, backward
 from verifier.core.backend import ParallelBackend, canonical_chunks
 from verifier.core.deadline import Deadline
 from verifier.core.interval import Interval
-from verifier.core.numerics import gamma, proved, underflow, unit_roundoff
+from verifier.core.numerics import combined_strict, gamma, proved, underflow, unit_roundoff
 from verifier.graph.graph import Graph
 from verifier.graph.op import Relaxation
 
@@ -99,6 +100,7 @@ def solve_leaf(
     spec: Specification,
     thresholds: Tensor,
     deadline: Deadline,
+    strict: Tensor | None = None,
 ) -> LeafResult:
     """Close one leaf by a certificate from linear programming, or return the most promising point.
 
@@ -108,6 +110,7 @@ def solve_leaf(
             it is <= 0, else 0.
         spec: (1, S, ...) rows.
         thresholds: (S,) float64; row s is refuted where it exceeds its threshold.
+        strict: (S,) bool, rows that are refuted where they reach it too; None: none.
     """
     open_leaf = LeafResult(False, None, -math.inf)
     state = replace(state, bounds=_clip(graph, state.bounds, signs))
@@ -144,7 +147,7 @@ def solve_leaf(
     if beta is None or deadline.expired():
         return replace(open_leaf, candidate=candidate)
     multipliers = _scatter(splits, signs, beta)
-    closed, bound = _certify(graph, backend, state, spec, thresholds, weights, multipliers)
+    closed, bound = _certify(graph, backend, state, spec, thresholds, strict, weights, multipliers)
     if closed and not weights.any():
         bound = math.inf
     elif not weights.any():
@@ -285,6 +288,7 @@ def _certify(
     state: BoundState,
     spec: Specification,
     thresholds: Tensor,
+    strict: Tensor | None,
     weights: np.ndarray,
     multipliers: dict[int, Tensor],
 ) -> tuple[bool, float]:
@@ -317,5 +321,6 @@ def _certify(
     threshold = (w * thresholds).sum() + slack
     threshold = threshold + threshold.abs() * 4 * unit_roundoff(_F64)
     margin = float(lower - threshold)
-    sure = backend.agree(float(proved(lower, threshold)), "min") > 0
+    kind = None if strict is None else combined_strict(w, strict.to(device))
+    sure = backend.agree(float(proved(lower, threshold, kind)), "min") > 0
     return sure, margin if math.isfinite(margin) else -math.inf

@@ -268,6 +268,7 @@ def _bound_layer(
         Specification(y.reshape(2 * n, 1, *node.shape)),
         torch.zeros((2 * n, 1), dtype=torch.float64, device=device),
         parameters,
+        torch.ones((2 * n, 1), dtype=torch.bool, device=device),  # a neuron that only reaches zero has its sign
     )
     search = _Rows(below, backend, state, cases, config, deadline, SilentProgress(), _nothing, 1 << 62, Solo())
     if not isinstance(search.bounder, Kernel):
@@ -324,7 +325,7 @@ class _Rows(_Search):
         row's bound, later and for many at once: a certificate of few takes as long as one of many. Where it falls
         short, the row ends a rounding below zero.
         """
-        done = found.gap.amax(1) > 0
+        done = self._refuted(domains.case, found.gap)
         index = done.nonzero()[:, 0]
         if index.numel():
             self.refuted.append(Domains(domains.case[index], domains.signs[index], found.theta[index]))

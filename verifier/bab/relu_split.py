@@ -30,6 +30,7 @@ from verifier.bab.splits import SplitSpace, split_space
 from verifier.bab.team import Accept, Ending, Figures, Stop, Team, every
 from verifier.bounds.alpha import Parameters, Schedule
 from verifier.bounds.crown import BoundState, crown_rows
+from verifier.bounds.touch import near, touched
 from verifier.config import BabConfig
 from verifier.core.backend import Group, ParallelBackend
 from verifier.core.deadline import Deadline
@@ -180,7 +181,7 @@ class _Search:
         net = compact(self.graph, self.backend, self.state.box, self.space, self.cases.spec, self.cases.thresholds)
         if net is not None:
             kept = recordings(self.backend.device, self.config.cuda_graphs, self.memory_limit // 4)
-            return Kernel(net, self.rows, self.graph.input_shape, kept)
+            return Kernel(net, self.rows, self.graph.input_shape, kept, self.cases.strict)
         return WalkBounder(self.graph, self.backend, self.state.box, self.space, self.cases)
 
     def _batch_size(self) -> int:
@@ -342,12 +343,31 @@ class _Search:
 
     def _certified(self, domains: Domains, found: Bounded) -> Tensor:
         """(B,) bool: domains that are refuted, in float64 with rounding charged when the state is certified."""
-        done = found.gap.amax(1) > 0
+        done = self._refuted(domains.case, found.gap)
         if self.state.certified and bool(done.any()):
             index = done.nonzero()[:, 0]
             sure = self._certify(domains, found, index)
             done[index] = sure
             self.uncertified += int((~sure).sum())
+        return self._with_touched(domains, found, done)
+
+    def _refuted(self, case: Tensor, gap: Tensor) -> Tensor:
+        """(B,) bool: domains with a row whose bound (B, S), less its threshold, refutes it; as good as the bound is."""
+        return proved(gap, torch.zeros_like(gap), self.cases.strict_of(case)).any(1)
+
+    def _with_touched(self, domains: Domains, found: Bounded, done: Tensor) -> Tensor:
+        """Add the domains whose strict rows only touch their thresholds."""
+        strict = self.cases.strict_of(domains.case)
+        if strict is None:
+            return done
+        thresholds = self.cases.thresholds[domains.case]
+        index = (near(found.gap.amax(1), thresholds, strict) & ~done).nonzero()[:, 0]
+        if index.numel():
+            case, bounds = domains.case[index], self.space.domain_bounds(domains.signs[index])
+            spec = self.cases.spec.select(case)
+            done[index] = touched(
+                self.graph, self.backend, self.state.box, bounds, spec, thresholds[index], strict[index]
+            )
         return done
 
     def _certify(self, domains: Domains, found: Bounded, index: Tensor) -> Tensor:
@@ -358,7 +378,8 @@ class _Search:
 
     def _proved(self, domains: Domains, others: Parameters | None = None) -> Tensor:
         """(n,) bool: whether some row of every domain is refuted at these slopes and multipliers, as :meth:`_lower`."""
-        return proved(self._lower(domains, others), self.cases.thresholds[domains.case]).any(1)
+        thresholds, strict = self.cases.thresholds[domains.case], self.cases.strict_of(domains.case)
+        return proved(self._lower(domains, others), thresholds, strict).any(1)
 
     def _lower(self, domains: Domains, others: Parameters | None = None) -> Tensor:
         """(B, S) bounds at given slopes and multipliers, in float64, certified when the state is.
@@ -575,6 +596,7 @@ class _Search:
             self.cases.spec.select(case),
             self.cases.thresholds[case][0],
             self.deadline,
+            None if self.cases.strict is None else self.cases.strict[case][0],
         )
         if found.closed:
             self.closed += 1

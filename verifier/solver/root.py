@@ -22,6 +22,7 @@ from verifier.bounds.crown import (
     preactivations,
 )
 from verifier.bounds.relevance import relevant
+from verifier.bounds.touch import touched
 from verifier.bounds.walk import minimiser
 from verifier.config import Config
 from verifier.core.backend import ParallelBackend
@@ -83,6 +84,7 @@ def bound_root(
     state = initial_state(graph, backend, box, certify)
     if method == "ibp":
         lower = _output_ibp(graph, backend, state, table)
+        table.touch(graph, backend, state)
         return table.root(state, lower, None, None, "ibp")
     report("CROWN")
     rows = hidden_by_rows(config)
@@ -90,6 +92,7 @@ def bound_root(
     state = crown_hidden(graph, backend, state, deadline, nodes=None if rows else (), relevant=matters)
     lower, walk = crown_rows(graph, backend, state, table.spec)
     candidates = backend.whole(0, minimiser(walk, box.to(torch.float64)))
+    table.touch(graph, backend, state)
     if method == "crown" or table.refuted(lower).all():
         return table.root(state, lower, None, candidates.float(), "crown")
 
@@ -109,6 +112,7 @@ def bound_root(
             hidden = Schedule(steps, alpha.learning_rate, decay=alpha.decay)
             state = alpha_hidden(graph, backend, replace(state, bounds=dict(state.bounds)), hidden, deadline, matters)
             lower, found = _alpha(graph, backend, state, table, lower, schedule, deadline)
+            table.touch(graph, backend, state)
     return table.root(state, lower, found.parameters, backend.whole(0, found.candidate), "alpha-crown")
 
 
@@ -205,8 +209,10 @@ class _RowTable:
         self.case_rows = inverse.reshape(rows.shape)
         # Padding (-1) is a row that is never refuted: 0 <= 1 always holds.
         real = used >= 0
-        y, d = np.zeros((len(used), problem.n_out)), np.ones(len(used))
+        y, d, strict = np.zeros((len(used), problem.n_out)), np.ones(len(used)), np.zeros(len(used), dtype=bool)
         y[real], d[real] = problem.row_y[used[real]], problem.row_d[used[real]]
+        if problem.row_strict is not None:
+            strict[real] = problem.row_strict[used[real]]
         x = None
         if problem.row_x is not None:
             x = np.zeros((len(used), problem.n_in))
@@ -216,11 +222,27 @@ class _RowTable:
             None if x is None else torch.from_numpy(x).reshape(1, len(used), *whole.input_shape).to(device),
         )
         self.thresholds = torch.from_numpy(d).to(device)
+        self.strict = torch.from_numpy(strict).to(device) if strict.any() else None
+        self.touched = np.zeros(len(cases), dtype=bool)
 
     def refuted(self, lower: Tensor) -> np.ndarray:
-        """(N,) bool: cases with a refuted row."""
-        rows = proved(lower[0].double(), self.thresholds).cpu().numpy()
-        return np.any(rows[self.case_rows], axis=1)
+        """(N,) bool: cases with a refuted row, or with rows that only touch their thresholds (:meth:`touch`)."""
+        rows = proved(lower[0].double(), self.thresholds, self.strict).cpu().numpy()
+        return np.any(rows[self.case_rows], axis=1) | self.touched
+
+    def touch(self, graph: Graph, backend: ParallelBackend, state: BoundState) -> None:
+        """Note the cases that exact bounds of their strict rows refute."""
+        if self.strict is None:
+            return
+        pick = torch.from_numpy(self.case_rows).to(self.device)
+        found = touched(
+            graph, backend, state.box, state.bounds, self._picked(pick), self.thresholds[pick], self.strict[pick]
+        )
+        self.touched |= found.cpu().numpy()
+
+    def _picked(self, rows: Tensor) -> Specification:
+        """Rows by case, (N, S, ...)."""
+        return Specification(self.spec.y[0][rows], None if self.spec.x is None else self.spec.x[0][rows])
 
     def root(
         self,
@@ -239,7 +261,7 @@ class _RowTable:
         rows = None
         if parameters is not None and keep.any():
             pick = torch.from_numpy(index).to(self.device)
-            spec = Specification(self.spec.y[0][pick], None if self.spec.x is None else self.spec.x[0][pick])
+            strict = None if self.strict is None else self.strict[pick]
             slopes = {i: {k: v[0][pick] for k, v in group.items()} for i, group in parameters.items()}
-            rows = CaseRows(spec, self.thresholds[pick], slopes)
+            rows = CaseRows(self._picked(pick), self.thresholds[pick], slopes, strict)
         return Root(state, self.cases[keep], gap[index].max(1) if keep.any() else np.zeros(0), points, rows, method)

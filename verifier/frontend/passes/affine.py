@@ -37,10 +37,37 @@ def fold_affine(graph: Graph) -> Graph:
     return rewrite(graph, visit)
 
 
-def _roundings(scale: Tensor | None, had_shift: bool, has_shift: bool) -> int:
-    """Roundings of one more step: a product unless the factor is a sign, a sum when two offsets meet."""
-    product = scale is not None and not bool(torch.all(scale.abs() == 1))
-    return product + (had_shift and has_shift)
+def _roundings(scale: Tensor | None, weight: Tensor, bias: Tensor | None, shift: Tensor | None) -> int:
+    """Roundings of one more step: a product and, when two offsets meet, a sum; none where float32 holds the result.
+
+    Args:
+        scale: factor of every row of the weight and of the bias, all float64; None for one.
+    """
+    product = scale is not None and not all(_moves_exponents(scale, p) for p in (weight, bias) if p is not None)
+    if bias is None or shift is None:
+        return int(product)
+    old = bias if scale is None else bias * scale
+    total = old + shift
+    part = total - old
+    lost = (old - (total - part)) + (shift - part)  # exactly what the sum lacks (Knuth)
+    return product + (not _float32(total) or bool((lost != 0).any()))
+
+
+def _float32(t: Tensor) -> bool:
+    """Whether all numbers are float32 numbers."""
+    return bool((t.float().double() == t).all())
+
+
+def _moves_exponents(scale: Tensor, p: Tensor) -> bool:
+    """Whether a parameter times any of the factors is a normal float32 number without rounding."""
+    if bool((scale.abs() == 1).all()):
+        return True
+    factors, size = scale.abs(), p.abs()[p != 0]
+    if not bool((torch.frexp(factors).mantissa == 0.5).all()) or not _float32(p):
+        return False
+    return size.numel() == 0 or bool(
+        (size.min() * factors.min() >= 2.0**-126) and (size.max() * factors.max() < 2.0**128)
+    )
 
 
 def _offset(
@@ -71,7 +98,7 @@ def _merge(r: Rewriter, node: Node, op: ScaleShift, below: Node, inner: ScaleShi
     folded = (
         folded_terms(inner.folded, inner.shift_magnitude)
         + folded_terms(op.folded, op.shift_magnitude)
-        + _roundings(scale, inner.shift is not None, op.shift is not None)
+        + _roundings(scale, r.value(inner.scale, 1.0), old, None if op.shift is None else r.value(op.shift))
     )
     merged = ScaleShift(
         None if inner.scale is None and op.scale is None else r.param(both, f"{node.name}.scale"),
@@ -159,10 +186,10 @@ def _fold(
     """Weight as stored, new bias, magnitudes behind it, roundings."""
     old = None if inner.bias is None else r.value(inner.bias)
     magnitude = None if inner.bias_magnitude is None else r.value(inner.bias_magnitude)
-    bias, behind = _offset(r, op, scale, old, magnitude)
+    weight, (bias, behind) = r.value(inner.weight), _offset(r, op, scale, old, magnitude)
     folded = (
         folded_terms(inner.folded, inner.bias_magnitude)
         + folded_terms(op.folded, op.shift_magnitude)
-        + _roundings(scale, inner.bias is not None, op.shift is not None)
+        + _roundings(scale, weight, old, None if op.shift is None else r.value(op.shift))
     )
-    return r.value(inner.weight), bias, behind, folded
+    return weight, bias, behind, folded
