@@ -212,7 +212,9 @@ class Runs:
         feed = {"X": x.astype(np.float32).reshape(self.shape)}
         return min(float(s.run(None, feed)[0].reshape(-1)[0]) for s in self.sessions)
 
-    def search(self, low: np.ndarray, up: np.ndarray, rng: np.random.Generator, effort: int) -> tuple[float, np.ndarray]:
+    def search(
+        self, low: np.ndarray, up: np.ndarray, rng: np.random.Generator, effort: int
+    ) -> tuple[float, np.ndarray]:
         """The least value that is found, and where."""
         best, where = np.inf, low
         points = [low, up, low + (up - low) / 2]

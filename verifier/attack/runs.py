@@ -1,5 +1,5 @@
-"""Points at which a float32 run may do what the network in real arithmetic cannot: where bounds are smallest, near there,
-corners, and anywhere. What a run adds is noise, so no gradient leads to it.
+"""Points at which a float32 run may do what the network in real arithmetic cannot: where bounds are smallest, near
+there, corners, and anywhere. What a run adds is noise, so no gradient leads to it.
 """
 
 from __future__ import annotations

@@ -146,7 +146,7 @@ class WalkBounder:
         pick = torch.arange(domains.count, device=best.device)
         coefficients = space.collect(found.kept, lead)[pick, best]
         planes = relaxations(self.graph, bounds, torch.float32, found.parameters)
-        walk = Walk(found.candidate, found.lower, found.lower, found.kept)
+        walk = Walk(found.candidate, found.lower, found.lower, found.lower, found.kept)
         z = sweep(self.graph, self.backend, walk, planes, found.candidate, torch.Size(lead))
         columns = space.collect({i: v[0] for i, v in z.items()}, lead)[pick, best]
         candidate = self.backend.whole(0, found.candidate)

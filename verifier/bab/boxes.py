@@ -29,6 +29,7 @@ from verifier.core.backend import ParallelBackend
 from verifier.core.deadline import Deadline
 from verifier.core.interval import Interval
 from verifier.core.numerics import CHARGE_SAFETY, finite_lower, float32_proofs, outward, underflow
+from verifier.core.runtime import RunModel
 from verifier.graph.graph import Graph
 from verifier.graph.op import AffineOp, NonlinearOp, Relaxation
 from verifier.ops.conv import Conv
@@ -40,10 +41,11 @@ _FLOAT32_WIDTH = 1024
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """What the numbers are: their dtype, and whether every rounding is charged."""
+    """What the numbers are: their dtype, whether every rounding is charged, and for which runs they hold besides."""
 
     dtype: torch.dtype
     charged: bool
+    run: RunModel | None = None  # bounds hold for such float32 runs too
 
 
 Hidden = Literal["interval", "linear", "crown"]
@@ -100,7 +102,7 @@ def bound_boxes(
         varying: (k,) coordinates in which the linear sweep is linear; default all.
     """
     box = box.to(arithmetic.dtype)
-    bounds, charges = ibp.start(box)
+    bounds, charges = ibp.start(box, arithmetic.run)
     batch = box.lower.shape[0]
     wanted = set(preactivations(graph)) if hidden == "crown" else set()
     last = max(preactivations(graph), default=0)
@@ -108,7 +110,8 @@ def bound_boxes(
     if hidden == "linear":
         everything = torch.arange(graph.whole.nodes[0].size, device=backend.device)
         whole = Interval(*backend.whole(0, torch.stack(box)))
-        sweep = Forward(graph, backend, whole, everything if varying is None else varying, arithmetic.charged)
+        given = charges if arithmetic.charged else None
+        sweep = Forward(graph, backend, whole, everything if varying is None else varying, given)
     planes: dict[int, Relaxation] = {}
     for node in graph.nodes[1:]:
         ibp.step(graph, backend, node, bounds, charges, arithmetic.charged)

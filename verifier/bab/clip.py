@@ -9,7 +9,7 @@ constant.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -32,15 +32,17 @@ class Halfspaces:
         c: (B, S), constant minus threshold; -inf for rows that say nothing.
         slack: (B, S) >= 0, what rounding can have cost so far.
         strict: (B, S) bool, whether a counterexample has even ``< 0``.
+        error: (B, S), the error of a run, which ``slack`` allows for.
     """
 
     a: Tensor
     c: Tensor
     slack: Tensor
     strict: Tensor
+    error: Tensor
 
     def __getitem__(self, index: Tensor) -> Halfspaces:
-        return Halfspaces(self.a[index], self.c[index], self.slack[index], self.strict[index])
+        return Halfspaces(*(getattr(self, f.name)[index] for f in fields(self)))
 
     def refuted(self, value: Tensor) -> Tensor:
         """(B,) bool: boxes without a counterexample, from :func:`least` of these halfspaces."""
@@ -61,7 +63,8 @@ def halfspaces(
     """
     batch = fixed.lower.shape[0]
     a = walk.a.flatten(2).double()
-    constant, charge = walk.constant.double(), walk.charge.double()
+    constant, error = walk.constant.double(), walk.error.double()
+    charge = walk.charge.double() + error
     rest = torch.ones(a.shape[-1], dtype=torch.bool, device=a.device)
     rest[varying] = False
     if bool(rest.any()):
@@ -79,6 +82,7 @@ def halfspaces(
         torch.where(usable, c, -torch.inf),
         torch.where(usable, slack, 0.0).expand(batch, -1),
         torch.zeros_like(usable) if strict is None else strict.expand_as(usable),
+        torch.where(usable, error, 0.0).expand(batch, -1),
     )
 
 
@@ -131,6 +135,7 @@ def combine(half: Halfspaces, box: Interval) -> Halfspaces:
         torch.cat([half.c, constant], 1),
         torch.cat([half.slack, slack], 1),
         torch.cat([half.strict, strict], 1),
+        torch.cat([half.error, (weights * half.error).sum(1, keepdim=True)], 1),
     )
 
 

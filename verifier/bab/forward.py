@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from verifier.bounds.walk import Charges
 from verifier.core.backend import ParallelBackend
 from verifier.core.interval import Interval
 from verifier.core.numerics import CHARGE_SAFETY, gamma, tiny, underflow, unit_roundoff, widen
@@ -41,10 +42,14 @@ class Forward:
     Args:
         box: whole, (B, *input_shape) in the dtype of the sweep.
         varying: (k,) flat coordinates; the others enter by their intervals.
+        charges: those of the interval sweep, which is one node ahead; None: no rounding is charged.
     """
 
-    def __init__(self, graph: Graph, backend: ParallelBackend, box: Interval, varying: Tensor, charged: bool) -> None:
-        self._graph, self._backend, self._charged = graph, backend, charged
+    def __init__(
+        self, graph: Graph, backend: ParallelBackend, box: Interval, varying: Tensor, charges: Charges | None
+    ) -> None:
+        self._graph, self._backend, self._charges = graph, backend, charges
+        self._charged = charges is not None
         low, up = box.lower.flatten(1), box.upper.flatten(1)
         batch, n = low.shape
         self._dtype = low.dtype
@@ -97,7 +102,7 @@ class Forward:
             if self._charged and terms:
                 sizes = [self._size(v.rest, i) for i, v in zip(node.inputs, values, strict=True)]
                 sums = op.magnitude(sizes, p) * CHARGE_SAFETY
-                rest = self._widen(rest.lower, rest.upper, sums, 4 * (terms + 4))
+                rest = self._widen(rest.lower, rest.upper, sums, 4 * (terms + 4), self._run_rate(node))
         return Affine(jacobian.reshape(batch, k, *node.shape), rest)
 
     def _nonlinear(self, node: Node, op: NonlinearOp, bounds: Mapping[int, Interval]) -> Affine:
@@ -127,7 +132,13 @@ class Forward:
             size = size + (ls - slope).abs() * at_ends
         else:
             size = size + (ls.abs() + us.abs()) * at_ends
-        return Affine(value.jacobian * slope[:, None], self._widen(low, up, size, 12))
+        rest = self._widen(low, up, size, 12)
+        noise = self._charges.noise.get(node.index) if self._charges is not None else None
+        return Affine(value.jacobian * slope[:, None], rest if noise is None else widen(*rest, noise))
+
+    def _run_rate(self, node: Node) -> float:
+        """Error of a run of an affine node relative to the magnitude of its sums."""
+        return 0.0 if self._charges is None else self._charges.rates.get(node.index, 0.0)
 
     def _spread(self, index: int) -> Tensor:
         """sum_i |J_i| r_i, (B, *shape): how far the linear part moves."""
@@ -145,9 +156,9 @@ class Forward:
         """(B, *shape), the largest absolute value of a node, never below what underflow can have cost."""
         return rest.magnitude() + self._spread(index) + self._floored(rest.lower)
 
-    def _widen(self, low: Tensor, up: Tensor, size: Tensor, terms: int) -> Interval:
-        """Charge ``terms`` roundings of quantities of a size; NaN becomes no bound at all."""
+    def _widen(self, low: Tensor, up: Tensor, size: Tensor, terms: int, rate: float = 0.0) -> Interval:
+        """Charge ``terms`` roundings of quantities of a size, and ``rate`` times it; NaN becomes no bound at all."""
         if not self._charged:
             return Interval(low, up)
         terms += self._radius.shape[1] + 2
-        return widen(low, up, gamma(terms, self._dtype) * size * CHARGE_SAFETY + self._floored(low))
+        return widen(low, up, (gamma(terms, self._dtype) + rate) * size * CHARGE_SAFETY + self._floored(low))

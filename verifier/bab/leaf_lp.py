@@ -35,6 +35,7 @@ from verifier.bounds.crown import BoundState, Specification, crown_rows, relaxat
 from verifier.bounds.forms import OneHot
 from verifier.bounds.walk import Walk, backward
 from verifier.core.backend import ParallelBackend, canonical_chunks
+from verifier.core.claims import real_part
 from verifier.core.deadline import Deadline
 from verifier.core.interval import Interval
 from verifier.core.numerics import combined_strict, gamma, proved, underflow, unit_roundoff
@@ -54,11 +55,15 @@ class LeafResult:
         closed: certified that every point of the leaf refutes a row; the only thing that may close the domain.
         candidate: (n_in,) float64, the point of the box where the rows come closest to being violated, or None.
         bound: certified lower bound of max over rows of (row - d) on the leaf; inf when it is empty, -inf when unknown.
+        real: certified in real arithmetic; ``closed`` holds for all that the state's bounds hold for.
+        error: of a run, which ``bound`` allows for.
     """
 
     closed: bool
     candidate: np.ndarray | None
     bound: float
+    real: bool = False
+    error: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -115,7 +120,7 @@ def solve_leaf(
     open_leaf = LeafResult(False, None, -math.inf)
     state = replace(state, bounds=_clip(graph, state.bounds, signs))
     if backend.agree(float(_inverted(state.bounds))):
-        return LeafResult(True, None, math.inf)
+        return LeafResult(True, None, math.inf, True)
     planes = relaxations(graph, state.bounds, _F64)
     middle, radius = _centre(Interval(*backend.whole(0, torch.stack(state.box))))
     splits: list[_Split] = []
@@ -147,12 +152,12 @@ def solve_leaf(
     if beta is None or deadline.expired():
         return replace(open_leaf, candidate=candidate)
     multipliers = _scatter(splits, signs, beta)
-    closed, bound = _certify(graph, backend, state, spec, thresholds, strict, weights, multipliers)
+    closed, real, bound, error = _certify(graph, backend, state, spec, thresholds, strict, weights, multipliers)
     if closed and not weights.any():
         bound = math.inf
     elif not weights.any():
         bound = -math.inf
-    return LeafResult(closed, None if closed else candidate, bound)
+    return LeafResult(closed, None if closed else candidate, bound, real, error)
 
 
 def _clip(graph: Graph, bounds: Mapping[int, Interval], signs: Mapping[int, Tensor]) -> dict[int, Interval]:
@@ -291,8 +296,9 @@ def _certify(
     strict: Tensor | None,
     weights: np.ndarray,
     multipliers: dict[int, Tensor],
-) -> tuple[bool, float]:
-    """Whether the combined row is certified above the combined threshold, and by how much.
+) -> tuple[bool, bool, float, float]:
+    """Whether the combined row is certified above the combined threshold, for all that the bounds hold for and in real
+    arithmetic, by how much, and the error of a run in that.
 
     The combination sum_s lambda_s row_s is itself rounded: its coefficients are off by at most gamma_S times
     sum_s lambda_s |row_s|, which is charged against the largest output (and input) values on the box, and the threshold
@@ -313,7 +319,8 @@ def _certify(
 
     y = spec.y.to(_F64)
     row = Specification(combine(y), None if spec.x is None else combine(spec.x.to(_F64)))
-    lower = crown_rows(graph, backend, state, row, splits=multipliers, dtype=_F64)[0].reshape(())
+    lower, walk = crown_rows(graph, backend, state, row, splits=multipliers, dtype=_F64)
+    lower, run = lower.reshape(()), walk.error.reshape(())
     size = error(y, graph.output) + ((w + least) * (thresholds.abs() + least)).sum()
     if spec.x is not None:
         size = size + error(spec.x.to(_F64), 0)
@@ -322,5 +329,7 @@ def _certify(
     threshold = threshold + threshold.abs() * 4 * unit_roundoff(_F64)
     margin = float(lower - threshold)
     kind = None if strict is None else combined_strict(w, strict.to(device))
-    sure = backend.agree(float(proved(lower, threshold, kind)), "min") > 0
-    return sure, margin if math.isfinite(margin) else -math.inf
+    sure, real = (
+        backend.agree(float(proved(value, threshold, kind)), "min") > 0 for value in (lower, real_part(lower, run))
+    )
+    return sure, real, margin if math.isfinite(margin) else -math.inf, float(run)

@@ -9,6 +9,7 @@ float32; otherwise it runs in float32 without charges.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -30,6 +31,15 @@ from verifier.ops.maximum import MaxReduce
 from verifier.ops.relu import Relu
 from verifier.ops.scale import ScaleShift
 from verifier.ops.shape import Gather, Permute, Reshape
+
+
+class NoisyRuns(Exception):
+    """Bounds that hold for runs are much wider than those of the network itself.
+
+    Args:
+        share: of their width that the error of a run has.
+    """
+
 
 SlopeParameters = Mapping[int, Mapping[str, Tensor]]
 Relevant = Mapping[int, Tensor]
@@ -257,6 +267,7 @@ def crown_hidden(
     dtype: torch.dtype | None = None,
     nodes: Sequence[int] | None = None,
     relevant: Relevant | None = None,
+    noisiest: float = math.inf,
 ) -> BoundState:
     """CROWN bounds of all pre-activations, tightening ``state``; intervals are propagated anew from every one of them.
 
@@ -265,6 +276,10 @@ def crown_hidden(
             float32 without charges are not certified, and neither is the state that comes back.
         nodes: visit only these; default all pre-activations.
         relevant: elements that matter, see :func:`verifier.bounds.relevance.relevant`; default all.
+        noisiest: what the error of a run may take of the bounds' width at any node.
+
+    Raises:
+        NoisyRuns: it takes more.
     """
     dtype = dtype or (torch.float64 if state.certified else torch.float32)
     certified = state.certified and dtype == torch.float64
@@ -284,9 +299,9 @@ def crown_hidden(
         if certified and float32_can_be_charged(graph, backend.device, index):
             # Most neurons are decided with room to spare: charged float32 is enough for them, and much cheaper.
             narrow = _between(graph, out.bounds, torch.float32, 0, index)
-            _visit(graph, backend, out, index, elements, narrow, torch.float32, deadline)
+            _visit(graph, backend, out, index, elements, narrow, torch.float32, deadline, noisiest)
             elements = open_elements(graph, backend, index, out.bounds[index], relevant)
-        _visit(graph, backend, out, index, elements, planes, dtype, deadline)
+        _visit(graph, backend, out, index, elements, planes, dtype, deadline, noisiest)
         done = index
     _propagate(graph, backend, out, done, len(graph.nodes) - 1)
     return out
@@ -315,19 +330,35 @@ def _visit(
     planes: Mapping[int, Relaxation],
     dtype: torch.dtype,
     deadline: Deadline,
+    noisiest: float,
 ) -> None:
     """CROWN rows of some elements of one node, intersected into the state."""
     batch, rows = out.box.lower.shape[0], 2 * elements.shape[0]
     positions, here = backend.here(index, elements)
     charges = out.charges.to(dtype) if out.certified else None
-    parts = []
+    parts, errors = [], []
     for chunk in backend.row_chunks(rows, row_bytes(graph, batch, dtype, index)):
         deadline.check("CROWN")
         form = hidden_rows(positions, graph.nodes[index].shape, chunk.start, chunk.stop, chunk.size, dtype, here)
-        value, _ = lower_bounds(graph, backend, out, {index: form}, planes, dtype, charges)
+        value, walk = lower_bounds(graph, backend, out, {index: form}, planes, dtype, charges)
         parts.append((chunk, value.expand(batch, -1)))
+        if noisiest < math.inf:
+            errors.append((chunk, walk.error.to(value.dtype).expand(batch, -1)))
     if parts:
-        tighten(out, index, positions, backend.gather_rows(rows, parts), here)
+        found = backend.gather_rows(rows, parts)
+        if errors:
+            _check_noise(found, backend.gather_rows(rows, errors), noisiest)
+        tighten(out, index, positions, found, here)
+
+
+def _check_noise(found: Tensor, error: Tensor, noisiest: float) -> None:
+    """Refuse rows (B, 2n) in whose widths the error of a run (B, 2n) has too large a part."""
+    n = found.shape[1] // 2
+    width = (-found[:, n:] - found[:, :n]).double()
+    known = torch.isfinite(width)
+    share = float(error.double().sum()) / max(float(width[known].sum()), 1e-300)
+    if not share <= noisiest:
+        raise NoisyRuns(share)
 
 
 def _propagate(graph: Graph, backend: ParallelBackend, out: BoundState, first: int, last: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor
@@ -10,7 +11,7 @@ from verifier.bounds.walk import Charges
 from verifier.core.backend import ParallelBackend
 from verifier.core.interval import Interval
 from verifier.core.numerics import CHARGE_SAFETY, gamma, widen
-from verifier.core.runtime import RunModel
+from verifier.core.runtime import LARGEST, RunModel
 from verifier.graph.graph import Graph, Node
 from verifier.graph.op import AffineOp, NonlinearOp, Op
 
@@ -93,6 +94,12 @@ def _noisy(node: Node, op: Op, charges: Charges, xs: Sequence[Interval], found: 
         return found
     charges.note_noise(node.index, error)
     return widen(found.lower, found.upper, charges.noise[node.index])
+
+
+def may_overflow(charges: Charges, backend: ParallelBackend) -> bool:
+    """Whether a value or a partial sum of a float32 run may leave float32's range on some box; equal on all ranks."""
+    most = max(float(t.max()) for t in charges.partial.values())
+    return not backend.agree(most if math.isfinite(most) else math.inf, "max") <= LARGEST
 
 
 def replace(node: Node, tighter: Interval, bounds: dict[int, Interval], charges: Charges) -> None:

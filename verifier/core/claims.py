@@ -66,15 +66,18 @@ class Covered:
         weak: domains that were closed for the real network alone.
         margin: the smallest distance of a closing bound from its threshold, in real arithmetic; inf without any.
         error: the largest error of a run in a row that closed a domain.
+        overflow: whether a run may leave float32's range somewhere.
     """
 
     weak: int = 0
     margin: float = math.inf
     error: float = 0.0
+    overflow: bool = False
 
     def add(self, other: Covered) -> None:
         self.weak += other.weak
         self.margin, self.error = min(self.margin, other.margin), max(self.error, other.error)
+        self.overflow |= other.overflow
 
     def note(self, gap: Tensor, error: Tensor, weak: int = 0) -> None:
         """Closing bounds.

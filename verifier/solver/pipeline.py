@@ -323,7 +323,8 @@ class _Run:
             verdict = Verdict.SAT
         elif verdict in (Verdict.UNKNOWN, Verdict.TIMEOUT) and self._real_proof():
             self.covered.weak += self.open.size
-            return self._proved("every case is refuted by a certified bound")
+            self._proved("every case is refuted by a certified bound")
+            return
         if verdict is Verdict.UNKNOWN and self.deadline.expired():
             verdict = Verdict.TIMEOUT
         self.verdict, self.reason = verdict, reason
@@ -345,6 +346,8 @@ class _Run:
         name = self.model.name if self.model is not None else ""
         margin = found.margin if math.isfinite(found.margin) else None
         reason = self.uncovered
+        if not reason and found.overflow:
+            reason = "a value of the network may leave float32's range"
         if not reason and found.weak:
             reason = f"{found.weak} parts of the problem are refuted for the network in real arithmetic alone"
         return Covers(True, not reason, name, reason, margin, found.error if name and not self.uncovered else None)
