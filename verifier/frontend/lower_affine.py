@@ -221,6 +221,8 @@ def batch_norm(s: Lowering, call: Call) -> list[int | None]:
     scale = weight / torch.sqrt(var + a["eps"])
     if not bool(torch.isfinite(scale).all()):
         raise CannotLower("normalisation by a variance that is not positive")
+    if bool(((scale == 0) & (weight != 0)).any()):
+        raise CannotLower("normalisation by a factor that underflows")
     shift, magnitude = bias - mean * scale, bias.abs() + (mean * scale).abs()
     op = ScaleShift(
         s.param(scale.reshape(column), f"{name}.scale"),

@@ -1,7 +1,8 @@
 """Constant factors and offsets go into the affine op before them.
 
 Only steps with a few roundings per parameter are taken: scaling the rows of a weight and adding to a bias. Offsets
-*before* an affine op stay (W t would be a sum over the whole fan-in).
+*before* an affine op stay (W t would be a sum over the whole fan-in). Nothing is folded where a product leaves the
+range of normal float64 numbers: it would be off by more than its roundings.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from verifier.core.numerics import tiny
 from verifier.frontend.passes.rewriter import Rewriter, rewrite
 from verifier.graph.graph import Graph, Node
 from verifier.graph.op import folded_terms
@@ -37,6 +39,25 @@ def fold_affine(graph: Graph) -> Graph:
     return rewrite(graph, visit)
 
 
+def _leaves_range(r: Rewriter, scale: Tensor | None, inner: Linear | Conv | ScaleShift) -> bool:
+    """Whether a factor times some parameter of an op may underflow or overflow in float64."""
+    if scale is None:
+        return False
+    least, most = _range(scale)
+    for handle in inner.handles:
+        low, high = _range(r.value(handle))
+        if least * low < tiny(torch.float64) or most * high == float("inf"):
+            return True
+    return False
+
+
+def _range(values: Tensor) -> tuple[float, float]:
+    """The smallest absolute value that is not zero, and the largest."""
+    size = values.abs()
+    size = size[size > 0]
+    return (float(size.min()), float(size.max())) if size.numel() else (1.0, 0.0)
+
+
 def _roundings(scale: Tensor | None, had_shift: bool, has_shift: bool) -> int:
     """Roundings of one more step: a product unless the factor is a sign, a sum when two offsets meet."""
     product = scale is not None and not bool(torch.all(scale.abs() == 1))
@@ -62,8 +83,10 @@ def _offset(
     return bias + shift, grown + behind
 
 
-def _merge(r: Rewriter, node: Node, op: ScaleShift, below: Node, inner: ScaleShift) -> int:
+def _merge(r: Rewriter, node: Node, op: ScaleShift, below: Node, inner: ScaleShift) -> int | None:
     scale = None if op.scale is None else r.value(op.scale)
+    if _leaves_range(r, scale, inner):
+        return None
     old = None if inner.shift is None else r.value(inner.shift)
     magnitude = None if inner.shift_magnitude is None else r.value(inner.shift_magnitude)
     shift, behind = _offset(r, op, scale, old, magnitude)
@@ -107,7 +130,7 @@ def _folded_constants(
 
 def _into_linear(r: Rewriter, node: Node, op: ScaleShift, below: Node, inner: Linear) -> int | None:
     found = _folded_constants(r, op, node.shape, len(node.shape) - 1)
-    if found is None:
+    if found is None or _leaves_range(r, found[0], inner):
         return None
     scale, vectors = found
     weight, bias, magnitude, folded = _fold(r, vectors, scale, inner)
@@ -125,7 +148,7 @@ def _into_linear(r: Rewriter, node: Node, op: ScaleShift, below: Node, inner: Li
 def _into_conv(r: Rewriter, node: Node, op: ScaleShift, below: Node, inner: Conv) -> int | None:
     axis = len(node.shape) - inner.dims - 1
     found = _folded_constants(r, op, node.shape, axis)
-    if found is None:
+    if found is None or _leaves_range(r, found[0], inner):
         return None
     scale, vectors = found
     weight, bias, magnitude, folded = _fold(r, vectors, scale, inner)
