@@ -311,12 +311,15 @@ def load_any(network: str | Path | nn.Module | Network, input_shape: tuple[int, 
     """
     import torch
 
+    from verifier.core.arithmetic import plain_arithmetic
     from verifier.frontend.network import Network, from_module, load_network
 
     if isinstance(network, str | Path):
-        return load_network(network)
+        with plain_arithmetic():
+            return load_network(network)
     if isinstance(network, torch.nn.Module):
-        return from_module(network, torch.zeros(input_shape))
+        with plain_arithmetic(default=None):  # a module's forward may make tensors of the caller's default dtype
+            return from_module(network, torch.zeros(input_shape))
     if isinstance(network, Network):
         return network
     raise InputError(f"a network is an ONNX file or a torch.nn.Module, not a {type(network).__name__}")

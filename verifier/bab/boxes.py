@@ -25,6 +25,7 @@ from verifier.bounds.crown import (
     row_bytes,
 )
 from verifier.bounds.walk import Charges, Walk, backward, concretise
+from verifier.core.arithmetic import full_precision
 from verifier.core.backend import ParallelBackend
 from verifier.core.deadline import Deadline
 from verifier.core.interval import Interval
@@ -56,11 +57,13 @@ CHARGED_64 = Arithmetic(torch.float64, True)
 
 
 def charges_in_float32(graph: Graph) -> bool:
-    """Whether float32 can be charged: plain inner products of moderate length and piecewise linear relaxations.
+    """Whether float32 can be charged: plain inner products of moderate length and piecewise linear relaxations, in full
+    precision.
 
     Convolutions may run as Winograd or FFT kernels in float32, which have no inner-product error bound.
     """
-    return float32_proofs() and all(
+    plain = float32_proofs() and full_precision()
+    return plain and all(
         node.size <= _FLOAT32_WIDTH
         and (node.index == 0 or isinstance(node.op, Relu | AffineOp))
         and not isinstance(node.op, Conv)

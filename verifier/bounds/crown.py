@@ -19,6 +19,7 @@ from torch import Tensor
 from verifier.bounds import ibp
 from verifier.bounds.forms import Dense, Form, OneHot
 from verifier.bounds.walk import Charges, Walk, backward, concretise
+from verifier.core.arithmetic import full_precision
 from verifier.core.backend import ParallelBackend
 from verifier.core.deadline import Deadline
 from verifier.core.interval import Interval
@@ -318,7 +319,7 @@ def float32_can_be_charged(graph: Graph, device: torch.device, last: int | None 
     if not float32_proofs():
         return False
     plain = all(isinstance(n.op, AffineOp | Relu) or n.index == 0 for n in nodes)
-    return plain and device.type == "cpu" and torch.get_float32_matmul_precision() == "highest"
+    return plain and device.type == "cpu" and full_precision()
 
 
 def _visit(

@@ -19,9 +19,12 @@ from verifier.core.numerics import gamma
 # Half an ulp relative to a number, and the smallest normal number: gradual underflow costs far less than it.
 UNIT = 2.0**-24
 TINY = 2.0**-126
-LARGEST = 3.4028234663852886e38
+# By which factor numbers between the steps of a run may differ from those of the op that they were folded into, and the
+# largest number that then is surely inside float32's range.
+REACH = 2.0**20
+LARGEST = 3.4e38 / REACH
 # Added to the magnitude of an affine node's sums: the error of at least one rounding of it is more than all of a sum's
-# products can lose to gradual underflow, 2^-150 each.
+# products can lose to gradual underflow, 2^-150 each, also when a factor of at most REACH follows.
 RUN_FLOOR = 2.0**-100
 # Roundings that a runtime may add to those of an op: a factor or offset that it fuses into the op before or after it,
 # a division that it replaces by a product, a bias that it adds apart.

@@ -100,10 +100,16 @@ def inverse(c: Tensor) -> tuple[Tensor, bool]:
     return r, bool(torch.all(mantissa.abs() == 0.5))
 
 
-def linear(s: Lowering, x: int, weight: Tensor, bias: Tensor | None, name: str, exact: bool = True) -> int:
-    """x W^T + b on the last dim; ``exact`` is False when the parameters were rounded."""
+def linear(s: Lowering, x: int, weight: Tensor, bias: Tensor | None, name: str, factor: float = 1.0) -> int:
+    """x W^T + b on the last dim.
+
+    Args:
+        factor: that the weight was multiplied by.
+    """
     b = None if bias is None else s.param(bias, f"{name}.bias")
-    op = Linear(s.param(weight, f"{name}.weight"), b, folded=0 if exact else 1)
+    size = abs(factor)
+    reach = max(size, 1 / size) if size else math.inf
+    op = Linear(s.param(weight, f"{name}.weight"), b, folded=0 if size == 1 else 1, reach=reach)
     return s.emit(op, [x], (*s.shape(x)[:-1], weight.shape[0]), name)
 
 
@@ -118,9 +124,9 @@ def product(s: Lowering, x: Any, y: Any, name: str, factor: float = 1.0, bias: T
     if a is not None:
         w = constant(y) * factor
         if w.dim() == 2:
-            return linear(s, a, w.t(), bias, name, exact)
+            return linear(s, a, w.t(), bias, name, factor)
         if bias is None and bool(torch.all(w == w.reshape(-1, *w.shape[-2:])[0])):
-            return linear(s, a, w.reshape(-1, *w.shape[-2:])[0].t(), None, name, exact)
+            return linear(s, a, w.reshape(-1, *w.shape[-2:])[0].t(), None, name, factor)
         shape = (*broadcast(s.shape(a)[:-2], w.shape[:-2]), s.shape(a)[-2], w.shape[-1])
         out = s.emit(MatMulConstant(s.param(constant(y), f"{name}.weight")), [a], shape, name)
     else:
@@ -221,6 +227,8 @@ def batch_norm(s: Lowering, call: Call) -> list[int | None]:
     scale = weight / torch.sqrt(var + a["eps"])
     if not bool(torch.isfinite(scale).all()):
         raise CannotLower("normalisation by a variance that is not positive")
+    if bool(((scale == 0) & (weight != 0)).any()):
+        raise CannotLower("normalisation by a factor that underflows")
     shift, magnitude = bias - mean * scale, bias.abs() + (mean * scale).abs()
     op = ScaleShift(
         s.param(scale.reshape(column), f"{name}.scale"),

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from verifier.core.runtime import Measured, RunModel
+from verifier.core.runtime import REACH, Measured, RunModel
 from verifier.graph.graph import Graph
 from verifier.graph.op import NonlinearOp
 from verifier.ops.power import Power
@@ -118,6 +118,8 @@ def not_covered(network: Network, model: RunModel) -> str | None:
     unknown = sorted({node.op_type for node in graph.node if node.domain or node.op_type not in KNOWN})
     if unknown:
         return f"the error of onnxruntime's {', '.join(unknown)} is not known"
+    if any(getattr(node.op, "reach", 1.0) > REACH for node in network.graph.nodes):
+        return "factors of very different sizes follow one another, or a factor is zero"
     return _unmeasured(network.graph, model)
 
 

@@ -31,6 +31,7 @@ class Conv(AffineOp):
         padding: symmetric zero padding.
         output_padding: only for transposed.
         folded: roundings behind one stored parameter; FOLDED_TERMS when left out with a ``bias_magnitude``.
+        reach: by which factor numbers between the steps that were folded can differ from those of the op itself.
     """
 
     weight: Handle
@@ -44,6 +45,7 @@ class Conv(AffineOp):
     transposed: bool = False
     dims: int = 2
     folded: int = 0
+    reach: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("stride", "padding", "dilation"):

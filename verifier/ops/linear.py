@@ -52,12 +52,14 @@ class Linear(AffineOp):
         bias: (out,).
         bias_magnitude: (out,), sum of the magnitudes that were folded into the bias; given when parameters were folded.
         folded: roundings behind one stored parameter; FOLDED_TERMS when left out with a ``bias_magnitude``.
+        reach: by which factor numbers between the steps that were folded can differ from those of the op itself.
     """
 
     weight: Handle
     bias: Handle | None = None
     bias_magnitude: Handle | None = None
     folded: int = 0
+    reach: float = 1.0
 
     @property
     def streamable(self) -> tuple[Handle, ...]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from verifier.core.interval import Interval
 from verifier.core.numerics import gamma, tiny, underflow
-from verifier.core.runtime import TINY, UNIT, RunModel, rate
+from verifier.core.runtime import LARGEST, TINY, UNIT, RunModel, rate
 from verifier.graph.op import (
     NonlinearOp,
     Params,
@@ -222,7 +222,8 @@ class MatMul(NonlinearOp):
         """A sum of products, in any order."""
         x, y = (v.magnitude() for v in xs)
         terms = x.shape[-1]
-        return (x @ y) * rate(terms) + terms * TINY
+        sums = x @ y
+        return torch.where(sums <= LARGEST, sums * rate(terms) + terms * TINY, _INF)
 
     def parameters(self, xs: Sequence[Interval]) -> Mapping[str, ParamSpec]:
         x, y = xs[0].lower, xs[1].lower

@@ -24,12 +24,14 @@ class ScaleShift(AffineOp):
         shift: offset; None for zero.
         shift_magnitude: like shift, sum of the magnitudes folded into it; given when parameters were folded.
         folded: roundings behind one stored parameter; FOLDED_TERMS when left out with a ``shift_magnitude``.
+        reach: by which factor numbers between the steps that were folded can differ from those of the op itself.
     """
 
     scale: Handle | None = None
     shift: Handle | None = None
     shift_magnitude: Handle | None = None
     folded: int = 0
+    reach: float = 1.0
 
     def split(self, dims: Sequence[int], in_shapes: Sequence[Shape], out_shape: Shape, ranks: int) -> Split | None:
         """Constants that vary along the dim are cut with it."""
