@@ -285,7 +285,8 @@ def answer(
     progress.phase("network")
     from verifier.solver.pipeline import solve
 
-    loaded = load_any(network, input_shape or (1, problem.n_in))
+    deadline.check("start-up")
+    loaded = load_any(network, input_shape or (1, problem.n_in), deadline)
     check_sizes(loaded, problem)
     deadline.check("loading")
     if ranks is None:
@@ -303,11 +304,16 @@ def load_problem(property: str | Path | Problem, deadline: Deadline | None = Non
     return parse_vnnlib(property, deadline=deadline)
 
 
-def load_any(network: str | Path | nn.Module | Network, input_shape: tuple[int, ...]) -> Network:
+def load_any(
+    network: str | Path | nn.Module | Network, input_shape: tuple[int, ...], deadline: Deadline | None = None
+) -> Network:
     """A network from an ONNX file or a torch module; a loaded one is returned as it is.
 
     Args:
         input_shape: for a torch module.
+
+    Raises:
+        DeadlineExceeded: loading takes too long.
     """
     import torch
 
@@ -316,10 +322,10 @@ def load_any(network: str | Path | nn.Module | Network, input_shape: tuple[int, 
 
     if isinstance(network, str | Path):
         with plain_arithmetic():
-            return load_network(network)
+            return load_network(network, deadline)
     if isinstance(network, torch.nn.Module):
         with plain_arithmetic(default=None):  # a module's forward may make tensors of the caller's default dtype
-            return from_module(network, torch.zeros(input_shape))
+            return from_module(network, torch.zeros(input_shape), deadline=deadline)
     if isinstance(network, Network):
         return network
     raise InputError(f"a network is an ONNX file or a torch.nn.Module, not a {type(network).__name__}")

@@ -116,7 +116,9 @@ def bound_boxes(
         given = charges if arithmetic.charged else None
         sweep = Forward(graph, backend, whole, everything if varying is None else varying, given)
     planes: dict[int, Relaxation] = {}
+    alone = deadline if backend.size == 1 else Deadline()  # ranks that work together ask equally often
     for node in graph.nodes[1:]:
+        alone.check("branch and bound")
         ibp.step(graph, backend, node, bounds, charges, arithmetic.charged)
         if isinstance(node.op, NonlinearOp):
             planes[node.index] = node.op.relax([bounds[i] for i in node.inputs])
@@ -131,7 +133,7 @@ def bound_boxes(
                 deadline.check("branch and bound")
                 form = hidden_rows(positions, node.shape, chunk.start, chunk.stop, chunk.size, arithmetic.dtype, here)
                 given = charges if arithmetic.charged else None
-                walk = backward(graph, backend, {node.index: form}, planes, arithmetic.dtype, given)
+                walk = backward(graph, backend, {node.index: form}, planes, arithmetic.dtype, given, deadline=deadline)
                 value = finite_lower(concretise(backend, walk, box, arithmetic.charged))
                 parts.append((chunk, value.expand(batch, -1)))
             if parts:

@@ -208,9 +208,10 @@ def lower_bounds(
     dtype: torch.dtype,
     charges: Charges | None,
     splits: Mapping[int, Tensor] | None = None,
+    deadline: Deadline | None = None,
 ) -> tuple[Tensor, Walk]:
     """One walk and its concretisation: (B, S) lower bounds in ``dtype``, NaN turned into -inf."""
-    walk = backward(graph, backend, start, planes, dtype, charges, splits)
+    walk = backward(graph, backend, start, planes, dtype, charges, splits, deadline=deadline)
     value = concretise(backend, walk, state.box.to(dtype), charges is not None)
     return finite_lower(value), walk
 
@@ -341,7 +342,7 @@ def _visit(
     for chunk in backend.row_chunks(rows, row_bytes(graph, batch, dtype, index)):
         deadline.check("CROWN")
         form = hidden_rows(positions, graph.nodes[index].shape, chunk.start, chunk.stop, chunk.size, dtype, here)
-        value, walk = lower_bounds(graph, backend, out, {index: form}, planes, dtype, charges)
+        value, walk = lower_bounds(graph, backend, out, {index: form}, planes, dtype, charges, deadline=deadline)
         parts.append((chunk, value.expand(batch, -1)))
         if noisiest < math.inf:
             errors.append((chunk, walk.error.to(value.dtype).expand(batch, -1)))

@@ -43,6 +43,7 @@ from verifier.bounds.forms import (
 )
 from verifier.core import sums
 from verifier.core.backend import ParallelBackend
+from verifier.core.deadline import Deadline
 from verifier.core.interval import Interval
 from verifier.core.numerics import CHARGE_SAFETY, gamma, tiny, underflow, unit_roundoff
 from verifier.core.runtime import RUN_FLOOR, RunModel
@@ -195,6 +196,7 @@ def backward(
     charges: Charges | None = None,
     splits: Mapping[int, Tensor] | None = None,
     keep: bool = False,
+    deadline: Deadline | None = None,
 ) -> Walk:
     """Walk rows back to the input.
 
@@ -205,6 +207,7 @@ def backward(
         splits: node index (of a nonlinear node) to (B, S, *in_shape), added to the coefficients on its input:
             multipliers of split constraints.
         keep: keep the coefficients on nonlinear outputs, for gradients and branching scores.
+        deadline: checked before every node where no other rank works along: large chunks take long.
     """
     state = _State(graph, backend, relaxations, dtype, charges, splits or {}, keep, dict(start))
     rows = next(iter(start.values()))
@@ -216,6 +219,8 @@ def backward(
     for index in range(order[0], 0, -1):
         form = state.pending.pop(index, None)
         if form is not None:
+            if deadline is not None and backend.size == 1:
+                deadline.check("a walk back")
             backend.usage.note_coefficients(form_bytes(form))
             state.step(graph.nodes[index], form)
     form = state.pending.pop(0, None)

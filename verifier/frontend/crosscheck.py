@@ -75,6 +75,7 @@ def check_nodes(file: OnnxFile, translate: Translate) -> None:
     if not nodes:
         return
     for node, values in zip(nodes, _observed(file, nodes), strict=True):
+        file.deadline.check("comparing nodes with onnxruntime")
         label = f"{file.path}: {node.op_type} (opset {file.opset}) at '{node.output[0]}'"
         alone = _alone(file, node, values, varying, read)
         if alone is None:
@@ -182,7 +183,8 @@ def _alone(
         tensors,
     )
     graph.output[0].type.tensor_type.elem_type = kind
-    return OnnxFile(file.path, model_of(file, graph), _OWN, f"{_OWN}out", (1, start), np.dtype(dtype), file.opset, "")
+    model, kind_of = model_of(file, graph), np.dtype(dtype)
+    return OnnxFile(file.path, model, _OWN, f"{_OWN}out", (1, start), kind_of, file.opset, "", file.deadline)
 
 
 def _types(
@@ -213,6 +215,7 @@ def _agree(alone: OnnxFile, graph: Graph) -> bool:
         store.put(handle, tensor)
     size, compared = math.prod(alone.input_shape), False
     for x in _points(size, 2 if size > _LARGE else 7):
+        alone.deadline.check("comparing nodes with onnxruntime")
         given = x.astype(alone.input_dtype)[None]
         right = run(given, False).reshape(-1).astype(np.float64)
         point = torch.from_numpy(given).reshape(1, *graph.input_shape)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
+from verifier.core.deadline import Deadline
 from verifier.core.errors import UnsupportedOpError
 from verifier.frontend.builder import Builder
 from verifier.frontend.capture import Call, Record, Ref
@@ -97,7 +98,9 @@ def translators() -> dict[str, Translator]:
     return {**MOVEMENT, **AFFINE, **NONLINEAR}
 
 
-def lower(record: Record, input_name: str, version: str, output_name: str = "output") -> Graph:
+def lower(
+    record: Record, input_name: str, version: str, output_name: str = "output", deadline: Deadline | None = None
+) -> Graph:
     """Translate a record; the graph is not yet simplified.
 
     Args:
@@ -115,6 +118,8 @@ def lower(record: Record, input_name: str, version: str, output_name: str = "out
     partial: dict[int, tuple[Call, int]] = {}
     lost: set[int] = set()
     for call in _needed(record):
+        if deadline is not None:
+            deadline.check("translating the network")
         reads = _reads(call)
         for r in sorted(reads & partial.keys()):
             maker, k = partial.pop(r)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from verifier.core.deadline import Deadline
 from verifier.core.errors import InputError, UnsupportedError
 from verifier.core.handles import WeightStore
 from verifier.graph.graph import Graph
@@ -108,16 +109,17 @@ def _first_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
 
 
-def load_network(path: str | Path) -> Network:
+def load_network(path: str | Path, deadline: Deadline | None = None) -> Network:
     """Read an ONNX file and translate it.
 
     Raises:
+        DeadlineExceeded: between two of many steps; a single one is not interrupted.
         InputError: the file is missing or malformed.
         UnsupportedError: it is well-formed but uses something without a rule.
     """
     from verifier.frontend import onnx_file
 
-    file = onnx_file.load(path)
+    file = onnx_file.load(path, deadline)
     graph, output_shape = translate(file)
     return Network(
         graph,
@@ -152,8 +154,9 @@ def _translated(file: OnnxFile) -> tuple[Graph, Shape]:
     module = onnx_module.to_module(file)
     try:
         x = torch.from_numpy(np.zeros(file.input_shape, file.input_dtype))
-        record = capture(module, x, onnx_module.output_names, copied=True)
-        graph = simplify(lower(record, file.input_name, f"opset {file.opset}", file.output_name))
+        record = capture(module, x, onnx_module.output_names, copied=True, deadline=file.deadline)
+        raw = lower(record, file.input_name, f"opset {file.opset}", file.output_name, file.deadline)
+        graph = simplify(raw, file.deadline)
     except MissingRules as error:
         raise MissingRules(str(file.path), error.phrases) from error
     except (InputError, UnsupportedError) as error:
@@ -166,6 +169,7 @@ def from_module(
     example_input: Tensor | None = None,
     input_shape: Sequence[int] | None = None,
     name: str | None = None,
+    deadline: Deadline | None = None,
 ) -> Network:
     """Translate a torch module.
 
@@ -175,7 +179,7 @@ def from_module(
         input_shape: the shape of such a sample, instead of an example.
 
     Raises:
-        InputError, UnsupportedError: see :func:`verifier.frontend.capture.capture`.
+        InputError, UnsupportedError, DeadlineExceeded: see :func:`verifier.frontend.capture.capture`.
     """
     import copy
 
@@ -189,8 +193,8 @@ def from_module(
     if not x.is_floating_point():
         raise UnsupportedError(f"the input must be floating point, not {x.dtype}")
     dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
-    record = capture(module, x.to(dtype))
-    graph = simplify(lower(record, "input", f"torch {torch.__version__}"))
+    record = capture(module, x.to(dtype), deadline=deadline)
+    graph = simplify(lower(record, "input", f"torch {torch.__version__}", deadline=deadline), deadline)
     own = copy.deepcopy(module).eval().cpu()
 
     def run(p: np.ndarray, optimised: bool) -> np.ndarray:
@@ -215,7 +219,14 @@ def sample_points(lower: np.ndarray, upper: np.ndarray, seed: int, count: int = 
     return np.stack([low + (up - low) / 2, *corners, *inside])
 
 
-def parity(network: Network, store: WeightStore, lower: np.ndarray, upper: np.ndarray, seed: int = 0) -> str | None:
+def parity(
+    network: Network,
+    store: WeightStore,
+    lower: np.ndarray,
+    upper: np.ndarray,
+    seed: int = 0,
+    deadline: Deadline | None = None,
+) -> str | None:
     """Compare the graph with the original on points of a box.
 
     The graph runs in float32 and float64, and at batch sizes 1, 2 and 7 (a very large network at fewer points, and at
@@ -228,14 +239,17 @@ def parity(network: Network, store: WeightStore, lower: np.ndarray, upper: np.nd
 
     Returns:
         None when all values agree to 1e-4 of the output's scale, else one sentence.
+
+    Raises:
+        DeadlineExceeded: between two evaluations.
     """
+    deadline = deadline or Deadline()
     large = network.graph.multiply_adds > _LARGE_WORK
     points = sample_points(lower, upper, seed, 2 if large else 8).astype(np.float32)
     reference = network.evaluate(points).astype(np.float64)
-    device = _device(store, network.graph)
-    x = torch.from_numpy(points).to(device).reshape(len(points), *network.input_shape)
-    single = _forward(network.graph, x, store, len(points))
-    double = _forward(network.graph, x.to(torch.float64), store, len(points))
+    x = torch.from_numpy(points).to(store.device).reshape(len(points), *network.input_shape)
+    single = _forward(network.graph, x, store, len(points), deadline)
+    double = _forward(network.graph, x.to(torch.float64), store, len(points), deadline)
     finite = np.isfinite(reference).all(axis=1)
     if not finite.any():
         return "the network's output is not finite at any sample point of the input box"
@@ -256,26 +270,19 @@ def parity(network: Network, store: WeightStore, lower: np.ndarray, upper: np.nd
     if not steady.any():
         return "the translated network gives different answers in float32 and float64 at every sample point"
     for batch in (2,) if large else (1, 2, 7):
-        again = _forward(network.graph, x, store, batch)
+        again = _forward(network.graph, x, store, batch, deadline)
         worst = np.abs(again - single)[steady].max()
         if not worst <= PARITY_TOLERANCE * scale:
             return f"the translated network depends on the batch size: {worst:.3g} between {len(points)} and {batch}"
     return None
 
 
-def _forward(graph: Graph, x: Tensor, store: WeightStore, batch: int) -> np.ndarray:
+def _forward(graph: Graph, x: Tensor, store: WeightStore, batch: int, deadline: Deadline) -> np.ndarray:
     parts = []
     with torch.no_grad():
         for part in x.split(batch):
+            deadline.check("the comparison with the reference network")
             out = graph.forward(part, store)
             assert isinstance(out, Tensor)
             parts.append(out.reshape(part.shape[0], -1).to("cpu", torch.float64))
     return torch.cat(parts).numpy()
-
-
-def _device(store: WeightStore, graph: Graph) -> torch.device:
-    handle = next((h for n in graph.nodes for h in n.op.handles), None)
-    if handle is None:
-        return torch.device("cpu")
-    with store.fetch([handle], torch.float32) as p:
-        return p[0].device

@@ -284,6 +284,7 @@ def run_all(
     file: OnnxFile, model: onnx.ModelProto, names: Sequence[str], feeds: Sequence[dict[str, Any]]
 ) -> list[list[Any]]:
     """The same for several inputs."""
+    file.deadline.check("computing constants")
     try:
         session = new_session(model.SerializeToString(), optimised=False)
         return [list(session.run(list(names), given)) for given in feeds]

@@ -11,12 +11,13 @@ import hashlib
 import math
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from verifier.core.deadline import Deadline
 from verifier.core.errors import InputError, UnsupportedError
 from verifier.frontend.normalise import normalise
 
@@ -40,6 +41,7 @@ class OnnxFile:
         input_dtype: numpy dtype of the input, float32 or float64.
         opset: version of the default operator set.
         sha256: of the bytes on disk.
+        deadline: for translating it; looked at between two of many steps.
     """
 
     path: Path
@@ -50,6 +52,7 @@ class OnnxFile:
     input_dtype: np.dtype
     opset: int
     sha256: str
+    deadline: Deadline = field(default_factory=Deadline, compare=False)
 
 
 def resolve(path: str | Path) -> Path:
@@ -85,21 +88,25 @@ def read_bytes(path: Path, limit: int = MAX_PROTOBUF) -> tuple[bytes, str]:
     return stored, digest
 
 
-def load(path: str | Path) -> OnnxFile:
+def load(path: str | Path, deadline: Deadline | None = None) -> OnnxFile:
     """Read, check and normalise a model.
 
     Raises:
+        DeadlineExceeded: between two of many steps.
         InputError: missing, truncated or malformed file; weights that are not finite or not of the announced size.
         UnsupportedError: more than one input or output, or an input that is not floating point.
     """
-    file = resolve(path)
+    file, deadline = resolve(path), deadline or Deadline()
     data, digest = read_bytes(file)
+    deadline.check("loading")
     model = _parse(data, file)
     del data
     opset = _opset(model, file)
     for tensor in tensors(model.graph):
+        deadline.check("loading")
         _check_tensor(tensor, file)
     for tensor in model.graph.initializer:
+        deadline.check("loading")
         _check_finite(tensor, file)
     _drop_initializer_inputs(model.graph)
     source = _single(model.graph.input, "input", file)
@@ -109,7 +116,7 @@ def load(path: str | Path) -> OnnxFile:
     _set_shape(source, shape)
     target.type.tensor_type.ClearField("shape")
     del model.graph.value_info[:]
-    found = OnnxFile(file, model, source.name, target.name, shape, dtype, opset, digest)
+    found = OnnxFile(file, model, source.name, target.name, shape, dtype, opset, digest, deadline)
     normalise(found)
     return found
 

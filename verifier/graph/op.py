@@ -120,8 +120,11 @@ class AffineOp(Op):
         Returns:
             one (N, *shape_i) tensor per input. Default: VJP of :meth:`linear`.
         """
-        zeros = tuple(a.new_zeros((a.shape[0], *s)) for s in in_shapes)
-        return torch.func.vjp(lambda *xs: self.linear(xs, p), *zeros)[1](a)
+        # torch.func.vjp would import torch's compiler when it is first called, which takes seconds.
+        with torch.enable_grad():
+            xs = tuple(a.new_zeros((a.shape[0], *s)).requires_grad_() for s in in_shapes)
+            y = self.linear(xs, p)
+            return torch.autograd.grad(y, xs, a.detach(), allow_unused=True, materialize_grads=True)
 
     @property
     def local(self) -> AffineOp:

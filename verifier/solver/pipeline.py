@@ -217,7 +217,7 @@ class _Run:
 
     def _parity(self, crew: Crew) -> str | None:
         lower, upper = self.problem.witness_lower[0], self.problem.witness_upper[0]
-        return parity(self.network, self._own(crew)[0], lower, upper, self.config.seed)
+        return parity(self.network, self._own(crew)[0], lower, upper, self.config.seed, self.deadline)
 
     def _attack(self, crew: Crew, config: AttackConfig) -> None:
         """Look for a counterexample, also near the minimisers of the rows that the root could not refute."""
