@@ -87,6 +87,7 @@ def verify_record(
         "verdict": outcome.verdict,
         "reason": outcome.reason,
         "certified": outcome.certified,
+        "parity": statistics.pop("parity", None),
         "bounds": statistics.pop("bounds", statistics.pop("root", None)),
         "domains": _domains(statistics),
         "statistics": statistics,
