@@ -73,7 +73,11 @@ class Objective:
         return (slice(i, min(i + size, n)) for i in range(0, n, size))
 
     def outputs(self, x: Tensor) -> Tensor:
-        """(P, n) points to (P, n_out) outputs in the dtype of ``x``; one pass, so P must fit the batch."""
+        """(P, n) points to (P, n_out) outputs in the dtype of ``x``, in float64 where the network rounds to float32.
+
+        One pass, so P must fit the batch.
+        """
+        x = x.double() if self.graph.rounds else x
         y = self.graph.forward(x.reshape(x.shape[0], *self.graph.input_shape), self.store)
         assert isinstance(y, Tensor)
         return self.graph.flat(y)

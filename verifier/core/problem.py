@@ -86,7 +86,7 @@ class Problem:
             inner_low, inner_up = _not_below(self.inner_lower, dtype), -_not_below(-self.inner_upper, dtype)
             empty = inner_low > inner_up
             inner_low, inner_up = np.where(empty, low, inner_low), np.where(empty, up, inner_up)
-            # A scorer may compare float64 inputs with bounds rounded to float32: they fit these too where there is room.
+            # A scorer may compare float64 inputs with bounds rounded to float32: they fit these too, where they can.
             both_low, both_up = np.maximum(inner_low, self.witness_lower), np.minimum(inner_up, self.witness_upper)
             room = both_low <= both_up
             inner_low, inner_up = np.where(room, both_low, inner_low), np.where(room, both_up, inner_up)

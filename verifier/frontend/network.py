@@ -15,7 +15,6 @@ from verifier.core.errors import InputError, UnsupportedError
 from verifier.core.handles import WeightStore
 from verifier.graph.graph import Graph
 from verifier.graph.op import Shape
-from verifier.ops.step import Single
 
 if TYPE_CHECKING:
     from verifier.frontend.onnx_file import OnnxFile
@@ -315,17 +314,23 @@ def _compare(network: Network, store: WeightStore, points: np.ndarray) -> _Compa
     def at(x: np.ndarray, dtype: torch.dtype) -> np.ndarray:
         return _forward(graph, _samples(network, store, x).to(dtype), store, len(points))
 
-    if network.input_dtype == np.float32:
+    if arithmetic(network) == torch.float32:
         ours, other = at(points, torch.float32), at(points, torch.float64)
         return _Compared(points, reference, ours, other, np.abs(ours - other).max(axis=1), PARITY_TOLERANCE)
-    sign = np.where(np.arange(points.shape[1]) % 2 == 0, np.inf, -np.inf)
-    ours, other = at(points, torch.float64), at(np.nextafter(points, sign), torch.float64)
+    wide = points.astype(np.float64)
+    beside = np.nextafter(wide, np.where(np.arange(points.shape[1]) % 2 == 0, np.inf, -np.inf))
+    ours, other = at(wide, torch.float64), at(beside, torch.float64)
     noise, tolerance = np.abs(ours - other).max(axis=1), PARITY_TOLERANCE_64
-    if any(isinstance(node.op, Single) for node in graph.nodes):  # a part of the network runs in float32
+    if graph.rounds or network.input_dtype == np.float32:  # a part of the network runs in float32
         near = points.astype(np.float32)
         noise = np.maximum(noise, np.abs(at(near, torch.float32) - at(near, torch.float64)).max(axis=1))
         tolerance = PARITY_TOLERANCE
     return _Compared(points, reference, ours, other, noise, tolerance)
+
+
+def arithmetic(network: Network) -> torch.dtype:
+    """The type in which the graph does what the network does: that of its input, or the widest one that it uses."""
+    return torch.float64 if network.input_dtype == np.float64 or network.graph.rounds else torch.float32
 
 
 def _judged(
@@ -359,7 +364,7 @@ def _judged(
             f"the translated network and the original can be compared at {count} of {len(steady)} sample points, fewer "
             f"than {fewest}: at the others its answers depend on the last digits, or are not finite"
         )
-    x, worst = _samples(network, store, found.points), 0.0
+    x, worst = _samples(network, store, found.points).to(arithmetic(network)), 0.0
     for batch in batches:
         again = _forward(network.graph, x, store, batch)
         worst = float(np.abs(again - found.ours)[steady].max())

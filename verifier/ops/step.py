@@ -220,6 +220,8 @@ class Trunc(RoundingOp):
 class Single(StepOp):
     """Nearest float32: what a conversion from float64 gives. Beyond float32's range there are no bounds."""
 
+    rounds = True
+
     def step(self, z: Tensor) -> Tensor:
         return z.to(torch.float32).to(z.dtype)
 
