@@ -258,15 +258,12 @@ def parity(network: Network, store: WeightStore, lower: np.ndarray, upper: np.nd
     """
     low, up = np.atleast_2d(lower), np.atleast_2d(upper)
     large = network.graph.multiply_adds > _LARGE_WORK
-    parts: list[_Compared] = []
-    for attempt in range(_ATTEMPTS):
-        points = _points(low, up, seed + attempt, 2 if large else 8).astype(network.input_dtype)
-        parts.append(_compare(network, store, points))
-        if sum(int(part.finite.sum()) for part in parts) == 0:
-            continue
-        if sum(int(part.steady.sum()) for part in parts) >= _FEWEST_STEADY:
+    found = _compare(network, store, _points(low, up, seed, network.input_dtype, large))
+    for attempt in range(1, _ATTEMPTS):
+        if found.enough:
             break
-    found = _Compared.join(parts)
+        more = _points(low, up, seed + attempt, network.input_dtype, large)
+        found = found.joined(_compare(network, store, more))
     return _judged(network, store, found, len(low), seed, (2,) if large else (1, 2, 7))
 
 
@@ -286,15 +283,33 @@ class _Compared:
     noise: np.ndarray
     tolerance: float
 
-    @staticmethod
-    def join(parts: Sequence[_Compared]) -> _Compared:
-        names = ("points", "reference", "ours", "other", "noise")
-        return _Compared(*(np.concatenate([getattr(p, name) for p in parts]) for name in names), parts[0].tolerance)
+    def joined(self, more: _Compared) -> _Compared:
+        """Of both."""
+
+        def both(name: str) -> np.ndarray:
+            return np.concatenate([getattr(self, name), getattr(more, name)])
+
+        arrays = both("points"), both("reference"), both("ours"), both("other"), both("noise")
+        return _Compared(*arrays, self.tolerance)
 
     @property
     def finite(self) -> np.ndarray:
         """Points at which the original's outputs are finite."""
-        return np.isfinite(self.reference).all(axis=1)
+        return np.asarray(np.isfinite(self.reference).all(axis=1))
+
+    @property
+    def fewest(self) -> int:
+        """How many different points have to be steady."""
+        return min(_FEWEST_STEADY, len(np.unique(self.points, axis=0)))
+
+    @property
+    def compared(self) -> int:
+        """How many different points are steady."""
+        return len(np.unique(self.points[self.steady], axis=0))
+
+    @property
+    def enough(self) -> bool:
+        return self.compared >= self.fewest
 
     @property
     def scale(self) -> float:
@@ -342,13 +357,10 @@ def _judged(
     noise = float(np.median(found.noise[finite])) if finite.any() else 0.0
     own = float(np.abs(found.reference[finite]).max(initial=0.0))
     allowed = min(found.tolerance * scale, found.tolerance * own + _NOISE_FACTOR * noise)
-    count, fewest = int(steady.sum()), min(_FEWEST_STEADY, len(steady))
 
     def ended(mismatch: str | None) -> Parity:
-        distinct = len(np.unique(found.points[steady], axis=0))
-        worst = float(error[steady].max(initial=0.0))
-        left_out, dtype = int((~steady).sum()), network.input_dtype.name
-        return Parity(mismatch, distinct, left_out, boxes, worst, allowed, dtype)
+        worst, left_out = float(error[steady].max(initial=0.0)), int((~steady).sum())
+        return Parity(mismatch, found.compared, left_out, boxes, worst, allowed, network.input_dtype.name)
 
     if not finite.any():
         return ended("the network's output is not finite at any sample point of the input box")
@@ -359,10 +371,10 @@ def _judged(
             f"the translated network differs from the original by {error[k]:.3g} (outputs up to {scale:.3g}) "
             f"at sample point {k} of seed {seed}"
         )
-    if count < fewest:
+    if not found.enough:
         return ended(
-            f"the translated network and the original can be compared at {count} of {len(steady)} sample points, fewer "
-            f"than {fewest}: at the others its answers depend on the last digits, or are not finite"
+            f"the translated network and the original can be compared at {found.compared} points, fewer than "
+            f"{found.fewest}: at {int((~steady).sum())} others its answer depends on the last digits or is not finite"
         )
     x, worst = _samples(network, store, found.points).to(arithmetic(network)), 0.0
     for batch in batches:
@@ -373,15 +385,16 @@ def _judged(
     return ended(None)
 
 
-def _points(lower: np.ndarray, upper: np.ndarray, seed: int, count: int) -> np.ndarray:
+def _points(lower: np.ndarray, upper: np.ndarray, seed: int, dtype: np.dtype, few: bool) -> np.ndarray:
     """Points of the hull of boxes (K, n), and of some of the boxes if there are several."""
+    count = 2 if few else 8
     points = [sample_points(lower.min(axis=0), upper.max(axis=0), seed, count)]
     if len(lower) > 1:
         rng = np.random.default_rng(seed)
         some = rng.choice(len(lower), min(count, len(lower)), replace=False)
         low, up = lower[some].astype(np.float64), upper[some].astype(np.float64)
         points.append(low + rng.random(low.shape) * (up - low))
-    return np.concatenate(points)
+    return np.concatenate(points).astype(dtype)
 
 
 def _samples(network: Network, store: WeightStore, points: np.ndarray) -> Tensor:
