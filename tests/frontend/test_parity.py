@@ -116,6 +116,21 @@ def test_a_network_that_rounds_is_compared_in_float64(tmp_path: Path) -> None:
     assert compare(wrong, [0.5], [1.0]).mismatch is not None
 
 
+def test_float64_inside_a_network_of_float32(tmp_path: Path) -> None:
+    """x - 1/3 near 1/3, scaled: in float32 nothing would be left of it."""
+    nodes = [
+        helper.make_node("Cast", ["x"], ["d"], to=TensorProto.DOUBLE),
+        helper.make_node("Sub", ["d", "c"], ["e"]),
+        helper.make_node("Mul", ["e", "k"], ["y"]),
+    ]
+    constants = {"c": np.array([1 / 3]), "k": np.array([1e9])}
+    network = load(model(nodes, [1, 1], constants, out_type=TensorProto.DOUBLE), tmp_path)
+    third = np.float32(1 / 3)
+    found = compare(network, [third], [third + np.float32(3e-7)])
+    assert found.mismatch is None and found.points >= 4 and found.left_out == 0
+    assert compare(changed(network, lambda x, y: y + 1), [third], [third + np.float32(3e-7)]).mismatch is not None
+
+
 def test_the_record_says_what_was_compared(tmp_path: Path) -> None:
     found = compare(identity(tmp_path, n=3), np.zeros((2, 3)), np.ones((2, 3)))
     assert set(found.record) == {"points", "left_out", "boxes", "difference", "tolerance", "dtype"}

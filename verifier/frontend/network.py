@@ -274,6 +274,7 @@ class _Compared:
     Attributes:
         other: the graph's outputs in another precision or, in float64, next to the point.
         noise: what the network's own arithmetic costs, (n,).
+        dtype: the widest type that the network computes in, and the graph with it.
     """
 
     points: np.ndarray
@@ -282,6 +283,7 @@ class _Compared:
     other: np.ndarray
     noise: np.ndarray
     tolerance: float
+    dtype: torch.dtype
 
     def joined(self, more: _Compared) -> _Compared:
         """Of both."""
@@ -290,7 +292,7 @@ class _Compared:
             return np.concatenate([getattr(self, name), getattr(more, name)])
 
         arrays = both("points"), both("reference"), both("ours"), both("other"), both("noise")
-        return _Compared(*arrays, self.tolerance)
+        return _Compared(*arrays, self.tolerance, self.dtype)
 
     @property
     def finite(self) -> np.ndarray:
@@ -324,28 +326,25 @@ class _Compared:
 
 def _compare(network: Network, store: WeightStore, points: np.ndarray) -> _Compared:
     graph = network.graph
-    reference = network.evaluate(points).astype(np.float64)
+    found = network.evaluate(points)
+    reference, single = found.astype(np.float64), network.input_dtype == np.float32
 
     def at(x: np.ndarray, dtype: torch.dtype) -> np.ndarray:
         return _forward(graph, _samples(network, store, x).to(dtype), store, len(points))
 
-    if arithmetic(network) == torch.float32:
+    if single and not graph.rounds and found.dtype != np.float64:
         ours, other = at(points, torch.float32), at(points, torch.float64)
-        return _Compared(points, reference, ours, other, np.abs(ours - other).max(axis=1), PARITY_TOLERANCE)
+        noise = np.abs(ours - other).max(axis=1)
+        return _Compared(points, reference, ours, other, noise, PARITY_TOLERANCE, torch.float32)
     wide = points.astype(np.float64)
     beside = np.nextafter(wide, np.where(np.arange(points.shape[1]) % 2 == 0, np.inf, -np.inf))
     ours, other = at(wide, torch.float64), at(beside, torch.float64)
     noise, tolerance = np.abs(ours - other).max(axis=1), PARITY_TOLERANCE_64
-    if graph.rounds or network.input_dtype == np.float32:  # a part of the network runs in float32
+    if single or graph.rounds:  # a part of the network runs in float32
         near = points.astype(np.float32)
         noise = np.maximum(noise, np.abs(at(near, torch.float32) - at(near, torch.float64)).max(axis=1))
         tolerance = PARITY_TOLERANCE
-    return _Compared(points, reference, ours, other, noise, tolerance)
-
-
-def arithmetic(network: Network) -> torch.dtype:
-    """The type in which the graph does what the network does: that of its input, or the widest one that it uses."""
-    return torch.float64 if network.input_dtype == np.float64 or network.graph.rounds else torch.float32
+    return _Compared(points, reference, ours, other, noise, tolerance, torch.float64)
 
 
 def _judged(
@@ -376,7 +375,7 @@ def _judged(
             f"the translated network and the original can be compared at {found.compared} points, fewer than "
             f"{found.fewest}: at {int((~steady).sum())} others its answer depends on the last digits or is not finite"
         )
-    x, worst = _samples(network, store, found.points).to(arithmetic(network)), 0.0
+    x, worst = _samples(network, store, found.points).to(found.dtype), 0.0
     for batch in batches:
         again = _forward(network.graph, x, store, batch)
         worst = float(np.abs(again - found.ours)[steady].max())
