@@ -16,7 +16,7 @@ from verifier.core.deadline import Deadline
 from verifier.core.problem import Problem
 from verifier.core.progress import SilentProgress
 from verifier.core.result import Result, Verdict
-from verifier.frontend.network import from_module
+from verifier.frontend.network import Parity, from_module
 from verifier.graph.graph import Graph
 from verifier.parallel.world import World, solo
 from verifier.solver import pipeline
@@ -47,6 +47,10 @@ def problem_of(case: Planted, extra: list[tuple[np.ndarray, float]] | None = Non
         case_box=np.zeros(n, np.int64),
         case_rows=np.arange(n, dtype=np.int64)[:, None],
     )
+
+
+def compared(mismatch: str | None) -> Parity:
+    return Parity(mismatch, points=17, left_out=0, boxes=1, difference=0.0, tolerance=1e-4, dtype="float32")
 
 
 def answer(case: Planted, settings: dict, problem: Problem | None = None, seconds: float = 60.0) -> Result:
@@ -141,7 +145,7 @@ def test_same_seed_same_figures() -> None:
 
 def test_a_graph_that_disagrees_with_its_reference_never_proves(monkeypatch: pytest.MonkeyPatch) -> None:
     case = planted("mlp", 13, sat=False)
-    monkeypatch.setattr("verifier.solver.pipeline.parity", lambda *args: "output 0 differs by 1")
+    monkeypatch.setattr("verifier.solver.pipeline.parity", lambda *args: compared("output 0 differs by 1"))
     result = answer(case, NEURONS)
     assert result.verdict is Verdict.ERROR
     assert "output 0 differs by 1" in result.reason
@@ -187,7 +191,7 @@ class TestStartOnTheHost:
     def test_disagreement_on_either_side_forbids_a_proof(
         self, told: list[str | None], crews: list[World], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        answers = iter(told)
+        answers = iter([compared(word) for word in told])
         monkeypatch.setattr(pipeline, "parity", lambda *a: next(answers))
         monkeypatch.setattr(pipeline, "first_look", lambda found: 2)
         result = answer(planted("mlp", 8, sat=False, gap=0.001, radius=2.0), ATTACKED)

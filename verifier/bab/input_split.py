@@ -667,6 +667,7 @@ class _Search:
 
     def _slack(self, x: Tensor, case: Tensor) -> Tensor:
         network = self.graph.whole
+        x = x.double() if network.rounds else x
         y = network.forward(x.reshape(x.shape[0], *network.input_shape), self.backend.weights)
         assert isinstance(y, Tensor)
         return self.table.slack(x, Graph.flat(y), case)

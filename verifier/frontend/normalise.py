@@ -1,8 +1,9 @@
 """What is put in order in an ONNX model before it is converted, so that the converter cannot misread it.
 
 Names of nodes become unique and unlike any value's, outputs that are left out disappear or get names, the standard
-operator set has one name, and constants that the model computes are computed by onnxruntime, in the types that the
-model says. None of this changes what the model computes.
+operator set has one name, numbers that nodes take by default are written down as the float32 values that they are, and
+constants that the model computes are computed by onnxruntime, in the types that the model says. None of this changes
+what the model computes.
 """
 
 from __future__ import annotations
@@ -50,8 +51,24 @@ def normalise(file: OnnxFile) -> None:
         node.name = _fresh(f"node{number}", taken)
         while node.op_type != "Split" and node.output and not node.output[-1]:
             del node.output[-1]
+        if not node.domain:
+            _state_defaults(node, file.opset)
         for i, name in enumerate(node.output):
             node.output[i] = name or _fresh(f"{node.name}_unused{i}", taken)
+
+
+def _state_defaults(node: onnx.NodeProto, opset: int) -> None:
+    """Write down what a node's missing float attributes are. They are float32, where a converter's default is not."""
+    from onnx import AttributeProto, defs
+
+    try:
+        schema = defs.get_schema(node.op_type, opset, "")
+    except defs.SchemaError:
+        return
+    given = {a.name for a in node.attribute}
+    for name, attribute in schema.attributes.items():
+        if name not in given and attribute.default_value.type == AttributeProto.FLOAT:
+            node.attribute.append(attribute.default_value)
 
 
 def _names(graph: onnx.GraphProto) -> set[str]:

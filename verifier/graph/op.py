@@ -52,7 +52,13 @@ class Split(NamedTuple):
 
 
 class Op(ABC):
-    """Base of all ops. Subclasses are frozen dataclasses; fields of type Handle are their parameters."""
+    """Base of all ops. Subclasses are frozen dataclasses; fields of type Handle are their parameters.
+
+    Attributes:
+        rounds: the op does nothing to float32 numbers and something to others: it shows in float64 alone.
+    """
+
+    rounds: ClassVar[bool] = False
 
     @property
     def handles(self) -> tuple[Handle, ...]:

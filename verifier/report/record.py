@@ -91,6 +91,7 @@ def verify_record(
         "reason": outcome.reason,
         "certified": outcome.certified,
         "covers": dict(outcome.covers),
+        "parity": statistics.pop("parity", None),
         "bounds": statistics.pop("bounds", statistics.pop("root", None)),
         "domains": _domains(statistics),
         "statistics": statistics,

@@ -72,6 +72,7 @@ def solve(
         the verdict with its reason; never raises for time or memory.
     """
     world = world or solo(device_of(config))
+    problem = problem.typed(network.input_dtype)
     run = _Run(network, problem, config, deadline, progress, world, announce)
     try:
         with world.explained(), cpu_threads(network.graph, config, world.local_size):
@@ -101,11 +102,14 @@ class _Run:
     world: World
     announce: Announce | None = None
     witness: Witness | None = None
+    spare: Witness | None = None  # it lies in a box rounded to nearest, but not in the exact one
+    attacking: bool = False
     verdict: Verdict = Verdict.UNKNOWN
     reason: str = ""
     seconds: dict[str, float] = field(default_factory=dict)
     statistics: dict[str, Any] = field(default_factory=dict)
     mismatch: str | None = None
+    compared: dict[str, Any] | None = None  # what parity looked at
     open: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     crew: Crew | None = None
     memory: list[dict[str, Any]] | None = None
@@ -216,14 +220,16 @@ class _Run:
         return host, host.device
 
     def _parity(self, crew: Crew) -> str | None:
-        lower, upper = self.problem.witness_lower[0], self.problem.witness_upper[0]
-        return parity(self.network, self._own(crew)[0], lower, upper, self.config.seed, self.deadline)
+        lower, upper = self.problem.witness_lower, self.problem.witness_upper
+        found = parity(self.network, self._own(crew)[0], lower, upper, self.config.seed, self.deadline)
+        self.compared = found.record
+        return found.mismatch
 
     def _attack(self, crew: Crew, config: AttackConfig) -> None:
         """Look for a counterexample, also near the minimisers of the rows that the root could not refute."""
         points = [r.candidates for r in crew.roots if r.candidates.size]
         store, device = self._own(crew)
-        with self._phase("attack"):
+        with self._phase("attack"), self._looking_inside():
             self.witness = pgd.search(
                 self.network.graph,
                 store,
@@ -288,10 +294,25 @@ class _Run:
     # -- verdicts -----------------------------------------------------------------------------------------------------
 
     def _accept(self, x: np.ndarray) -> Witness | None:
-        found = replay(self.network, self.problem, x)
+        """The judge of candidates. While an attack runs, it goes on looking for a point of the exact box."""
+        found = replay(self.network, self.problem, x, exact=True)
+        if found is None and self.spare is None:
+            self.spare = self.world.witness = replay(self.network, self.problem, x)
+        if found is None and not self.attacking:
+            found = self.spare
         if found is not None:
             self.witness = self.world.witness = found  # it stands, whatever happens to other ranks from here on
         return found
+
+    @contextmanager
+    def _looking_inside(self) -> Iterator[None]:
+        """An attack, after which a point that is only in the box rounded to nearest has to do."""
+        self.attacking = True
+        try:
+            yield
+        finally:
+            self.attacking = False
+            self.witness = self.witness or self.spare
 
     def _close(self, cases: np.ndarray, still: np.ndarray) -> None:
         """Drop the refuted ones among ``cases``."""
@@ -334,8 +355,9 @@ class _Run:
         witness = self.witness if self.verdict is Verdict.SAT else None
         memory = None if self.memory is None else {"ranks": self.memory}
         device = (self.crew.placed.backend if self.crew else self.world).device.type
+        figures = self.statistics if self.compared is None else {"parity": self.compared, **self.statistics}
         return Result(
-            self.verdict, self.reason, witness, certified, self.seconds, self.statistics, memory, device, self._covers()
+            self.verdict, self.reason, witness, certified, self.seconds, figures, memory, device, self._covers()
         )
 
     def _covers(self) -> Covers:
