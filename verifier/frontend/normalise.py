@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from verifier.core.errors import InputError, UnsupportedError
+from verifier.core.telemetry import warn_if_late
 
 if TYPE_CHECKING:
     import onnx
@@ -261,6 +262,7 @@ def new_session(model: bytes | str, optimised: bool) -> Any:
         model: serialised, or the path of its file.
         optimised: with onnxruntime's graph optimisations.
     """
+    warn_if_late()
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -29,6 +29,7 @@ from verifier.core.deadline import Deadline
 from verifier.core.errors import ConfigError, RankFailed, VerifierError
 from verifier.core.memory import out_of_memory
 from verifier.parallel.group import Solo
+from verifier.parallel.names import local_names
 
 # Ranks wait for each other as long as the job lasts; the monitor knows whether someone is lost.
 _PATIENCE = timedelta(days=7)
@@ -263,7 +264,8 @@ def _join(
     if device.type == "cuda":
         torch.cuda.set_device(device)
     try:
-        store, beats = _stores(place, listening)
+        with local_names(place.address[0]):
+            store, beats = _stores(place, listening)
     except dist.DistError as error:
         host, port = place.address
         first = str(error).splitlines()[0]
