@@ -303,3 +303,9 @@ def test_fingerprint_depends_on_values_and_shape() -> None:
     assert fingerprint(a)["sha256"] == fingerprint(a.reshape(2, 3))["sha256"]
     assert fingerprint(a.reshape(2, 3).T)["sha256"] == fingerprint(np.ascontiguousarray(a.reshape(2, 3).T))["sha256"]
     assert fingerprint(a)["sha256"] != fingerprint(a + 1)["sha256"]
+
+
+def test_names_that_are_no_text_can_be_written() -> None:
+    """File names that are no UTF-8 are lone surrogates in Python."""
+    text = to_json({"path": "d\udcff/a.onnx", "k\udc80": 1})
+    assert text.encode() and json.loads(text) == {"path": "d\\udcff/a.onnx", "k\\udc80": 1}

@@ -270,7 +270,8 @@ def new_session(model: bytes | str, optimised: bool) -> Any:
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     levels = onnxruntime.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimised else levels.ORT_DISABLE_ALL
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    # Without its fallback, which prints to stdout and tries the same again.
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"], enable_fallback=0)
 
 
 def run_once(file: OnnxFile, model: onnx.ModelProto, names: Sequence[str], feeds: dict[str, Any]) -> list[Any]:
