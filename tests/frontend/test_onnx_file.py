@@ -190,7 +190,10 @@ def test_bytes_that_are_no_text_are_an_error(key: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [lambda m: setattr(m.graph.input[0], "name", "MARKED"), lambda m: setattr(m.graph.initializer[0], "name", "MARKED")],
+    [
+        lambda m: setattr(m.graph.input[0], "name", "MARKED"),
+        lambda m: setattr(m.graph.initializer[0], "name", "MARKED"),
+    ],
 )
 def test_names_that_are_no_text_are_an_error(change: Callable[[onnx.ModelProto], object], tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
 import traceback
@@ -17,6 +18,7 @@ from verifier.core.errors import InputError, VerifierError
 
 F = TypeVar("F", bound=Callable[..., Any])
 _FILE = click.Path(path_type=Path)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _DEVICES = click.Choice(["auto", "cpu", "cuda"])
 
 
@@ -58,6 +60,9 @@ def invoke(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return 1
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _FULL and error.filename is None:
+            click.echo(f"Error: cannot write to stdout: {error.strerror}", err=True)
+            return InputError.exit_code
         click.echo(f"Error: internal error: {type(error).__name__}: {error}", err=True)
         if any(a in ("-v", "--verbose") for a in args):
             traceback.print_exc()
@@ -144,10 +149,10 @@ def verify(
     """
     from verifier.cli.clock import process_start
     from verifier.cli.instances import existing
-    from verifier.cli.query import Outputs, run_query
+    from verifier.cli.query import Outputs, run_query, write_last
     from verifier.cli.rank import follows
     from verifier.cli.worker import Job
-    from verifier.report.files import result_text, write_atomic
+    from verifier.report.files import result_text
 
     start = process_start()
     if follows():
@@ -161,8 +166,9 @@ def verify(
         config = build_config([config_file] if config_file else [], assignments, device, seed, ranks)
         job = Job(existing(onnx, "network"), existing(vnnlib, "property"), config, timeout, start, verbose)
     except VerifierError:
-        if results_file is not None:
-            write_atomic(results_file, result_text("error"))
+        for path, text in ((results_file, result_text("error")), (json_file, "")):
+            if path is not None:
+                write_last(path, text)
         raise
     outcome = run_query(job, Outputs(results_file, json_file), verbose)
     if outcome.error is not None:
@@ -386,7 +392,9 @@ def vnncomp_prepare(category: str, onnx: Path, vnnlib: Path, resident_folder: Pa
     show_default=True,
     help="Seconds to wait for the resident worker's answer before going on without it.",
 )
+@click.pass_context
 def vnncomp_run(
+    context: click.Context,
     category: str,
     onnx: Path,
     vnnlib: Path,
@@ -398,12 +406,12 @@ def vnncomp_run(
     idle: float,
     patience: float,
 ) -> None:
-    """Answer one instance into RESULTS. Exits 0 whatever the verdict."""
+    """Answer one instance into RESULTS. Exits 0 whatever the verdict, unless RESULTS cannot be written."""
     from verifier.cli.resident_link import default_folder
     from verifier.cli.vnncomp import run_instance
 
     folder = (resident_folder or default_folder()) if idle > 0 else None
-    run_instance(category, onnx, vnnlib, results, timeout, configs, parent, folder, patience)
+    context.exit(run_instance(category, onnx, vnnlib, results, timeout, configs, parent, folder, patience))
 
 
 @vnncomp.command("resident")

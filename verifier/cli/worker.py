@@ -464,10 +464,10 @@ class Worker:
         code = None if status is None else os.waitstatus_to_exitcode(status)
         common: dict[str, Any] = {"seconds": self.seconds, "statistics": self.figures, "notes": tuple(self.notes)}
         if code == -signal.SIGKILL:
-            why = f"the worker process was killed during {self.phase}, perhaps for lack of memory"
-            return Outcome("unknown", why, **common)
-        how = "" if code is None else f" with signal {-code}" if code < 0 else f" with exit status {code}"
-        message = f"internal error: the worker process ended{how} during {self.phase}"
+            message = f"killed (signal {-code}) during {self.phase}, perhaps for lack of memory"
+        else:
+            how = "" if code is None else f" with signal {-code}" if code < 0 else f" with exit status {code}"
+            message = f"internal error: the worker process ended{how} during {self.phase}"
         return Outcome("error", message, error={"kind": "WorkerDied", "message": message}, exit_code=1, **common)
 
 

@@ -139,7 +139,7 @@ def _parse(data: bytes, path: Path) -> onnx.ModelProto:
 
 
 def _check_text(message: Message, path: Path) -> None:
-    """Every text of a message and of those in it is UTF-8; protobuf leaves bytes where it is not. Remarks are dropped."""
+    """Every text in a message is UTF-8; protobuf leaves bytes where it is not. Such remarks are dropped."""
     texts, parts = _fields(type(message))
     for name in texts:
         value = getattr(message, name)

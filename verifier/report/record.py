@@ -39,6 +39,7 @@ class Outcome:
         error: class and message when the query ended in an error.
         exit_code: of the command.
         trace: traceback of an internal error.
+        written: whether the files it was meant for could be written; known only once it is over.
     """
 
     verdict: str
@@ -54,6 +55,7 @@ class Outcome:
     error: Mapping[str, str] | None = None
     exit_code: int = 0
     trace: str = ""
+    written: bool = True
 
 
 def verify_record(
