@@ -19,7 +19,8 @@ from verifier.core.errors import InputError
 from verifier.core.inventory import Inventory, RowState, Usage
 from verifier.report.bounds import bounds_record, fingerprint, hex_floats
 from verifier.report.console import Console, count, status_line
-from verifier.report.files import result_text, sha256, write_atomic
+from verifier.report.contents import Hashes
+from verifier.report.files import result_text, write_atomic
 from verifier.report.record import Outcome, plain, schema, to_json, verify_record, versions
 from verifier.report.summary import summary_table
 
@@ -77,7 +78,8 @@ def test_result_text() -> None:
 def test_sha256(tmp_path: Path) -> None:
     data = os.urandom(3_000_000)
     (tmp_path / "f").write_bytes(data)
-    assert sha256(tmp_path / "f") == hashlib.sha256(data).hexdigest()
+    assert Hashes().of(tmp_path / "f", network=False) == hashlib.sha256(data).hexdigest()
+    assert Hashes().of(tmp_path / "f", network=True) == hashlib.sha256(data).hexdigest()
 
 
 # ----------------------------------------------------------------------------------------------------------- records

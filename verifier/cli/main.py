@@ -111,6 +111,16 @@ def check_timeout(context: click.Context, parameter: click.Parameter, value: str
         raise click.BadParameter(str(error).partition(": ")[2], context, parameter) from None
 
 
+def check_retry(context: click.Context, parameter: click.Parameter, value: str | None) -> frozenset[str]:
+    """Verdicts that leave a question open, separated by commas."""
+    from verifier.cli.ledger import UNDECIDED
+
+    words = frozenset(word.strip() for word in (value or "").split(",") if word.strip())
+    if words - set(UNDECIDED) or (value is not None and not words):
+        raise click.BadParameter(f"'{value}' is not a list of some of {','.join(UNDECIDED)}", context, parameter)
+    return words
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(verifier.__version__, prog_name="verifier")
 def cli() -> None:
@@ -306,7 +316,14 @@ def doctor(context: click.Context) -> None:
 @click.option("--out", required=True, type=_FILE, help="File of JSON lines, one record per instance.")
 @click.option("--timeout", callback=check_timeout, metavar="SECONDS", help="Cap on every instance's limit.")
 @config_options
-@click.option("--resume", is_flag=True, help="Go on with an --out file; instances it holds are skipped.")
+@click.option("--resume", is_flag=True, help="Go on with an --out file: keep what it holds and still counts.")
+@click.option("--fresh", is_flag=True, help="Go on with an --out file, but repeat every instance of the lists.")
+@click.option(
+    "--retry",
+    callback=check_retry,
+    metavar="VERDICTS",
+    help="Like --resume, and repeat these too: some of unknown,error,timeout.",
+)
 @click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Instances at a time.")
 @click.option("--verdicts", type=_FILE, help="CSV with columns onnx, vnnlib, verdict: count wrong answers.")
 @click.pass_context
@@ -321,16 +338,19 @@ def run(
     seed: int | None,
     ranks: int | None,
     resume: bool,
+    fresh: bool,
+    retry: frozenset[str],
     jobs: int,
     verdicts: Path | None,
 ) -> None:
     """Answer every instance of one or more lists (CSV: onnx,vnnlib,timeout); a table at the end."""
-    from verifier.cli.run import run_lists
+    from verifier.cli.run import Repeat, run_lists
 
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise InputError("run starts the ranks of every instance itself: use --ranks instead of torchrun")
     config = build_config([config_file] if config_file else [], assignments, device, seed, ranks)
-    context.exit(run_lists(instances, out, timeout, config, resume, jobs, verdicts))
+    repeat = Repeat(resume, fresh, retry)
+    context.exit(run_lists(instances, out, timeout, config, repeat, jobs, verdicts))
 
 
 @cli.group()

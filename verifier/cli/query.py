@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 import time
@@ -16,7 +17,8 @@ from verifier.cli.watch import Signals, wait
 from verifier.cli.worker import Job, Worker
 from verifier.core.errors import InputError
 from verifier.report.console import Console
-from verifier.report.files import is_stream, result_text, sha256, write_atomic
+from verifier.report.contents import Hashes
+from verifier.report.files import is_stream, result_text, write_atomic
 from verifier.report.record import Outcome, to_json, verify_record, versions
 
 
@@ -43,19 +45,19 @@ class Outputs:
 class Background:
     """Hashes of files and versions of packages, found while the worker works; what is not ready in time is ``None``."""
 
-    def __init__(self, paths: list[Path]) -> None:
-        self._hashes: dict[Path, str | None] = dict.fromkeys(paths)
+    def __init__(self, onnx: Path, vnnlib: Path) -> None:
+        self._files = ((onnx, True), (vnnlib, False))
+        self._hashes: dict[Path, str] = {}
         self._versions: dict[str, str | None] = {}
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
 
     def _work(self) -> None:
         self._versions = versions()
-        for path in self._hashes:
-            try:
-                self._hashes[path] = sha256(path)
-            except OSError:
-                self._hashes[path] = None
+        hashes = Hashes()
+        for path, network in self._files:
+            with contextlib.suppress(OSError):
+                self._hashes[path] = hashes.of(path, network)
 
     def wait(self, until: float) -> None:
         """Until it is done, or ``time.monotonic()`` reaches ``until``."""
@@ -92,7 +94,7 @@ def run_query(
     console = Console(sys.stderr, sys.stderr.isatty() and not silent, verbose, job.start, end)
     with Signals() as signals:
         worker = start(job)
-        background = Background([job.onnx, job.vnnlib]) if outputs.json is not None else None
+        background = Background(job.onnx, job.vnnlib) if outputs.json is not None else None
 
         def tick() -> None:
             console.show(worker.phase, {"rate": worker.rate, **worker.figures}, worker.notes)

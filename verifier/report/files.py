@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import logging
 import os
 import select
@@ -15,7 +14,6 @@ from pathlib import Path
 
 from verifier.core.errors import InputError
 
-_BLOCK = 1 << 20
 _LINKS = 40  # as many as the kernel follows
 _OPEN_SECONDS, _WRITE_SECONDS = 0.2, 1.0  # for somebody to open a pipe, and to go on reading from it
 
@@ -148,12 +146,3 @@ def _empty(path: Path) -> bool:
 def result_text(verdict: str, witness: str | None = None) -> str:
     """The text of a VNN-COMP result file: the verdict, and after ``sat`` the witness."""
     return f"{verdict}\n" if witness is None else f"{verdict}\n{witness.rstrip()}\n"
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file as it is on disk (a ``.gz`` is not unpacked)."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as handle:
-        while block := handle.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
