@@ -29,15 +29,16 @@ _WAYS: dict[str, dict[int, str]] = {
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _DEPTH = 100  # as deep as protobuf itself nests messages
 
-Facts = tuple[int, int, int, int]
+Facts = tuple[int, int, int, int]  # device, inode, size, time
+Part = tuple[Path, Facts | None]
 
 
 class Hashes:
     """SHA-256 of networks and properties; a file is read again only when its time, size or place has changed."""
 
     def __init__(self) -> None:
-        self._external: dict[tuple[Path, Facts], tuple[Path, ...]] = {}
-        self._found: dict[tuple[tuple[Path, Facts | None], ...], str] = {}
+        self._external: dict[Part, tuple[Path, ...]] = {}
+        self._found: dict[tuple[Part, ...], str] = {}
 
     def of(self, path: Path, network: bool) -> str:
         """Of a file's bytes as they are on disk, followed by a network's files of external data, sorted by name.
