@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import stat
 import threading
 from pathlib import Path
@@ -214,3 +215,17 @@ def test_a_folder_that_takes_no_new_file(tmp_path: Path) -> None:
         folder.chmod(0o555)
         as_user(NOBODY, lambda: write_atomic(path, "sat\n"))
     assert path.read_text() == "sat\n" and names(folder) == ["r.txt"]
+
+
+def test_a_limit_on_the_size_of_files_is_one_sentence(tmp_path: Path) -> None:
+    """As with a quota, the part that fits is not left behind."""
+    write_atomic(tmp_path / "r.txt", "unsat\n")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))
+    try:
+        for name in ("r.txt", "new.txt"):
+            with pytest.raises(InputError, match=rf"cannot write .*{name}: File too large$"):
+                write_atomic(tmp_path / name, "sat\n" + "x" * 100_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert names(tmp_path) == ["r.txt"] and (tmp_path / "r.txt").read_text() == ""
