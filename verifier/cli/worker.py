@@ -77,7 +77,10 @@ class Job:
 
 
 class PipeProgress:
-    """Sends phases at once and figures a few times per second; adds up the seconds of every phase."""
+    """Sends phases at once and figures a few times per second; adds up the seconds of every phase.
+
+    ``domains`` counts from zero in every search; what is sent counts all searches of the query.
+    """
 
     def __init__(self, send: Send) -> None:
         self.seconds: dict[str, float] = {}
@@ -85,19 +88,30 @@ class PipeProgress:
         self._phase: tuple[str, float] | None = None
         self._figures: dict[str, Any] = {}
         self._sent = 0.0
+        self._domains, self._earlier = 0, 0  # of the current search, and of those before it
 
     def phase(self, name: str) -> None:
         self.finish()
+        self._next_search()
         self._phase = (name, time.monotonic())
         self._send({"phase": name})
 
     def update(self, **figures: float | int | str | None) -> None:
+        domains = figures.get("domains")
+        if isinstance(domains, int):
+            if domains < self._domains:
+                self._next_search()
+            self._domains = domains
+            figures["domains"] = self._earlier + domains
         self._figures.update(figures)
         now = time.monotonic()
         if now - self._sent >= _UPDATE_SECONDS:
             self._sent = now
             self._send({"figures": plain(self._figures)})
             self._figures = {}
+
+    def _next_search(self) -> None:
+        self._earlier, self._domains = self._earlier + self._domains, 0
 
     def finish(self) -> None:
         """Close the current phase."""
@@ -376,6 +390,7 @@ class Worker:
     stands: Outcome | None = None
     outcome: Outcome | None = None
     told: Callable[[Outcome], None] = lambda outcome: None
+    _before: int = 0  # domains bounded before this phase
     _beats: bool = False
     _heard: float = 0.0
     _buffer: bytearray = field(default_factory=bytearray)
@@ -405,7 +420,9 @@ class Worker:
     def rate(self) -> float | None:
         """Domains bounded per second in this phase, for the display."""
         domains, seconds = self.figures.get("domains"), time.monotonic() - self._began
-        return domains / seconds if isinstance(domains, int) and seconds > 0.0 else None
+        if not isinstance(domains, int) or domains <= self._before or seconds <= 0.0:
+            return None
+        return (domains - self._before) / seconds
 
     @property
     def end(self) -> float:
@@ -461,6 +478,7 @@ class Worker:
                 now = time.monotonic()
                 self.seconds[self.phase] = self.seconds.get(self.phase, 0.0) + now - self._began
                 self.phase, self._began = name, now
+                self._before = self.figures.get("domains") or 0
             case {"figures": figures}:
                 self.figures.update(figures)
             case {"note": text}:
@@ -495,10 +513,10 @@ class Worker:
         code = None if status is None else os.waitstatus_to_exitcode(status)
         common: dict[str, Any] = {"seconds": self.seconds, "statistics": self.figures, "notes": tuple(self.notes)}
         if code == -signal.SIGKILL:
-            why = f"the worker process was killed during {self.phase}, perhaps for lack of memory"
-            return Outcome("unknown", why, **common)
-        how = "" if code is None else f" with signal {-code}" if code < 0 else f" with exit status {code}"
-        message = f"internal error: the worker process ended{how} during {self.phase}"
+            message = f"killed (signal {signal.SIGKILL.value}) during {self.phase}, perhaps for lack of memory"
+        else:
+            how = "" if code is None else f" with signal {-code}" if code < 0 else f" with exit status {code}"
+            message = f"internal error: the worker process ended{how} during {self.phase}"
         return Outcome("error", message, error={"kind": "WorkerDied", "message": message}, exit_code=1, **common)
 
 

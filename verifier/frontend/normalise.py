@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from verifier.core.errors import InputError, UnsupportedError
+from verifier.core.telemetry import warn_if_late
 
 if TYPE_CHECKING:
     import onnx
@@ -280,6 +281,7 @@ def new_session(model: bytes | str, optimised: bool, save: Path | None = None) -
         optimised: with onnxruntime's graph optimisations.
         save: where to write the graph that will run.
     """
+    warn_if_late()
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -289,7 +291,8 @@ def new_session(model: bytes | str, optimised: bool, save: Path | None = None) -
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimised else levels.ORT_DISABLE_ALL
     if save is not None:
         options.optimized_model_filepath = str(save)
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    # Without its fallback, which prints to stdout and tries the same again.
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"], enable_fallback=0)
 
 
 def run_once(file: OnnxFile, model: onnx.ModelProto, names: Sequence[str], feeds: dict[str, Any]) -> list[Any]:

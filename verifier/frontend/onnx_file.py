@@ -12,6 +12,7 @@ import math
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,9 +24,11 @@ from verifier.frontend.normalise import normalise
 
 if TYPE_CHECKING:
     import onnx
+    from google.protobuf.message import Message
 
 MAX_PROTOBUF = (1 << 31) - 1
 MAX_TENSOR_BYTES = 1 << 35
+_REMARKS = ("doc_string", "producer_name", "producer_version")
 _LFS = b"version https://git-lfs"
 
 
@@ -132,13 +135,47 @@ def _parse(data: bytes, path: Path) -> onnx.ModelProto:
     model = onnx.ModelProto()
     try:
         model.ParseFromString(data)
-    except (DecodeError, RuntimeError) as error:
+    except (DecodeError, RuntimeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not an ONNX file, or truncated; fetch or export it again") from error
+    _check_text(model, path)
     if model.ir_version <= 0 or not model.HasField("graph") or not model.graph.output:
         raise InputError(f"{path}: not a complete ONNX model (version, graph or outputs are missing)")
     if not model.graph.node:
         raise InputError(f"{path}: the ONNX graph has no nodes")
     return model
+
+
+def _check_text(message: Message, path: Path) -> None:
+    """Every text in a message is UTF-8; protobuf leaves bytes where it is not. Such remarks are dropped."""
+    texts, parts = _fields(type(message))
+    for name in texts:
+        value = getattr(message, name)
+        bad = [text for text in ((value,) if isinstance(value, str | bytes) else value) if not isinstance(text, str)]
+        if bad and name in _REMARKS:
+            message.ClearField(name)
+        elif bad:
+            raise InputError(
+                f"{path}: {message.DESCRIPTOR.name}.{name} holds {bad[0][:20]!r}, which is no UTF-8 text; the file is "
+                "damaged, fetch or export it again"
+            )
+    for name, repeated in parts:
+        if repeated:
+            for part in getattr(message, name):
+                _check_text(part, path)
+        elif message.HasField(name):
+            _check_text(getattr(message, name), path)
+
+
+@cache
+def _fields(kind: type[Message]) -> tuple[tuple[str, ...], tuple[tuple[str, bool], ...]]:
+    """Names of a message's fields that are text, and of those that are messages, with whether they repeat."""
+    texts, parts = [], []
+    for field in kind.DESCRIPTOR.fields:
+        if field.type == field.TYPE_STRING:
+            texts.append(field.name)
+        elif field.message_type is not None:
+            parts.append((field.name, hasattr(getattr(kind(), field.name), "append")))
+    return tuple(texts), tuple(parts)
 
 
 def _opset(model: onnx.ModelProto, path: Path) -> int:

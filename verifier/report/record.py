@@ -41,6 +41,7 @@ class Outcome:
         error: class and message when the query ended in an error.
         exit_code: of the command.
         trace: traceback of an internal error.
+        written: whether the files it was meant for could be written; known only once it is over.
     """
 
     verdict: str
@@ -57,6 +58,7 @@ class Outcome:
     error: Mapping[str, str] | None = None
     exit_code: int = 0
     trace: str = ""
+    written: bool = True
 
 
 def verify_record(
@@ -135,18 +137,25 @@ def to_json(record: Any, indent: int | None = None) -> str:
 def plain(value: Any) -> Any:
     """The value in JSON's own types; what JSON has no type for becomes its text, so that a record is never lost."""
     match value:
-        case None | bool() | str():
+        case None | bool():
             return value
+        case str():
+            return _encodable(value)
         case numbers.Integral():
             return int(value)
         case numbers.Real():
             number = float(value)
             return number if math.isfinite(number) else str(number)
         case Mapping():
-            return {str(k): plain(v) for k, v in value.items()}
+            return {_encodable(str(k)): plain(v) for k, v in value.items()}
         case list() | tuple():
             return [plain(v) for v in value]
-    return str(value)
+    return _encodable(str(value))
+
+
+def _encodable(text: str) -> str:
+    """The text, with lone surrogates, which file names that are no UTF-8 have in Python, escaped."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def schema(name: str) -> dict[str, Any]:

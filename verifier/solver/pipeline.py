@@ -32,6 +32,7 @@ from verifier.frontend.network import Network, parity
 from verifier.frontend.runtime import not_covered, optimised_not_covered, run_model
 from verifier.parallel.stores import Resident
 from verifier.parallel.world import World, solo
+from verifier.solver.counts import together
 from verifier.solver.crew import Crew, dismiss, share_query
 from verifier.solver.place import cpu_threads, device_of
 from verifier.solver.root import Root
@@ -266,7 +267,7 @@ class _Run:
         seconds = math.inf if share == 1.0 else share * min(self.deadline.remaining(), 600.0)
         with self._phase("branch and bound on inputs"):
             ended = crew.together("split_inputs", cases=self.open, bab=bab, seconds=seconds)
-            self.statistics["input_split"] = dict(ended.statistics)
+            self.statistics["input_split"] = together(self.statistics.get("input_split"), ended.statistics)
             self.witness, self.open, self.reason = ended.witness, np.asarray(ended.open), ended.reason
             self.covered.add(ended.covered)
 
@@ -280,7 +281,7 @@ class _Run:
                     self.reason = "the configured bounds leave rows open and have no slopes to search with"
                     return
                 ended = crew.together("split_neurons", root=number)
-                self.statistics["relu_split"] = ended.statistics
+                self.statistics["relu_split"] = together(self.statistics.get("relu_split"), ended.statistics)
                 self.witness, self.reason = ended.witness, ended.reason
                 self.covered.add(ended.covered)
                 if ended.witness is not None:
