@@ -6,7 +6,7 @@ STAMP_DEV := $(VENV)/.installed-dev
 export OMP_NUM_THREADS ?= 1
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: help setup demo test check lint types layers format clean
+.PHONY: help setup demo test fuzz check lint types layers format clean
 
 help:  ## what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -27,6 +27,9 @@ demo: $(STAMP)  ## install, then prove one example and refute another
 test: $(STAMP_DEV)  ## install what the tests need, then run them all
 	$(PYTHON) -m pytest -n auto -m "not timing"
 	$(PYTHON) -m pytest -m timing
+
+fuzz: $(STAMP_DEV)  ## random queries against exact truth for two minutes (scripts/fuzz.py --help shows more)
+	$(PYTHON) scripts/fuzz.py --minutes 2
 
 lint: $(STAMP_DEV)  ## ruff
 	$(VENV)/bin/ruff check .
