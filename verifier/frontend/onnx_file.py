@@ -170,11 +170,11 @@ def _check_text(message: Message, path: Path) -> None:
 def _fields(kind: type[Message]) -> tuple[tuple[str, ...], tuple[tuple[str, bool], ...]]:
     """Names of a message's fields that are text, and of those that are messages, with whether they repeat."""
     texts, parts = [], []
-    for field in kind.DESCRIPTOR.fields:
-        if field.type == field.TYPE_STRING:
-            texts.append(field.name)
-        elif field.message_type is not None:
-            parts.append((field.name, hasattr(getattr(kind(), field.name), "append")))
+    for entry in kind.DESCRIPTOR.fields:
+        if entry.type == entry.TYPE_STRING:
+            texts.append(entry.name)
+        elif entry.message_type is not None:
+            parts.append((entry.name, hasattr(getattr(kind(), entry.name), "append")))
     return tuple(texts), tuple(parts)
 
 
