@@ -33,19 +33,22 @@ def extreme(name: str, seed: int, size: torch.dtype, stored: torch.dtype) -> Cas
     reach, (least, most) = REACH[size], STORED[stored]
     # Half of the networks go from the largest numbers to the smallest: products of two layers' parameters underflow.
     falling, layer = bool(random.random() < 0.5), 0
+    layers = sum(bool(_floats(made.graph, node)) for node in made.graph.nodes)
     decade = {0: 0.0}
     renamed: dict[Handle, Handle] = {}
     parameters: dict[Handle, Tensor] = {}
     nodes: list[Node] = []
     for node in made.graph.nodes:
         here = max((decade[i] for i in node.inputs), default=0.0)
-        floats = [h for h in node.op.handles if made.graph.parameters[h].is_floating_point()]
+        floats = _floats(made.graph, node)
         changed = {}
         if floats:
             last = not any(made.graph.nodes[i].op.handles for i in _after(made.graph, node.index))
             target = float(random.choice([-reach, -reach / 2, 0, reach / 2, reach]))
-            if falling or last:
-                target = 0.0 if last else (reach, 0.0, -reach)[layer % 3]
+            if falling:
+                target = reach * (1.0 - 2.0 * layer / max(1, layers - 1))
+            elif last:
+                target = 0.0
             layer += 1
             for handle in node.op.handles:
                 value = made.graph.parameters[handle]
@@ -72,6 +75,10 @@ def extreme(name: str, seed: int, size: torch.dtype, stored: torch.dtype) -> Cas
         op = _replaced(node.op, changed)
         nodes.append(Node(node.index, node.name, op, node.inputs, node.shape))
     return case(Graph(tuple(nodes), made.graph.output, parameters), made.box)
+
+
+def _floats(graph: Graph, node: Node) -> list[Handle]:
+    return [h for h in node.op.handles if graph.parameters[h].is_floating_point()]
 
 
 def _replaced(op: Op, changed: Mapping[str, Handle]) -> Op:

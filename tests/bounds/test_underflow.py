@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -10,21 +11,32 @@ import pytest
 import torch
 
 from tests.bounds.exact import affine_image, exact, walk_bound
-from tests.bounds.extreme import extreme
-from tests.bounds.nets import Case
+from tests.bounds.extreme import extreme, wild
+from tests.bounds.nets import Case, case, make
 from tests.support.device import CONV_FLOAT32, DEVICE
+from verifier.bab.boxes import Arithmetic, bound_boxes
 from verifier.bounds import ibp, walk
 from verifier.bounds.crown import (
     BoundState,
+    Specification,
+    crown_hidden,
+    crown_rows,
     hidden_rows,
     initial_state,
     lower_bounds,
     preactivations,
     relaxations,
 )
+from verifier.bounds.walk import Walk, concretise
 from verifier.core import numerics
+from verifier.core.deadline import Deadline
+from verifier.core.handles import Handle
+from verifier.core.interval import Interval
+from verifier.graph.graph import Graph
 from verifier.graph.op import AffineOp
 from verifier.ops.conv import Conv
+from verifier.ops.linear import Linear
+from verifier.ops.relu import Relu
 
 NARROW, WIDE = torch.float32, torch.float64
 NAMES = ["mlp", "wide_shape", "shared", "conv", "strided", "residual", "preactivation", "pooled"]
@@ -126,3 +138,96 @@ def test_the_charges_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
                 made = extreme(name, seed, dtype, stored)
                 wrong += sum(rows_hold(made, dtype, i)[1] for i in (*preactivations(made.graph), made.graph.output))
         assert wrong > 0, (dtype, stored)
+
+
+@pytest.mark.usefixtures("flush")
+@pytest.mark.parametrize("seed", range(4))
+def test_rows_of_a_specification_with_multipliers(seed: int) -> None:
+    """Rows over outputs and inputs, and multipliers of splits, over many decades."""
+    random = np.random.default_rng(seed)
+    made = extreme(("mlp", "shared")[seed % 2], seed, NARROW, WIDE)
+    state = crown_hidden(made.graph, made.backend, initial_state(made.graph, made.backend, made.box), Deadline())
+    outputs, inputs = made.graph.output_shape, made.graph.input_shape
+    spec = Specification(*(wild((1, 3, *shape), random, (-300, 30)).to(DEVICE) for shape in (outputs, inputs)))
+    splits = {
+        node.index: wild((1, 1, *node.shape), random, (-300, 20)).to(DEVICE)
+        for node in made.graph.nodes
+        if isinstance(node.op, Relu)
+    }
+    assert spec.x is not None
+    start = {made.graph.output: exact(spec.y[0].flatten(1)), 0: exact(spec.x[0].flatten(1))}
+    planes = relaxations(made.graph, state.bounds, WIDE)
+    for given in (None, splits):
+        got, _ = crown_rows(made.graph, made.backend, state, spec, splits=given)
+        want = walk_bound(made, start, planes, given)
+        assert bool(torch.isfinite(got).any())
+        assert all(Fraction(g) <= w for g, w in zip(got[0].tolist(), want, strict=True) if np.isfinite(g))
+
+
+@pytest.mark.usefixtures("flush")
+@pytest.mark.parametrize(("dtype", "decades"), [(NARROW, (-44, 38)), (WIDE, (-322, 300))], ids=["float32", "float64"])
+def test_concretisation(dtype: torch.dtype, decades: tuple[float, float]) -> None:
+    random = np.random.default_rng(0)
+    made = make("mlp", 0)
+    known = 0
+    for _ in range(60):
+        low, up = np.sort(wild((2, 6), random, (-38, 38)).float().numpy(), axis=0)
+        box = Interval(*(torch.from_numpy(b)[None].to(DEVICE, dtype) for b in (low, up)))
+        # The largest coefficients stand at the smallest numbers, so that products are neither all huge nor all lost.
+        small = torch.from_numpy(random.uniform(*decades, (1, 1, 1)))
+        a = (wild((1, 4, 6), random, (-8, 8)) * 10.0**small).to(DEVICE, dtype)
+        constant, charge = wild((1, 4), random, decades).to(DEVICE, dtype), torch.zeros((1, 4), dtype=dtype)
+        walked = Walk(a, constant, charge.to(DEVICE))
+        got = numerics.finite_lower(concretise(made.backend, walked, box, charges=True))[0]
+        least, most = exact(box.lower[0]), exact(box.upper[0])
+        for row, offset, value in zip(a[0], constant[0], got.double().tolist(), strict=True):
+            if not bool(torch.isfinite(row).all() and torch.isfinite(offset)):
+                assert value == -np.inf
+            elif np.isfinite(value):
+                terms = exact(row)
+                assert Fraction(value) <= np.minimum(terms * least, terms * most).sum() + Fraction(float(offset))
+                known += 1
+    assert known > 50
+
+
+@pytest.mark.usefixtures("flush")
+@pytest.mark.parametrize("slope", [0.0, 0.25, -1.0, 3.0, 1e30, 1e-38])
+@pytest.mark.parametrize("dtype", [NARROW, WIDE], ids=["float32", "float64"])
+def test_planes_of_relus(dtype: torch.dtype, slope: float) -> None:
+    """Planes at the ends of the format enclose the function at both ends and at zero, where they need to."""
+    random = np.random.default_rng(1)
+    least, most = (-38, 38) if dtype == NARROW else (-307, 307)
+    low, up = -wild((200,), random, (least, most)).abs(), wild((200,), random, (least, most)).abs()
+    op, box = Relu(slope), Interval(low[None].to(dtype), up[None].to(dtype))
+    planes = op.relax([box])
+    k = Fraction(op.negative_slope)
+    parts = (planes.lower_slope, planes.lower_intercept, planes.upper_slope, planes.upper_intercept)
+    wide = [p.expand(1, 1, 200)[0, 0].double().tolist() for p in parts]
+    for ls, li, us, ui, z0, z1 in zip(
+        *wide, box.lower[0].double().tolist(), box.upper[0].double().tolist(), strict=True
+    ):
+        for z in map(Fraction, (z0, 0, z1)):
+            value = z if z >= 0 else k * z
+            assert not np.isfinite([ls, li]).all() or Fraction(ls) * z + Fraction(li) <= value
+            assert not np.isfinite([us, ui]).all() or Fraction(us) * z + Fraction(ui) >= value
+
+
+def test_overflow_proves_nothing() -> None:
+    """Coefficients, sums and charges that become infinite leave no bound, in both arithmetics."""
+    for dtype, scale in ((NARROW, 1e30), (WIDE, 1e200)):
+        made = make("mlp", 0)
+        grown = {h: v.double() * scale for h, v in made.graph.parameters.items()}
+        renamed = {h: Handle(h.name, h.shape, WIDE) for h in grown}
+        nodes = tuple(
+            replace(n, op=replace(n.op, weight=renamed[n.op.weight], bias=renamed[n.op.bias]))
+            if isinstance(n.op, Linear) and n.op.bias is not None
+            else n
+            for n in made.graph.nodes
+        )
+        huge = case(Graph(nodes, made.graph.output, {renamed[h]: v for h, v in grown.items()}), made.box)
+        for kind in ("interval", "linear", "crown"):
+            spec = Specification(torch.eye(3, dtype=WIDE, device=DEVICE)[None])
+            found = bound_boxes(
+                huge.graph, huge.backend, huge.box, spec, Arithmetic(dtype, True), Deadline(), kind, torch.arange(4)
+            )
+            assert found.lower.tolist() == [[-np.inf] * 3]

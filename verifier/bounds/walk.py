@@ -66,7 +66,7 @@ class Charges:
     Attributes:
         value: node index to (B or 1, *shape), largest absolute value of the node.
         partial: node index to (B or 1, *shape), |W| m + |b| of affine nodes.
-        fan: index of an affine node to (B or 1, 1), the sum of its inputs' magnitudes and two.
+        fan: index of an affine node to (B or 1, 1), the sum of its inputs' magnitudes.
         run: the kind of float32 run that all bounds hold for as well; None: they hold for the real network alone.
         rates: node index to the error of a run's affine node relative to ``partial``; only with ``run``.
         noise: node index to (B or 1, *shape), the error of a run's nonlinear node; only with ``run``.
@@ -93,7 +93,7 @@ class Charges:
         if dtype == self.dtype:
             return self
         t = underflow(dtype)
-        fan = {i: f.to(dtype) + t for i, f in self.fan.items()}
+        fan = {i: f.to(dtype) + 2.0 for i, f in self.fan.items()}
         value = {i: m.to(dtype) + t for i, m in self.value.items()}
         partial = {
             i: torch.add(m.to(dtype), fan[i].reshape(-1, *[1] * (m.dim() - 1)), alpha=t) if i in fan else value[i]
@@ -122,7 +122,7 @@ class Charges:
         total = self.value[inputs[0]].flatten(1).sum(1, keepdim=True)
         for i in inputs[1:]:
             total = total + self.value[i].flatten(1).sum(1, keepdim=True)
-        self.fan[index] = (total if backend.summands == 1 else backend.total(total)) + 2.0
+        self.fan[index] = total if backend.summands == 1 else backend.total(total)
         self.partial[index] = sums + 2.0 * underflow(sums.dtype)
         self._forget(index)
 
@@ -154,18 +154,23 @@ class Charges:
             places: index of a node, and whether the row's value there was charged, or an affine op's partial sums.
         """
         if places not in self._sums:
-            self._sums[places] = torch.stack(torch.broadcast_tensors(*map(self._lost_at, sorted(places)))).sum(0)
+            parts, count = [], 0
+            for index, value in sorted(places):
+                part, size = self._total(index, value)
+                parts.append(part)
+                count += size
+                if not value and index in self.fan:
+                    parts.append(self.fan[index])
+            total = torch.stack(torch.broadcast_tensors(*parts)).sum(0)
+            self._sums[places] = (total + float(count + len(parts))) * underflow(total.dtype)
         return self._sums[places]
 
-    def _lost_at(self, place: tuple[int, bool]) -> Tensor:
-        if place not in self._lost:
-            index, value = place
-            size = (self.value if value else self.partial)[index].flatten(1)
-            total = size.sum(1, keepdim=True) + float(size.shape[1] + 1)
-            if not value and index in self.fan:
-                total = total + self.fan[index]
-            self._lost[place] = total * underflow(total.dtype)
-        return self._lost[place]
+    def _total(self, index: int, value: bool) -> tuple[Tensor, int]:
+        """(B or 1, 1), the sum of a node's magnitudes, and their number."""
+        size = (self.value if value else self.partial)[index].flatten(1)
+        if (index, value) not in self._lost:
+            self._lost[index, value] = size.sum(1, keepdim=True)
+        return self._lost[index, value], size.shape[1]
 
 
 @dataclass
