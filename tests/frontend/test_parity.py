@@ -29,8 +29,8 @@ def changed(network: Network, change: Change) -> Network:
 
 
 def compare(network: Network, low: object, up: object) -> Parity:
-    bounds = (np.asarray(b, network.input_dtype) for b in (low, up))
-    return parity(network, resident(network.graph), *bounds)
+    lower, upper = (np.asarray(b, network.input_dtype) for b in (low, up))
+    return parity(network, resident(network.graph), lower, upper)
 
 
 def test_all_boxes_are_looked_at(tmp_path: Path) -> None:
@@ -108,8 +108,8 @@ def test_a_network_that_rounds_is_compared_in_float64(tmp_path: Path) -> None:
         helper.make_node("Sub", ["x", "d"], ["e"]),
         helper.make_node("Mul", ["e", "k"], ["y"]),
     ]
-    kinds = {"elem_type": TensorProto.DOUBLE, "out_type": TensorProto.DOUBLE}
-    network = load(model(nodes, [1, 1], {"k": np.array([1e9])}, **kinds), tmp_path)
+    double = TensorProto.DOUBLE
+    network = load(model(nodes, [1, 1], {"k": np.array([1e9])}, elem_type=double, out_type=double), tmp_path)
     assert compare(network, [0.5], [1.0]).mismatch is None
     # The same graph without the rounding is wrong.
     wrong = changed(network, lambda x, y: np.zeros_like(y))

@@ -110,6 +110,9 @@ def test_an_inventory_keeps_the_largest_of_every_kind() -> None:
 WITNESS = {"inputs": [0.5], "outputs": [1.0], "margin": 0.0, "case": 0}
 
 
+PARITY = {"points": 17, "left_out": 0, "boxes": 1, "difference": 0.0, "tolerance": 1e-4, "dtype": "float32"}
+
+
 @pytest.mark.parametrize(
     "outcome",
     [
@@ -118,7 +121,7 @@ WITNESS = {"inputs": [0.5], "outputs": [1.0], "margin": 0.0, "case": 0}
             "unsat",
             "proved",
             certified=True,
-            statistics={"root": {"worst": 0.1}, "relu_split": {"domains": 4}},
+            statistics={"root": {"worst": 0.1}, "relu_split": {"domains": 4}, "parity": PARITY},
             memory={"ranks": [inventory(0).entry()]},
         ),
         Outcome("unknown", "left", statistics={"input_split": {"domains": 5}, "relu_split": {"domains": 4}}),
@@ -131,6 +134,7 @@ def test_records_follow_the_schema(outcome: Outcome) -> None:
     made = json.loads(to_json(record(outcome)))
     jsonschema.validate(made, schema("verify"))
     assert made["seconds"]["total"] == 1.235
+    assert made["parity"] == (PARITY if outcome.verdict == "unsat" else None) and "parity" not in made["statistics"]
     assert made["domains"] == {"unsat": 4, "unknown": 9, "timeout": 7}.get(outcome.verdict)
 
 

@@ -18,6 +18,7 @@ from tests.frontend.models import model, save
 from tests.spec.formula import declarations
 from verifier.api import verify
 from verifier.core.errors import UnsupportedError
+from verifier.core.interval import Interval
 from verifier.core.result import Result, Verdict
 from verifier.frontend.network import from_module, load_network
 from verifier.ops.step import Single
@@ -89,6 +90,11 @@ CHAINS: dict[str, tuple[list[onnx.NodeProto], dict[str, np.ndarray], bool]] = {
     "like": (
         [node("CastLike", ["x", "t"], "f"), node("Cast", ["f"], "y", to=DOUBLE)],
         {"t": np.zeros(1, np.float32)},
+        True,
+    ),
+    "like another value": (
+        [*REST[:1], node("CastLike", ["x", "f"], "g"), node("Cast", ["g"], "y", to=DOUBLE)],
+        {},
         True,
     ),
 }
@@ -339,3 +345,20 @@ def test_no_rounding_of_a_torch_module_is_lost(function: Any) -> None:
         return
     result = verify(network, from_box([0.5], [1.0], [[([-1.0], -1.0)]], 1), SETTINGS, timeout=20)
     assert result.verdict is Verdict.SAT, result.reason
+
+
+def test_beyond_float32_there_are_no_bounds(tmp_path: Path) -> None:
+    """1e39 becomes infinity, whose reciprocal is 0: the real number next to it is not."""
+    box = Interval(torch.tensor([[1e38, 1e39, 3e38]]).double(), torch.tensor([[2e38, 2e39, 4e38]]).double())
+    found, planes = Single().interval([box], ()), Single().relax([box])
+    assert found.lower[0].isfinite().tolist() == found.upper[0].isfinite().tolist() == [True, False, False]
+    assert planes.lower_intercept[0, 0, 1:].tolist() == [-np.inf] * 2 and not planes.lower_slope[0, 0, 1:].any()
+    nodes = [
+        node("Mul", ["x", "k"], "p"),
+        node("Cast", ["p"], "f", to=FLOAT),
+        node("Cast", ["f"], "d", to=DOUBLE),
+        node("Reciprocal", ["d"], "y"),
+    ]
+    network = double(tmp_path, nodes, {"k": np.array([1e39])})
+    result = ask(tmp_path, network, "(>= X_0 1)", "(<= X_0 2)", "(<= Y_0 0)")
+    assert result.verdict is not Verdict.UNSAT, result.reason
