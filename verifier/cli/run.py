@@ -31,6 +31,7 @@ _TEARDOWN_SECONDS = 10.0
 
 Pair = tuple[str | None, str | None]  # hashes of network and property
 
+
 @dataclass(frozen=True)
 class Repeat:
     """What is done again of what ``out`` holds.
