@@ -243,7 +243,7 @@ def checked_bounds(query: Query, network: Any, methods: Sequence[str]) -> list[C
     if not values:
         return []
     for method in methods:
-        with mock.patch("verifier.solver.crew.measured_peak", _unmeasured):
+        with unmeasured():
             found = verifier.compute_bounds(network, low, high, method, return_intermediate=True, config=settings)
         output = network.graph.nodes[network.graph.output].name
         everything = {**found.intermediate, output: (found.lower, found.upper)}
@@ -257,9 +257,15 @@ def checked_bounds(query: Query, network: Any, methods: Sequence[str]) -> list[C
 
 
 @contextlib.contextmanager
-def _unmeasured(*_: Any) -> Iterator[Any]:
-    """In place of the peak of memory, whose counting takes longer than small bounds do."""
-    yield SimpleNamespace(bytes=0, kind="allocator")
+def unmeasured() -> Iterator[None]:
+    """Bounds without the peak of memory, whose counting takes longer than small bounds do."""
+
+    @contextlib.contextmanager
+    def nothing(*_: Any) -> Iterator[Any]:
+        yield SimpleNamespace(bytes=0, kind="allocator")
+
+    with mock.patch("verifier.solver.crew.measured_peak", nothing):
+        yield
 
 
 def _outside(

@@ -53,7 +53,7 @@ def work(
     # Kinds that start processes come when the others have had a minute.
     spent = {kind: 60 * KINDS[kind] if kind in _LATER and len(kinds) > 2 else 0.0 for kind in kinds}
     index, told = dict(first), 0
-    while time.time() < until:
+    while time.time() < until or index == first:  # one case at least, however slow the start was
         kind = min(kinds, key=lambda k: spent[k] / KINDS[k])
         say(begin=kind, index=index[kind])
         began, cases = time.monotonic(), 0
@@ -67,7 +67,7 @@ def work(
                     told += 1
                     say(kind=kind, index=index[kind], **words)
                 say(begin=kind, index=index[kind])
-            if time.time() > until + 5:
+            if time.time() > until + 5 and index != first:
                 break
         spent[kind] += time.monotonic() - began
         say(done=kind, index=index[kind], cases=cases, seconds=time.monotonic() - began)

@@ -43,6 +43,9 @@ class Found:
 
 def run(rng: np.random.Generator, device: str) -> Iterator[Found | None]:
     """One network under several settings; an item for every query."""
+    if rng.random() < 0.6:
+        yield from sharp(rng, device)
+        return
     made = random_query(rng, device)
     if made is None:
         return
@@ -57,6 +60,61 @@ def run(rng: np.random.Generator, device: str) -> Iterator[Found | None]:
         yield from (Found(query, c) for c in complaints[:1])
         if not complaints:
             yield None
+
+
+def sharp(rng: np.random.Generator, device: str) -> Iterator[Found | None]:
+    """Small networks on wide boxes, a threshold at their very least value, and searches that can come to an end.
+
+    A counterexample is hard to hit, and everything but its neighbourhood can be closed: whatever closes that too is
+    wrong. Input splits want few inputs, neuron splits some more.
+    """
+    inputs = bool(rng.random() < 0.5)
+    n_in = int(rng.integers(1, 4)) if inputs else int(rng.integers(2, 7))
+    width = int(rng.integers(4, 9)) if inputs else int(rng.integers(6, 16))
+    family = "relu" if rng.random() < 0.7 else "piecewise"
+    n_out = int(rng.integers(1, 3))
+    model = networks.random_network(rng, family, n_in, int(rng.integers(1, 4)), n_out, width=width)
+    runtime = truth.Runtime(model)
+    low, high = -np.ones(n_in), np.ones(n_in)
+    row: Row = {"Y_0": Fraction(int(rng.choice([-1, 1])))} | ({"Y_1": Fraction(1)} if n_out > 1 else {})
+    try:
+        point = truth.minimise(lambda x: of_floats(row, x, runtime.one(x)), low, high, rng, 300).point
+        y, _ = truth.real_output(model, point)
+    except Exception:
+        return
+    value = value_of(row, formulas.named(list(map(float, point)), y))
+    formula = compared(rng, row, value, Fraction(0), never_strict=True)
+    if rng.random() < 0.3:  # a second row that holds there as well
+        other = random_row(rng, n_out, n_in)
+        at = value_of(other, formulas.named(list(map(float, point)), y))
+        formula = f"(and {formula} {compared(rng, other, at, Fraction(int(rng.integers(0, 3)), 4), never_strict=True)})"
+    text = formulas.declarations(n_in, n_out) + box_text(low, high) + f"(assert {formula})\n"
+    query = Query(
+        model.SerializeToString(),
+        text,
+        tuple(map(float, low)),
+        tuple(map(float, high)),
+        (tuple(map(float, point)),),
+        timeout=2.0,
+    )
+    plain = {"device": device, "threads": 1, "attack.enabled": False}
+    for _ in range(2):
+        chosen = random_settings(rng, device) if rng.random() < 0.4 else {}
+        settings = {**chosen, **plain, "bab.branching": "input" if inputs else str(rng.choice(["babsr", "kfsb"]))}
+        settings.pop("bab.max_domains", None)
+        paths = random_paths(rng) if rng.random() < 0.5 else ()
+        if inputs:
+            settings["bab.max_domains"] = 3000
+        elif rng.random() < 0.5:
+            paths = ("early refinement",)
+        else:
+            settings["bab.max_domains"] = 3000
+        asked = checks.at(query, settings=settings, paths=paths)
+        complaints = checks.examine(asked)
+        yield from (Found(asked, c) for c in complaints[:1])
+        if complaints:
+            return
+        yield None
 
 
 def random_box(rng: np.random.Generator, n: int, most: float = 2.0) -> tuple[np.ndarray, np.ndarray]:
@@ -209,7 +267,7 @@ def shift(rng: np.random.Generator, row: Row, x: np.ndarray, runtime: truth.Runt
     return -size * Fraction(float(rng.choice([1e-12, 1e-8, 1e-7, 1e-6, 1e-4, 1e-2, 0.1])))
 
 
-def compared(rng: np.random.Generator, row: Row, value: Fraction, above: Fraction) -> str:
+def compared(rng: np.random.Generator, row: Row, value: Fraction, above: Fraction, never_strict: bool = False) -> str:
     """``row <= value + above`` as text, in one of several forms; the threshold is rounded up to a double."""
     total = value + above
     t = float(total)
