@@ -10,7 +10,7 @@ FROM python:${PYTHON}-slim
 ARG VARIANT=cuda
 WORKDIR /opt/verifier
 COPY . .
-ENV VERIFIER_PYTHON=/opt/venv/bin/python PATH=/opt/venv/bin:$PATH
+ENV ORT_DISABLE_TELEMETRY=1 VERIFIER_PYTHON=/opt/venv/bin/python PATH=/opt/venv/bin:$PATH
 RUN scripts/image.sh "$VARIANT" /opt/venv
 
 ENTRYPOINT ["/opt/verifier/scripts/entrypoint.sh"]

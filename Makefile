@@ -4,6 +4,7 @@ PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 STAMP_DEV := $(VENV)/.installed-dev
 export OMP_NUM_THREADS ?= 1
+export ORT_DISABLE_TELEMETRY := 1
 
 .PHONY: help setup demo test fuzz check lint types layers format clean
 

@@ -5,6 +5,7 @@
 set -euo pipefail
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+export ORT_DISABLE_TELEMETRY=1
 case "${1:-}" in
     install_tool.sh | prepare_instance.sh | run_instance.sh)
         script="$1"

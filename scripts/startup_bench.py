@@ -52,7 +52,8 @@ def seconds(command: Sequence[str | Path], variables: dict[str, str], silent: bo
 def environment(variables: Mapping[str, str]) -> dict[str, str]:
     """This process's variables and some more; what it starts runs the code of this repository with its interpreter."""
     path = f"{ROOT}:{os.environ['PYTHONPATH']}" if os.environ.get("PYTHONPATH") else str(ROOT)
-    return {**os.environ, **variables, "PYTHONPATH": path, "VERIFIER_PYTHON": sys.executable}
+    ours = {"PYTHONPATH": path, "VERIFIER_PYTHON": sys.executable, "ORT_DISABLE_TELEMETRY": "1"}
+    return {**os.environ, **variables, **ours}
 
 
 def measure(

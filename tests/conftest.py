@@ -8,6 +8,9 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
 
+# Tests import onnxruntime themselves, and start processes that do.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
 from collections import Counter
 from pathlib import Path
 

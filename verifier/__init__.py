@@ -1,11 +1,14 @@
 """A neural-network verifier: certified bounds, branch and bound, counterexamples.
 
-``import verifier`` is free of side effects; torch is imported on first use of the API.
+``import verifier`` does one thing: it keeps onnxruntime, which is imported later, from reporting to its maker. torch is
+imported on first use of the API.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+
+from verifier.core.telemetry import switch_off
 
 __version__ = "0.1.0"
 __all__ = ["Problem", "Result", "Verdict", "Witness", "compute_bounds", "verify"]
@@ -14,6 +17,8 @@ if TYPE_CHECKING:
     from verifier.api import compute_bounds, verify
     from verifier.core.problem import Problem
     from verifier.core.result import Result, Verdict, Witness
+
+switch_off()
 
 _WHERE = {
     "verify": "verifier.api",

@@ -268,11 +268,13 @@ def answer(
     progress: Progress,
     input_shape: tuple[int, ...] | None = None,
     ranks: Job | None = None,
+    announce: Callable[[Result], None] | None = None,
 ) -> Result:
     """:func:`verify` with a clock that may have started earlier and someone who listens.
 
     Args:
         ranks: of the job; all of them return the answer of rank 0. Default: this process alone.
+        announce: told of an ``unsat`` that stands while it is tried to make it cover more.
     """
     if ranks is not None and ranks.rank != 0:
         from verifier.solver.crew import follow
@@ -283,13 +285,14 @@ def answer(
     progress.phase("network")
     from verifier.solver.pipeline import solve
 
-    loaded = load_any(network, input_shape or (1, problem.n_in))
+    deadline.check("start-up")
+    loaded = load_any(network, input_shape or (1, problem.n_in), deadline)
     check_sizes(loaded, problem)
     deadline.check("loading")
     if ranks is None:
-        return solve(loaded, problem, config, deadline, progress)
+        return solve(loaded, problem, config, deadline, progress, announce=announce)
     progress.phase("ranks")
-    return solve(loaded, problem, config, deadline, progress, ranks.join(deadline))
+    return solve(loaded, problem, config, deadline, progress, ranks.join(deadline), announce)
 
 
 def load_problem(property: str | Path | Problem, deadline: Deadline | None = None) -> Problem:
@@ -301,20 +304,28 @@ def load_problem(property: str | Path | Problem, deadline: Deadline | None = Non
     return parse_vnnlib(property, deadline=deadline)
 
 
-def load_any(network: str | Path | nn.Module | Network, input_shape: tuple[int, ...]) -> Network:
+def load_any(
+    network: str | Path | nn.Module | Network, input_shape: tuple[int, ...], deadline: Deadline | None = None
+) -> Network:
     """A network from an ONNX file or a torch module; a loaded one is returned as it is.
 
     Args:
         input_shape: for a torch module.
+
+    Raises:
+        DeadlineExceeded: loading takes too long.
     """
     import torch
 
+    from verifier.core.arithmetic import plain_arithmetic
     from verifier.frontend.network import Network, from_module, load_network
 
     if isinstance(network, str | Path):
-        return load_network(network)
+        with plain_arithmetic():
+            return load_network(network, deadline)
     if isinstance(network, torch.nn.Module):
-        return from_module(network, torch.zeros(input_shape))
+        with plain_arithmetic(default=None):  # a module's forward may make tensors of the caller's default dtype
+            return from_module(network, torch.zeros(input_shape), deadline=deadline)
     if isinstance(network, Network):
         return network
     raise InputError(f"a network is an ONNX file or a torch.nn.Module, not a {type(network).__name__}")

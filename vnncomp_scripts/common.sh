@@ -4,6 +4,7 @@
 
 tool="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 export PYTHONPATH="$tool${PYTHONPATH:+:$PYTHONPATH}"
+export ORT_DISABLE_TELEMETRY=1 # onnxruntime reads it while it is imported
 
 # Sets $python: $VERIFIER_PYTHON, the environment next to the tool, or the one on the path.
 find_python() {

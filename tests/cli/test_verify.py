@@ -7,12 +7,14 @@ import os
 import pty
 import re
 import subprocess
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.cli.helpers import command, environment, no_process_mentions, run, script
+from tests.cli.helpers import command, environment, no_process_mentions, run, script, start
+from verifier.cli.worker import PipeProgress
 from verifier.report.record import schema
 
 jsonschema = pytest.importorskip("jsonschema")
@@ -24,7 +26,7 @@ jsonschema = pytest.importorskip("jsonschema")
         ("unsat", 0, "unsat\n", "unsat"),
         ("unknown", 0, "unknown\n", "unknown"),
         ("memory", 0, "unknown\n", "unknown"),
-        ("kill", 0, "unknown\n", "unknown"),
+        ("kill", 1, "", "error"),
         ("mismatch", 1, "error\n", "error"),
         ("crash", 1, "", "error"),
         ("segv", 1, "", "error"),
@@ -172,3 +174,61 @@ def test_bad_input_leaves_error_in_the_results_file(tmp_path: Path) -> None:
     done = run("verify", "--onnx", "none.onnx", "--vnnlib", "none.vnnlib", "--results-file", results)
     assert done.returncode == 2
     assert results.read_text() == "error\n"
+
+
+@pytest.mark.parametrize("option", ["--results-file", "--json"])
+def test_a_verdict_whose_file_cannot_be_written_is_said_all_the_same(option: str, tmp_path: Path) -> None:
+    done = run("verify", *script(tmp_path, "unsat"), option, "/dev/full")
+    assert (done.returncode, done.stdout) == (2, "unsat\n")
+    assert done.stderr == "Error: cannot write /dev/full: No space left on device\n"
+    assert Path("/dev/full").is_char_device()
+
+
+def test_a_pipe_gets_the_verdict_alone(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    read: list[str] = []
+    reader = threading.Thread(target=lambda: read.append((tmp_path / "pipe").read_text()))
+    reader.start()
+    assert run("verify", *script(tmp_path, "unsat"), "--results-file", tmp_path / "pipe").returncode == 0
+    reader.join(10)
+    assert read == ["unsat\n"]
+
+
+def test_nothing_of_an_earlier_query_survives(tmp_path: Path) -> None:
+    results, record = tmp_path / "r.txt", tmp_path / "r.json"
+    outputs = ["--results-file", str(results), "--json", str(record)]
+    assert run("verify", *script(tmp_path, "unsat"), *outputs).returncode == 0
+    assert json.loads(record.read_text())["verdict"] == "unsat"
+    process = start("verify", *script(tmp_path, "phase x sleep 30"), *outputs)
+    deadline = time.monotonic() + 20
+    while record.read_text() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.kill()
+    process.communicate(timeout=10)
+    assert (results.read_text(), record.read_text()) == ("unknown\n", "")
+    assert run("verify", *script(tmp_path, "unsat"), *outputs).returncode == 0
+    assert run("verify", *script(tmp_path, "unsat"), *outputs, "--set", "seed=x").returncode == 2
+    assert (results.read_text(), record.read_text()) == ("error\n", "")
+
+
+def test_a_full_stdout_is_one_sentence(tmp_path: Path) -> None:
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        done = subprocess.run(
+            command(["verify", *script(tmp_path, "unsat")]), stdout=full, stderr=subprocess.PIPE, text=True,
+            env=environment(), timeout=60, check=False,
+        )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr == "Error: cannot write to stdout: No space left on device\n"
+
+
+def test_domains_of_all_searches_are_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search counts from zero; the record of a query that is cut off has what was sent last."""
+    sent: list[dict] = []
+    progress = PipeProgress(sent.append)
+    monkeypatch.setattr("verifier.cli.worker._UPDATE_SECONDS", 0.0)
+    for phase, counts in (("inputs", [100, 2282]), ("inputs", [10, 2658]), ("neurons", [5, 50, 1, 7])):
+        progress.phase(phase)
+        for count in counts:
+            progress.update(domains=count, open=1)
+    figures = [message["figures"]["domains"] for message in sent if "figures" in message]
+    assert figures == [100, 2282, 2292, 4940, 4945, 4990, 4991, 4997]

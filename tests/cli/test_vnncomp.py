@@ -6,14 +6,17 @@ import os
 import random
 import shutil
 import signal
+import stat
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from tests.cli.helpers import ROOT, SCRIPTS, VERDICTS, environment, no_process_mentions, scripted_python
+from tests.support.mounts import NOBODY, SOMEBODY, fill, open_to_all, small_disk
 from verifier.cli.vnncomp import category_config
 
 STAGED = "test_category_2023"
@@ -55,7 +58,7 @@ def first_line(path: Path) -> str:
         ("crash", "error"),
         ("segv", "error"),
         ("unsupported", "error"),
-        ("kill", "unknown"),
+        ("kill", "error"),
     ],
 )
 def test_verdicts(words: str, verdict: str, tmp_path: Path) -> None:
@@ -198,6 +201,119 @@ def test_unwritable_results_do_not_hang(tmp_path: Path) -> None:
     process = popen(tmp_path, "20", results=str(tmp_path / "folder"))
     process.communicate(timeout=20)
     assert process.returncode == 0 and not [*(tmp_path / "folder").iterdir()]
+
+
+@pytest.mark.parametrize("plant", ['ln -s ../victim ".answer.$$"', 'mkfifo ".answer.$$"', 'mkdir ".answer.$$"'])
+def test_a_name_that_others_can_guess_is_not_used(plant: str, tmp_path: Path) -> None:
+    """The script runs under the process id for which something was left under such a name."""
+    folder, victim = tmp_path / "folder", tmp_path / "victim"
+    folder.mkdir()
+    victim.write_text("precious\n")
+    instance(folder, "unsat")
+    shell = ["sh", "-c", f'{plant}; exec "$@"', "sh"]
+    args = [*shell, str(SCRIPTS / "run_instance.sh"), "v1", "c", "onnx/n.onnx", "p.vnnlib", "r.txt", "20"]
+    variables = environment(VERIFIER_PYTHON=str(scripted_python(folder)))
+    done = subprocess.run(args, cwd=folder, env=variables, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 0
+    assert first_line(folder / "r.txt") == "unsat"
+    assert victim.read_text() == "precious\n"
+
+
+def broken(folder: Path, results: str) -> subprocess.CompletedProcess[str]:
+    """The script with an interpreter that does nothing: what is left is what the script itself wrote."""
+    args = [str(SCRIPTS / "run_instance.sh"), "v1", "c", "onnx/n.onnx", "p.vnnlib", results, "10"]
+    variables = environment(VERIFIER_PYTHON="/bin/false")
+    return subprocess.run(args, cwd=folder, env=variables, capture_output=True, text=True, timeout=30, check=False)
+
+
+@pytest.mark.parametrize("words", ["unsat", "sat"])
+def test_links_and_names_of_results_stay(words: str, tmp_path: Path) -> None:
+    instance(tmp_path, words)
+    (tmp_path / "real").write_text("old\n")
+    (tmp_path / "r.txt").symlink_to("real")
+    os.link(tmp_path / "real", tmp_path / "other")
+    popen(tmp_path, 20).communicate(timeout=30)
+    assert (tmp_path / "r.txt").is_symlink()
+    assert first_line(tmp_path / "real") == words
+    assert (tmp_path / "other").read_text() == (tmp_path / "real").read_text()
+
+
+def test_a_pipe_gets_the_verdict_alone(tmp_path: Path) -> None:
+    instance(tmp_path, "unsat")
+    os.mkfifo(tmp_path / "r.txt")
+    read: list[str] = []
+    reader = threading.Thread(target=lambda: read.append((tmp_path / "r.txt").read_text()))
+    reader.start()
+    process = popen(tmp_path, 20)
+    process.communicate(timeout=30)
+    reader.join(10)
+    assert (process.returncode, read) == (0, ["unsat\n"])
+
+
+def test_a_pipe_that_nobody_reads_does_not_hang_the_script(tmp_path: Path) -> None:
+    instance(tmp_path, "unsat")
+    os.mkfifo(tmp_path / "r.txt")
+    process = popen(tmp_path, 20)
+    assert "nobody reads" in process.communicate(timeout=15)[1]
+    assert process.returncode == 0 and stat.S_ISFIFO((tmp_path / "r.txt").stat().st_mode)
+
+
+def test_a_device_stays_one(tmp_path: Path) -> None:
+    instance(tmp_path, "unsat")
+    process = popen(tmp_path, 20, results="/dev/full")
+    assert "No space left on device" in process.communicate(timeout=30)[1]
+    assert Path("/dev/full").is_char_device()
+
+
+def test_no_verdict_of_an_earlier_instance_survives_a_full_disk(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", size="64k") as disk:
+        (disk / "r.txt").write_text("unsat\n")
+        fill(disk)
+        assert broken(tmp_path, str(disk / "r.txt")).returncode == 0
+        assert (disk / "r.txt").read_text() in ("", "unknown\n", "error\n")
+        (disk / "r.txt").write_text("unsat\n")
+        instance(tmp_path, "sat")
+        process = popen(tmp_path, 20, results=str(disk / "r.txt"))
+        process.communicate(timeout=30)
+        assert process.returncode == 0 and first_line(disk / "r.txt") == "sat"  # fits where the old one was
+        assert sorted(path.name for path in disk.iterdir()) == ["filling", "r.txt"]
+
+
+def test_no_verdict_of_an_earlier_instance_survives_where_no_file_can_be_made(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", size="1m", nr_inodes=2) as disk:
+        (disk / "r.txt").write_text("unsat\n")
+        assert broken(tmp_path, str(disk / "r.txt")).returncode == 0
+        assert (disk / "r.txt").read_text() == "error\n"
+        instance(tmp_path, "unsat")
+        popen(tmp_path, 20, results=str(disk / "r.txt")).communicate(timeout=30)
+        assert (disk / "r.txt").read_text() == "unsat\n"
+    with small_disk(tmp_path / "disk", size="1m", nr_inodes=1) as disk:
+        done = broken(tmp_path, str(disk / "r.txt"))
+        assert done.returncode == 0 and f"cannot write {disk / 'r.txt'}" in done.stderr
+
+
+@pytest.mark.parametrize(("mode", "code", "left"), [(0o666, 0, "error\n"), (0o644, 1, "unsat\n")])
+def test_another_users_file_in_a_sticky_folder(mode: int, code: int, left: str, tmp_path: Path) -> None:
+    """It cannot be replaced or removed; where it cannot be written either, the script says so and fails."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can become another user")
+    tool = tmp_path / "tool"  # where other users can read it
+    shutil.copytree(SCRIPTS, tool)
+    results = tmp_path / "folder" / "r.txt"
+    results.parent.mkdir()
+    with open_to_all(results.parent) as folder:
+        results.write_text("unsat\n")
+        results.chmod(mode)
+        os.chown(results, NOBODY, NOBODY)
+        args = ["bash", str(tool / "run_instance.sh"), "v1", "c", "n.onnx", "p.vnnlib", str(results), "10"]
+        variables = environment(VERIFIER_PYTHON="/bin/false")
+        done = subprocess.run(
+            args, cwd=folder, env=variables, user=SOMEBODY, group=SOMEBODY, extra_groups=[], capture_output=True,
+            text=True, timeout=30, check=False,
+        )  # fmt: skip
+    assert (done.returncode, results.read_text()) == (code, left), done.stderr
+    assert ("what it held before is still there" in done.stderr) == (code == 1)
+    assert [path.name for path in folder.iterdir()] == ["r.txt"]
 
 
 def test_wrong_usage_still_exits_0(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def resident(graph: Graph) -> Resident:
 def check(network: Network, low: float = -2.0, high: float = 2.0, seed: int = 0) -> None:
     """The graph agrees with the original on a box."""
     box = np.full(network.n_in, low), np.full(network.n_in, high)
-    assert parity(network, resident(network.graph), *box, seed=seed) is None
+    assert parity(network, resident(network.graph), *box, seed=seed).mismatch is None
 
 
 def load(m: onnx.ModelProto, folder: Path) -> Network:

@@ -162,6 +162,88 @@ def test_bad_file(key: str, tmp_path: Path) -> None:
     assert str(path) in text and "\n" not in text and len(text) < 800
 
 
+TEXTS = {
+    "op": lambda n: setattr(n, "op_type", "MARKED"),
+    "domain": lambda n: setattr(n, "domain", "MARKED"),
+    "input": lambda n: n.input.__setitem__(1, "MARKED"),
+    "output": lambda n: n.output.__setitem__(0, "MARKED"),
+    "node": lambda n: setattr(n, "name", "MARKED"),
+    "attribute": lambda n: n.attribute.append(helper.make_attribute("MARKED", 1)),
+    "inner tensor": lambda n: n.attribute.append(
+        helper.make_attribute("value", numpy_helper.from_array(np.zeros(1, np.float32), "MARKED"))
+    ),
+}
+
+
+@pytest.mark.parametrize("key", TEXTS)
+def test_bytes_that_are_no_text_are_an_error(key: str, tmp_path: Path) -> None:
+    data = edited(lambda m: TEXTS[key](m.graph.node[0]))
+    assert data.count(b"MARKED") == 1
+    path = tmp_path / "m.onnx"
+    path.write_bytes(data.replace(b"MARKED", b"\xffarke\n"))
+    with pytest.raises(InputError, match="no UTF-8 text") as caught:
+        load_network(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="no UTF-8 text"):
+        inspect(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: setattr(m.graph.input[0], "name", "MARKED"),
+        lambda m: setattr(m.graph.initializer[0], "name", "MARKED"),
+    ],
+)
+def test_names_that_are_no_text_are_an_error(change: Callable[[onnx.ModelProto], object], tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(edited(change).replace(b"MARKED", b"\xc3\x28\xa0\xed\xa0\x80"))
+    with pytest.raises(InputError, match="no UTF-8 text"):
+        load_network(path)
+
+
+def test_remarks_may_be_any_bytes(tmp_path: Path) -> None:
+    """Programs of old wrote them in the encoding of their time."""
+    path = tmp_path / "m.onnx"
+
+    def remark(m: onnx.ModelProto) -> None:
+        m.doc_string = m.producer_name = m.graph.node[0].doc_string = "MARKED"
+
+    path.write_bytes(edited(remark).replace(b"MARKED", b"M\xe4rked"))
+    assert load_network(path).n_in == 3
+
+
+def test_a_name_of_several_lines_is_said_in_one(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(edited(lambda m: setattr(m.graph.node[0], "op_type", "Fla\nt\x1b[2J\u2028ten")))
+    with pytest.raises(UnsupportedError, match="Fla") as caught:
+        load_network(path)
+    assert str(caught.value).isprintable()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_mutated_files_end_in_one_sentence(tmp_path: Path) -> None:
+    """Bytes changed, inserted, removed or repeated at random places: a network, or an error on purpose."""
+    rng = np.random.default_rng(0)
+    data = edited(lambda m: setattr(m.graph.node[0], "name", "somewhere"))
+    path = tmp_path / "m.onnx"
+    outcomes = set()
+    for _ in range(400):
+        bad = bytearray(data)
+        for _ in range(int(rng.integers(1, 4))):
+            at, value = int(rng.integers(len(bad))), int(rng.integers(256))
+            bad[at : at + int(rng.integers(0, 3))] = bytes([value] * int(rng.integers(0, 3)))
+        path.write_bytes(bytes(bad))
+        try:
+            network = load_network(path)
+            network.evaluate(np.zeros((1, network.n_in)))
+            outcomes.add("network")
+        except VerifierError as error:
+            assert str(error).isprintable() and str(path) in str(error)
+            outcomes.add(type(error).__name__)
+    assert {"network", "InputError"} < outcomes
+
+
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         load_network(tmp_path / "nothing.onnx")

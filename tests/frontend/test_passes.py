@@ -183,3 +183,22 @@ def test_layers_below_do_not_import_the_passes(root: Path) -> None:
     for folder in ("core", "graph", "ops"):
         for file in (root / "verifier" / folder).glob("*.py"):
             assert "verifier.frontend" not in file.read_text(), file
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "folds"), [(1e-200, 1e-200, False), (1e200, 1e200, False), (1e-150, 1e-150, True)]
+)
+def test_products_that_leave_the_range_of_float64_are_not_folded(first: float, second: float, folds: bool) -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(2, 2).double()
+            nn.init.constant_(self.linear.weight, first)
+            nn.init.zeros_(self.linear.bias)
+            self.register_buffer("factor", torch.tensor([second, 1.0], dtype=torch.float64))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.linear(x) * self.factor
+
+    graph = simplify(lower(capture(Scaled(), torch.zeros((1, 2), dtype=torch.float64)), "input", "test"))
+    assert [type(n.op) for n in graph.nodes[1:]] == ([Linear] if folds else [Linear, ScaleShift])

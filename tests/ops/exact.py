@@ -18,7 +18,7 @@ from verifier.ops.power import Abs, Power, Sqrt, Square
 from verifier.ops.reciprocal import Reciprocal
 from verifier.ops.relu import Relu
 from verifier.ops.sigmoid import Erf, Sigmoid, Tanh
-from verifier.ops.step import Ceil, Floor, Heaviside, Round, Sign, Trunc
+from verifier.ops.step import Ceil, Floor, Heaviside, Round, Sign, Single, Trunc
 
 mp.dps = 60
 
@@ -32,6 +32,14 @@ def _leaky(k: float) -> Exact:
 def _converted(z: mpf, limit: float) -> mpf:
     """To an integer type; beyond its limits any of its numbers, here the nearest."""
     return max(mpf(-limit), min(mpf(limit), mpf(int(z)))) if mpmath.isfinite(z) else mpmath.sign(z) * mpf(limit)
+
+
+def _single(z: mpf) -> mpf:
+    """To the nearest float32, by integers."""
+    if z == 0 or not mpmath.isfinite(z):
+        return z
+    step = mpf(2) ** max(int(mpmath.floor(mpmath.log(abs(z), 2))) - 23, -149)
+    return mpmath.nint(z / step) * step
 
 
 SLOPE = Relu(0.01).negative_slope  # rounded to float32
@@ -67,6 +75,7 @@ UNARY = [
     (Ceil(), mpmath.ceil, (-math.inf, math.inf)),
     (Round(), mpmath.nint, (-math.inf, math.inf)),
     (Trunc(), lambda z: _converted(z, 2.0**63), (-math.inf, math.inf)),
+    (Single(), _single, (-math.inf, math.inf)),
     (Trunc(-5.0, 5.0), lambda z: _converted(z, 5.0), (-math.inf, math.inf)),
 ]
 

@@ -12,18 +12,26 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from scripts.networks import ResNet, save_conv3, save_mlp, save_resnet
+from tests.parallel import odd as oddities
+from tests.parallel.odd import SETTINGS, TENSORS, WAYS, problem
 from verifier.bounds.alpha import Schedule
 from verifier.bounds.api import Method, NetworkBounds, compute_graph_bounds
 from verifier.config import Config, load_config
-from verifier.frontend.network import load_network
+from verifier.core.deadline import Deadline
+from verifier.core.progress import SilentProgress
+from verifier.frontend.network import from_module, load_network
 from verifier.graph.graph import Graph
+from verifier.parallel.processes import ProcessGroup
 from verifier.parallel.world import LocalRanks, World, follow_leader
+from verifier.solver.crew import follow
+from verifier.solver.pipeline import solve
 from verifier.solver.place import place
 
 Task = Callable[[World], Any]
@@ -204,7 +212,41 @@ def talk(world: World) -> dict[str, Any]:
     return {"size": size}
 
 
-TASKS: dict[str, Task] = {"bits": bits, "features": features, "talk": talk}
+def odd(world: World) -> dict[str, Any]:
+    """Tensors of every rank, stride and size on all ranks; queries with every backend and setting of several ranks."""
+    torch.set_num_threads(1)
+    group, spread = world.everyone, 0
+    assert isinstance(group, ProcessGroup)
+    for name, tensor in TENSORS.items():
+        for source in range(world.size):
+            # What receives has strides of its own, too, as long as nothing in it is shared.
+            mine = tensor if world.rank == source else torch.zeros_like(tensor, memory_format=torch.contiguous_format)
+            assert torch.equal(group.spread(mine, source), tensor), name
+        if tensor.dim() == 2:
+            mine = tensor if world.rank == 0 else torch.zeros(tensor.t().shape, dtype=tensor.dtype).t()
+            assert torch.equal(group.spread(mine), tensor), name
+        spread += 1
+    verdicts: dict[str, tuple[str, str]] = {}
+    for name, (module, shape) in oddities.NETWORKS.items():
+        settings = list(SETTINGS)
+        for backend, shift in product(("single", "fsdp", "tp"), range(2)):
+            # Two settings per network and backend; over all networks every pair of both occurs.
+            setting = settings[(2 * len(verdicts) // 6 + 3 * shift + len(verdicts)) % len(settings)]
+            if backend == "tp" and "offload" in setting:
+                setting = "streamed"
+            way = WAYS["inputs" if len(verdicts) % 2 else "neurons"]
+            config = load_config(values={**SETTINGS[setting], **way, "parallel.backend": backend, "device": "cpu"})
+            if world.rank == 0:
+                network = from_module(module, torch.zeros(shape))
+                found = solve(network, problem(module, shape), config, Deadline(60), SilentProgress(), world)
+                verdicts[f"{name}, {backend}, {setting}"] = (found.verdict.value, found.reason)
+            else:
+                follow(world)
+                verdicts[name + backend + setting] = ("", "")
+    return {"spread": spread, "verdicts": verdicts}
+
+
+TASKS: dict[str, Task] = {"bits": bits, "features": features, "talk": talk, "odd": odd}
 
 
 def main(arguments: list[str]) -> int:
@@ -216,8 +258,6 @@ def main(arguments: list[str]) -> int:
             print(json.dumps(TASKS[task](world)))
         except Exception:
             traceback.print_exc()
-            error = world.failed()
-            print(error, file=sys.stderr)
             return 1
         finally:
             world.close()

@@ -255,7 +255,15 @@ def test_python_interface() -> None:
     alone = verifier.compute_bounds(net, low, up, "crown", config={"threads": 1})
     both = verifier.compute_bounds(net, low, up, "crown", config=settings)
     assert torch.equal(alone.lower, both.lower) and torch.equal(alone.upper, both.upper)
-    assert "GLOO_SOCKET_IFNAME" not in os.environ
+    assert not {"GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"} & set(os.environ)
+
+
+def test_ranks_of_one_machine_talk_over_its_loopback_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        monkeypatch.delenv(name, raising=False)
+    assert world._loopback() == {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "chosen0")
+    assert world._loopback() == {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "chosen0"}
 
 
 BARS = (EXAMPLES / "bars.onnx", EXAMPLES / "bars_medium.vnnlib", {"parallel.ranks": 2, "threads": 1})

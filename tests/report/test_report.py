@@ -19,7 +19,8 @@ from verifier.core.errors import InputError
 from verifier.core.inventory import Inventory, RowState, Usage
 from verifier.report.bounds import bounds_record, fingerprint, hex_floats
 from verifier.report.console import Console, count, status_line
-from verifier.report.files import result_text, sha256, write_atomic
+from verifier.report.contents import Hashes
+from verifier.report.files import result_text, write_atomic
 from verifier.report.record import Outcome, plain, schema, to_json, verify_record, versions
 from verifier.report.summary import summary_table
 
@@ -77,7 +78,8 @@ def test_result_text() -> None:
 def test_sha256(tmp_path: Path) -> None:
     data = os.urandom(3_000_000)
     (tmp_path / "f").write_bytes(data)
-    assert sha256(tmp_path / "f") == hashlib.sha256(data).hexdigest()
+    assert Hashes().of(tmp_path / "f", network=False) == hashlib.sha256(data).hexdigest()
+    assert Hashes().of(tmp_path / "f", network=True) == hashlib.sha256(data).hexdigest()
 
 
 # ----------------------------------------------------------------------------------------------------------- records
@@ -108,6 +110,9 @@ def test_an_inventory_keeps_the_largest_of_every_kind() -> None:
 WITNESS = {"inputs": [0.5], "outputs": [1.0], "margin": 0.0, "case": 0}
 
 
+PARITY = {"points": 17, "left_out": 0, "boxes": 1, "difference": 0.0, "tolerance": 1e-4, "dtype": "float32"}
+
+
 @pytest.mark.parametrize(
     "outcome",
     [
@@ -116,7 +121,7 @@ WITNESS = {"inputs": [0.5], "outputs": [1.0], "margin": 0.0, "case": 0}
             "unsat",
             "proved",
             certified=True,
-            statistics={"root": {"worst": 0.1}, "relu_split": {"domains": 4}},
+            statistics={"root": {"worst": 0.1}, "relu_split": {"domains": 4}, "parity": PARITY},
             memory={"ranks": [inventory(0).entry()]},
         ),
         Outcome("unknown", "left", statistics={"input_split": {"domains": 5}, "relu_split": {"domains": 4}}),
@@ -129,6 +134,7 @@ def test_records_follow_the_schema(outcome: Outcome) -> None:
     made = json.loads(to_json(record(outcome)))
     jsonschema.validate(made, schema("verify"))
     assert made["seconds"]["total"] == 1.235
+    assert made["parity"] == (PARITY if outcome.verdict == "unsat" else None) and "parity" not in made["statistics"]
     assert made["domains"] == {"unsat": 4, "unknown": 9, "timeout": 7}.get(outcome.verdict)
 
 
@@ -303,3 +309,9 @@ def test_fingerprint_depends_on_values_and_shape() -> None:
     assert fingerprint(a)["sha256"] == fingerprint(a.reshape(2, 3))["sha256"]
     assert fingerprint(a.reshape(2, 3).T)["sha256"] == fingerprint(np.ascontiguousarray(a.reshape(2, 3).T))["sha256"]
     assert fingerprint(a)["sha256"] != fingerprint(a + 1)["sha256"]
+
+
+def test_names_that_are_no_text_can_be_written() -> None:
+    """File names that are no UTF-8 are lone surrogates in Python."""
+    text = to_json({"path": "d\udcff/a.onnx", "k\udc80": 1})
+    assert text.encode() and json.loads(text) == {"path": "d\\udcff/a.onnx", "k\\udc80": 1}

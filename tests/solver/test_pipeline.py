@@ -16,10 +16,12 @@ from verifier.core.deadline import Deadline
 from verifier.core.problem import Problem
 from verifier.core.progress import SilentProgress
 from verifier.core.result import Result, Verdict
-from verifier.frontend.network import from_module
+from verifier.frontend.network import Parity, from_module
 from verifier.graph.graph import Graph
 from verifier.parallel.world import World, solo
 from verifier.solver import pipeline
+from verifier.solver.counts import together
+from verifier.solver.crew import Crew
 from verifier.solver.pipeline import solve
 from verifier.solver.root import _Enough, _RowTable
 from verifier.solver.strategy import Features, starts_on_host
@@ -47,6 +49,10 @@ def problem_of(case: Planted, extra: list[tuple[np.ndarray, float]] | None = Non
         case_box=np.zeros(n, np.int64),
         case_rows=np.arange(n, dtype=np.int64)[:, None],
     )
+
+
+def compared(mismatch: str | None) -> Parity:
+    return Parity(mismatch, points=17, left_out=0, boxes=1, difference=0.0, tolerance=1e-4, dtype="float32")
 
 
 def answer(case: Planted, settings: dict, problem: Problem | None = None, seconds: float = 60.0) -> Result:
@@ -141,7 +147,7 @@ def test_same_seed_same_figures() -> None:
 
 def test_a_graph_that_disagrees_with_its_reference_never_proves(monkeypatch: pytest.MonkeyPatch) -> None:
     case = planted("mlp", 13, sat=False)
-    monkeypatch.setattr("verifier.solver.pipeline.parity", lambda *args: "output 0 differs by 1")
+    monkeypatch.setattr("verifier.solver.pipeline.parity", lambda *args: compared("output 0 differs by 1"))
     result = answer(case, NEURONS)
     assert result.verdict is Verdict.ERROR
     assert "output 0 differs by 1" in result.reason
@@ -187,7 +193,7 @@ class TestStartOnTheHost:
     def test_disagreement_on_either_side_forbids_a_proof(
         self, told: list[str | None], crews: list[World], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        answers = iter(told)
+        answers = iter([compared(word) for word in told])
         monkeypatch.setattr(pipeline, "parity", lambda *a: next(answers))
         monkeypatch.setattr(pipeline, "first_look", lambda found: 2)
         result = answer(planted("mlp", 8, sat=False, gap=0.001, radius=2.0), ATTACKED)
@@ -241,3 +247,35 @@ def test_slopes_are_left_alone_when_they_gain_nothing() -> None:
     assert looks(late) == 10
     nothing = [[-float("inf"), -1.0]] * 13
     assert looks(nothing) == 13
+
+
+def test_counts_of_several_searches_add_up() -> None:
+    first = {"domains": 2282, "closed": 7, "rounds": 3, "depth": 9, "open_domains": 50, "bound": -1.0}
+    second = {"domains": 2658, "closed": 1, "rounds": 2, "depth": 4, "open_domains": 0}
+    assert together(None, first) == first
+    expected = {"domains": 4940, "closed": 8, "rounds": 5, "depth": 9, "open_domains": 0}
+    assert together(first, second) == expected
+    groups = [{"domains": 3, "received": 1}, {"domains": 4, "received": 0}]
+    assert together({"domains": 7, "groups": groups}, {"domains": 7, "groups": groups}) == {
+        "domains": 14,
+        "groups": [{"domains": 6, "received": 2}, {"domains": 8, "received": 0}],
+    }
+
+
+def test_every_search_of_a_query_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A first look by input splits and the search in earnest after it: the record has the domains of both."""
+    searched: list[int] = []
+    ask = Crew.together
+
+    def counted(crew: Crew, name: str, **arguments: object) -> object:
+        ended = ask(crew, name, **arguments)
+        if name == "split_inputs":
+            searched.append(ended.statistics["domains"])
+        return ended
+
+    monkeypatch.setattr(Crew, "together", counted)
+    monkeypatch.setattr("verifier.solver.pipeline.first_look", lambda found: 1)
+    case = planted("deep-mlp", 0, sat=False, gap=0.001, radius=2.0)
+    result = answer(case, ATTACKED)
+    assert len(searched) == 2 and min(searched) > 0
+    assert result.statistics["input_split"]["domains"] == sum(searched)

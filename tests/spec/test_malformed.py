@@ -106,3 +106,27 @@ def test_every_truncation_is_an_error_or_a_whole_file(cut: int, tmp_path: Path) 
     else:
         with pytest.raises(VerifierError, match=re.escape(str(path))):
             parse_vnnlib(path)
+
+
+@pytest.mark.parametrize(
+    ("line", "number"),
+    [
+        (b"(assert (<= \xff\xfe 0))", 5),
+        (b"(assert (<= Y_0 1\xc3))", 5),
+        (b"(declare-const \xed\xa0\x80 Real)", 5),
+        (b"(assert (<= Y_0\xa0 0))", 5),
+        (b"(\x80\n)", 5),
+    ],
+)
+def test_bytes_that_are_no_text_are_an_error_with_the_line(line: bytes, number: int, tmp_path: Path) -> None:
+    path = tmp_path / "bad.vnnlib"
+    path.write_bytes(GOOD.encode() + line + b"\n")
+    with pytest.raises(VerifierError, match=rf"bad\.vnnlib, line {number}: ") as caught:
+        parse_vnnlib(path)
+    assert str(caught.value).isprintable()
+
+
+def test_bytes_that_are_no_text_do_no_harm_in_a_comment(tmp_path: Path) -> None:
+    path = tmp_path / "p.vnnlib"
+    path.write_bytes(b"; M\xe4rz \xff\n" + GOOD.encode() + b"(assert (<= Y_0 0)) ; \xfe\n")
+    assert parse_vnnlib(path).n_cases == 1

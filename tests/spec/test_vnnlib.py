@@ -52,7 +52,18 @@ def assert_same(a: Problem, b: Problem) -> None:
         assert (left is None) == (right is None), field.name
         if left is not None:
             assert left.dtype == right.dtype and left.shape == right.shape, field.name
-            assert np.array_equal(left, right), field.name
+            if field.name.startswith("inner"):
+                assert_inside(left, right, np.inf if field.name == "inner_lower" else -np.inf)
+            else:
+                assert np.array_equal(left, right), field.name
+    single_a, single_b = a.typed(np.float32), b.typed(np.float32)
+    assert np.array_equal(single_a.inner_lower, single_b.inner_lower)  # type: ignore[arg-type]
+    assert np.array_equal(single_a.inner_upper, single_b.inner_upper)  # type: ignore[arg-type]
+
+
+def assert_inside(quick: np.ndarray, slow: np.ndarray, inward: float) -> None:
+    """The fast reader may be one float64 further in, where it did not compare a decimal with its nearest float64."""
+    assert np.all((quick == slow) | (quick == np.nextafter(slow, inward)))
 
 
 def member(problem: Problem, x: list[Fraction], y: list[Fraction], box: str) -> bool:

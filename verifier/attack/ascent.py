@@ -17,7 +17,7 @@ _PATIENCE = 3  # steps without a better score before the step size is halved
 
 @dataclass(frozen=True)
 class Points:
-    """Points under attack: x (P, n) float32, the case of each (P,), the best score seen (P,)."""
+    """Points under attack: x (P, n), the case of each (P,), the best score seen (P,)."""
 
     x: Tensor
     case: Tensor

@@ -31,7 +31,7 @@ def improve(
         objective: from ``build_objective``; build it once for a whole search.
         x: (P, n_in) points, moved into their boxes first.
         case: (P,) positions in the objective's cases (those of the problem unless some were left out).
-        lower, upper: (P, n_in) float32 bounds inside the boxes of the cases, such as the domains' own; default the
+        lower, upper: (P, n_in) bounds inside the boxes of the cases, such as the domains' own; default the
             whole boxes.
         steps: gradient steps; 0 only evaluates.
         linear_steps: steps by linear models of all rows after them; worth it for few inputs and cases of several rows.

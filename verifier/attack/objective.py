@@ -25,7 +25,7 @@ class Objective:
     Scores are slacks divided by the norm of their row, so that rows and cases compare; the sign is that of the slack.
 
     Attributes:
-        lower, upper: (K, n) float32, the boxes witnesses must lie in.
+        lower, upper: (K, n), the boxes witnesses must lie in, in the type of the network's input.
         row_y: (M, n_out) float64; row_x: (M, n) float64 or None; row_d: (M,) float64.
         weight: (M,) float64, one over the norm of each row.
         case_box: (N,) box of each case, ascending; case_rows: (N, S >= 1) rows of each case, padded with -1.
@@ -62,13 +62,22 @@ class Objective:
     def device(self) -> torch.device:
         return self.lower.device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the points: of the network's input."""
+        return self.lower.dtype
+
     def batches(self, n: int, size: int | None = None) -> Iterator[slice]:
         """Slices of at most ``size`` (default: ``batch``) that cover ``n`` points."""
         size = max(1, size or self.batch)
         return (slice(i, min(i + size, n)) for i in range(0, n, size))
 
     def outputs(self, x: Tensor) -> Tensor:
-        """(P, n) points to (P, n_out) outputs in the dtype of ``x``; one pass, so P must fit the batch."""
+        """(P, n) points to (P, n_out) outputs in the dtype of ``x``, in float64 where the network rounds to float32.
+
+        One pass, so P must fit the batch.
+        """
+        x = x.double() if self.graph.rounds else x
         y = self.graph.forward(x.reshape(x.shape[0], *self.graph.input_shape), self.store)
         assert isinstance(y, Tensor)
         return self.graph.flat(y)
@@ -186,13 +195,13 @@ def build_objective(
     def put(a: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(a)).to(device)
 
-    per_point = 12 * sum(node.size for node in graph.nodes)
+    per_point = 3 * problem.witness_lower.itemsize * sum(node.size for node in graph.nodes)
     batch = min(_MOST_POINTS[device.type], max(1, _ACTIVATION_BYTES[device.type] // per_point))
     return Objective(
         graph=graph,
         store=store,
-        lower=put(problem.witness_lower[used].astype(np.float32)),
-        upper=put(problem.witness_upper[used].astype(np.float32)),
+        lower=put(problem.witness_lower[used]),
+        upper=put(problem.witness_upper[used]),
         row_y=put(row_y),
         row_x=None if row_x is None else put(row_x),
         row_d=put(row_d),

@@ -59,7 +59,7 @@ class Offers:
             index = index[torch.topk(score[index], 64).indices]
         self._bar = {c: max(bar * _FORGIVE, 0.0) for c, bar in self._bar.items()}
         x, y, case = x[index], y[index], case[index]
-        depth = self._objective.depth(x.float(), y, case)
+        depth = self._objective.depth(x, y, case)
         order = torch.argsort(depth, descending=True, stable=True).tolist()
         cases, depths = case.tolist(), depth.tolist()
         for i in order:
@@ -89,7 +89,7 @@ class Offers:
         return self.flush() if self._age > _PATIENCE else False
 
     def _offer(self, x: Tensor, depth: float, case: int) -> bool:
-        point = x.detach().float().cpu().numpy()
+        point = x.detach().to(self._objective.dtype).cpu().numpy()
         key = point.tobytes()
         if key in self._tried:
             return False

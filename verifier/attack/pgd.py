@@ -100,7 +100,8 @@ def search(
     Args:
         deadline: when to stop; the search also ends by itself, after an effort that ``config.restarts`` and
             ``config.steps`` scale. Same seed and device, deadline not reached: same candidates in the same order.
-        accept: replays a candidate (n_in,) float32, inside its box bit-exactly, and returns a witness or None.
+        accept: replays a candidate (n_in,), in the type of the problem's witness bounds and inside its box bit-exactly,
+            and returns a witness or None.
         cases: the cases to attack; default all.
         starts: (P, n_in) points to begin from, such as minimisers of bounds; moved into the boxes.
         progress: hears ``attack``, the best score so far (a distance in output units; at least 0: a candidate).
@@ -135,7 +136,7 @@ def _run(run: _Search, starts: np.ndarray | None, progress: Progress | None) -> 
 def _given(run: _Search, starts: np.ndarray) -> Points:
     """Given points moved into the nearest box, with that case of it which is nearest to being satisfied."""
     objective = run.objective
-    x = torch.from_numpy(np.ascontiguousarray(starts, dtype=np.float32)).to(objective.device)
+    x = torch.from_numpy(np.ascontiguousarray(starts)).to(objective.device, objective.dtype)
     box = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     for i in range(len(x) if objective.n_boxes > 1 else 0):
         outside = torch.maximum(objective.lower - x[i], x[i] - objective.upper).clamp(min=0).amax(1)

@@ -44,11 +44,11 @@ def polish(
         near_low, near_up = torch.maximum(low - x, -r * width), torch.minimum(up - x, r * width)
         with one_thread():
             move = best_step(slack, jacobian, near_low, near_up)
-        tries = torch.stack([inside((x + share * move).float(), lower, upper) for share in _SHARES], 1)
+        tries = torch.stack([inside((x + share * move).to(lower.dtype), lower, upper) for share in _SHARES], 1)
         flat = tries.flatten(0, 1).double()
         flat_case = case.repeat_interleave(len(_SHARES))
         score, y = objective.score(flat, flat_case)
-        if offers is not None and offers.consider(flat.float(), y, flat_case, score):
+        if offers is not None and offers.consider(flat.to(lower.dtype), y, flat_case, score):
             break
         score = score.view(len(points), -1)
         top, which = score.max(1)

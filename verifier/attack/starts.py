@@ -127,7 +127,7 @@ def _samples(lower: Tensor, upper: Tensor, count: int, groups: int, generator: t
         parts.append(torch.where(random_signs(lower.new_zeros(k, left // 2, n), generator) > 0, up, lo))
         left -= left // 2
     if left > 0:
-        u = torch.rand((k, left, n), generator=generator, device=lower.device)
+        u = torch.rand((k, left, n), generator=generator, dtype=lower.dtype, device=lower.device)
         split = free[: max(groups.bit_length() - 1, 0)]
         group = torch.arange(count - left, count, device=lower.device) % groups
         u[:, :, split] = (u[:, :, split] + _bits(group, len(split))) / 2
@@ -142,5 +142,5 @@ def _bits(number: Tensor, count: int) -> Tensor:
 
 def uniform(lower: Tensor, upper: Tensor, generator: torch.Generator) -> Tensor:
     """A uniform point in each box (P, n)."""
-    u = torch.rand(lower.shape, generator=generator, device=lower.device)
+    u = torch.rand(lower.shape, generator=generator, dtype=lower.dtype, device=lower.device)
     return inside(lower * (1 - u) + upper * u, lower, upper)

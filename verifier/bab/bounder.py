@@ -21,7 +21,7 @@ from verifier.bounds.walk import Walk, backward, concretise
 from verifier.core.backend import ParallelBackend
 from verifier.core.deadline import Deadline
 from verifier.core.interval import Interval
-from verifier.core.numerics import finite_lower
+from verifier.core.numerics import finite_lower, rounded_up
 from verifier.graph.graph import Graph
 
 
@@ -31,13 +31,19 @@ class CaseRows:
 
     Attributes:
         spec: rows, (N, S, ...), float64; a case with fewer rows repeats its first.
-        thresholds: float64 (N, S); a row is refuted when its bound exceeds it.
+        thresholds: float64 (N, S); a row is refuted when its bound exceeds it, a strict one when it reaches it.
         parameters: root slopes, node index -> name -> (N, S, *shape).
+        strict: bool (N, S), or None: no row is strict.
     """
 
     spec: Specification
     thresholds: Tensor
     parameters: Parameters
+    strict: Tensor | None = None
+
+    def strict_of(self, case: Tensor) -> Tensor | None:
+        """(B, S) bool of some domains' cases."""
+        return None if self.strict is None else self.strict[case]
 
 
 @dataclass(frozen=True)
@@ -135,12 +141,12 @@ class WalkBounder:
         self.backend.usage.note_rows(found.state)
         slopes = space.collect({i: p["alpha"] for i, p in found.parameters.items() if "alpha" in p}, lead)
         theta = torch.where(domains.signs[:, None] == 0, slopes, space.collect(found.multipliers, lead))
-        gap = found.lower - self.cases.thresholds[domains.case].to(found.lower.dtype)
+        gap = found.lower - rounded_up(self.cases.thresholds[domains.case], found.lower.dtype)
         best = gap.argmax(1)
         pick = torch.arange(domains.count, device=best.device)
         coefficients = space.collect(found.kept, lead)[pick, best]
         planes = relaxations(self.graph, bounds, torch.float32, found.parameters)
-        walk = Walk(found.candidate, found.lower, found.lower, found.kept)
+        walk = Walk(found.candidate, found.lower, found.lower, found.lower, found.kept)
         z = sweep(self.graph, self.backend, walk, planes, found.candidate, torch.Size(lead))
         columns = space.collect({i: v[0] for i, v in z.items()}, lead)[pick, best]
         candidate = self.backend.whole(0, found.candidate)
@@ -167,7 +173,7 @@ class WalkBounder:
         splits = {i: signs[i] * m for i, m in multipliers.items()}
         walk = backward(self.graph, self.backend, self._forms(domains.case), planes, torch.float32, None, splits)
         lower = finite_lower(concretise(self.backend, walk, self.box, False))
-        return (lower - self.cases.thresholds[domains.case].to(lower.dtype)).amax(1)
+        return (lower - rounded_up(self.cases.thresholds[domains.case], lower.dtype)).amax(1)
 
     def close(self) -> None:
         """Nothing is held."""

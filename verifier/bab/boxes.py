@@ -25,10 +25,12 @@ from verifier.bounds.crown import (
     row_bytes,
 )
 from verifier.bounds.walk import Charges, Walk, backward, concretise
+from verifier.core.arithmetic import full_precision
 from verifier.core.backend import ParallelBackend
 from verifier.core.deadline import Deadline
 from verifier.core.interval import Interval
-from verifier.core.numerics import CHARGE_SAFETY, finite_lower, outward, tiny
+from verifier.core.numerics import CHARGE_SAFETY, finite_lower, float32_proofs, outward, underflow
+from verifier.core.runtime import RunModel
 from verifier.graph.graph import Graph
 from verifier.graph.op import AffineOp, NonlinearOp, Relaxation
 from verifier.ops.conv import Conv
@@ -40,10 +42,11 @@ _FLOAT32_WIDTH = 1024
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """What the numbers are: their dtype, and whether every rounding is charged."""
+    """What the numbers are: their dtype, whether every rounding is charged, and for which runs they hold besides."""
 
     dtype: torch.dtype
     charged: bool
+    run: RunModel | None = None  # bounds hold for such float32 runs too
 
 
 Hidden = Literal["interval", "linear", "crown"]
@@ -54,11 +57,13 @@ CHARGED_64 = Arithmetic(torch.float64, True)
 
 
 def charges_in_float32(graph: Graph) -> bool:
-    """Whether float32 can be charged: plain inner products of moderate length and piecewise linear relaxations.
+    """Whether float32 can be charged: plain inner products of moderate length and piecewise linear relaxations, in full
+    precision.
 
     Convolutions may run as Winograd or FFT kernels in float32, which have no inner-product error bound.
     """
-    return all(
+    plain = float32_proofs() and full_precision()
+    return plain and all(
         node.size <= _FLOAT32_WIDTH
         and (node.index == 0 or isinstance(node.op, Relu | AffineOp))
         and not isinstance(node.op, Conv)
@@ -73,10 +78,12 @@ class Bounded:
     Attributes:
         lower: (B, S), NaN turned into -inf.
         walk: the rows as linear functions of the whole input, valid on the boxes.
+        bounds: of every node, (B, *shape), in the arithmetic's dtype.
     """
 
     lower: Tensor
     walk: Walk
+    bounds: dict[int, Interval]
 
 
 def bound_boxes(
@@ -98,7 +105,7 @@ def bound_boxes(
         varying: (k,) coordinates in which the linear sweep is linear; default all.
     """
     box = box.to(arithmetic.dtype)
-    bounds, charges = ibp.start(box)
+    bounds, charges = ibp.start(box, arithmetic.run)
     batch = box.lower.shape[0]
     wanted = set(preactivations(graph)) if hidden == "crown" else set()
     last = max(preactivations(graph), default=0)
@@ -106,9 +113,12 @@ def bound_boxes(
     if hidden == "linear":
         everything = torch.arange(graph.whole.nodes[0].size, device=backend.device)
         whole = Interval(*backend.whole(0, torch.stack(box)))
-        sweep = Forward(graph, backend, whole, everything if varying is None else varying, arithmetic.charged)
+        given = charges if arithmetic.charged else None
+        sweep = Forward(graph, backend, whole, everything if varying is None else varying, given)
     planes: dict[int, Relaxation] = {}
+    alone = deadline if backend.size == 1 else Deadline()  # ranks that work together ask equally often
     for node in graph.nodes[1:]:
+        alone.check("branch and bound")
         ibp.step(graph, backend, node, bounds, charges, arithmetic.charged)
         if isinstance(node.op, NonlinearOp):
             planes[node.index] = node.op.relax([bounds[i] for i in node.inputs])
@@ -123,7 +133,7 @@ def bound_boxes(
                 deadline.check("branch and bound")
                 form = hidden_rows(positions, node.shape, chunk.start, chunk.stop, chunk.size, arithmetic.dtype, here)
                 given = charges if arithmetic.charged else None
-                walk = backward(graph, backend, {node.index: form}, planes, arithmetic.dtype, given)
+                walk = backward(graph, backend, {node.index: form}, planes, arithmetic.dtype, given, deadline=deadline)
                 value = finite_lower(concretise(backend, walk, box, arithmetic.charged))
                 parts.append((chunk, value.expand(batch, -1)))
             if parts:
@@ -136,7 +146,7 @@ def bound_boxes(
     if arithmetic.charged:
         walk.charge = walk.charge + _rounded_rows(graph, backend, spec, charges, arithmetic.dtype)
     lower = finite_lower(concretise(backend, walk, box, arithmetic.charged)).expand(batch, -1)
-    return Bounded(lower, replace(walk, a=backend.whole(0, walk.a)))
+    return Bounded(lower, replace(walk, a=backend.whole(0, walk.a)), bounds)
 
 
 def _rounded_rows(
@@ -153,7 +163,7 @@ def _rounded_rows(
         if lost is not None and bool((lost != 0).any()):
             size = charges.value[index].double().flatten(1)[:, :, None]
             part = backend.coefficients(index, lost).flatten(2)
-            cost = cost + backend.total(torch.matmul(part, size).squeeze(-1)) + tiny(dtype)
+            cost = cost + backend.total(torch.matmul(part, size).squeeze(-1)) + underflow(dtype)
     return cost.to(dtype) * CHARGE_SAFETY
 
 

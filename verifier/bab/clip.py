@@ -1,22 +1,26 @@
 """Proof steps with the linear rows of a bounded box: cutting the box, and combining several rows.
 
 A row stands for ``a . x + c - charge <= row(x)`` on the box. A counterexample needs row(x) <= d, so it also has
-``a . x <= r`` with r = d - c + charge. Both steps below work on that halfspace in float64, charge their own rounding
-(Higham, ch. 3) and round outward, so they are valid in exact arithmetic whenever the rows are.
+``a . x <= r`` with r = d - c + charge; for a strict row both are strict. Both steps below work on that halfspace in
+float64, charge their own rounding (Higham, ch. 3) and round outward, so they are valid in exact arithmetic whenever the
+rows are. Boxes are float32, so no coordinate exceeds 2^128; what underflow costs a sum of products with one is a
+constant.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
 from verifier.bounds.walk import Walk
 from verifier.core.interval import Interval
-from verifier.core.numerics import CHARGE_SAFETY, finite_lower, gamma, outward, tiny
+from verifier.core.numerics import CHARGE_SAFETY, combined_strict, finite_lower, gamma, outward, proved, underflow
 
 _STEPS = 12
+# One unit per term pays for its product and for a coefficient that is lost whole.
+_LOST = 2.0**130 * underflow(torch.float64)
 
 
 @dataclass(frozen=True)
@@ -27,14 +31,27 @@ class Halfspaces:
         a: (B, S, k).
         c: (B, S), constant minus threshold; -inf for rows that say nothing.
         slack: (B, S) >= 0, what rounding can have cost so far.
+        strict: (B, S) bool, whether a counterexample has even ``< 0``.
+        error: (B, S), the error of a run, which ``slack`` allows for.
     """
 
     a: Tensor
     c: Tensor
     slack: Tensor
+    strict: Tensor
+    error: Tensor
+
+    def __getitem__(self, index: Tensor) -> Halfspaces:
+        return Halfspaces(*(getattr(self, f.name)[index] for f in fields(self)))
+
+    def refuted(self, value: Tensor) -> Tensor:
+        """(B,) bool: boxes without a counterexample, from :func:`least` of these halfspaces."""
+        return proved(value, torch.zeros_like(value), self.strict).any(1)
 
 
-def halfspaces(walk: Walk, threshold: Tensor, fixed: Interval, varying: Tensor) -> Halfspaces:
+def halfspaces(
+    walk: Walk, threshold: Tensor, fixed: Interval, varying: Tensor, strict: Tensor | None = None
+) -> Halfspaces:
     """Rows over the varying coordinates; the others enter by their smallest contribution.
 
     Args:
@@ -42,10 +59,12 @@ def halfspaces(walk: Walk, threshold: Tensor, fixed: Interval, varying: Tensor) 
         threshold: float64 (B, S), +inf for rows that are padding.
         fixed: float64 (B, n_in) full boxes.
         varying: (k,) coordinates that the search cuts.
+        strict: (B, S) bool; None: no row is strict.
     """
     batch = fixed.lower.shape[0]
     a = walk.a.flatten(2).double()
-    constant, charge = walk.constant.double(), walk.charge.double()
+    constant, error = walk.constant.double(), walk.error.double()
+    charge = walk.charge.double() + error
     rest = torch.ones(a.shape[-1], dtype=torch.bool, device=a.device)
     rest[varying] = False
     if bool(rest.any()):
@@ -53,23 +72,27 @@ def halfspaces(walk: Walk, threshold: Tensor, fixed: Interval, varying: Tensor) 
         terms = torch.minimum(part * low, part * up)
         constant = constant + terms.sum(-1)
         charge = charge + gamma(terms.shape[-1] + 2, torch.float64) * terms.abs().sum(-1)
+        charge = charge + (terms.shape[-1] + 2) * _LOST
     c = constant - threshold
     usable = torch.isfinite(c) & torch.isfinite(charge) & torch.isfinite(a).all(-1)
-    slack = charge * CHARGE_SAFETY + gamma(4, torch.float64) * (constant.abs() + threshold.abs()) + tiny(torch.float64)
+    slack = charge * CHARGE_SAFETY + gamma(4, torch.float64) * (constant.abs() + threshold.abs()) + _LOST
     a = a[:, :, varying].expand(batch, -1, -1)
     return Halfspaces(
         torch.where(usable[..., None], a, 0.0),
         torch.where(usable, c, -torch.inf),
         torch.where(usable, slack, 0.0).expand(batch, -1),
+        torch.zeros_like(usable) if strict is None else strict.expand_as(usable),
+        torch.where(usable, error, 0.0).expand(batch, -1),
     )
 
 
 def least(half: Halfspaces, box: Interval) -> Tensor:
-    """(B, S) lower bounds of ``a . x + c`` on the boxes, rounding charged: positive means no counterexample."""
+    """(B, S) lower bounds of ``a . x + c`` on the boxes, rounding charged; :meth:`Halfspaces.refuted` judges them."""
     low, up = box.lower.double()[:, None], box.upper.double()[:, None]
     terms = torch.minimum(half.a * low, half.a * up)
     value = terms.sum(-1) + half.c
     slack = gamma(half.a.shape[-1] + 4, torch.float64) * (terms.abs().sum(-1) + half.c.abs())
+    slack = slack + (half.a.shape[-1] + 4) * _LOST
     return finite_lower(value - slack - half.slack - value.abs() * 1e-15)
 
 
@@ -98,12 +121,22 @@ def combine(half: Halfspaces, box: Interval) -> Halfspaces:
         current = torch.softmax(logits, 1).nan_to_num(nan=0.0)
     a = (weights[..., None] * half.a).sum(1, keepdim=True)
     constant = (weights * c).sum(1, keepdim=True)
-    size = ((half.a.abs() * torch.maximum(low.abs(), up.abs())).sum(-1) + c.abs() + half.slack) * weights
+    size = ((half.a.abs() * torch.maximum(low.abs(), up.abs())).sum(-1) + c.abs() + half.slack) * (
+        weights + underflow(torch.float64)
+    )
     slack = (weights * half.slack).sum(1, keepdim=True) * CHARGE_SAFETY
-    slack = slack + gamma(2 * half.a.shape[1] + 4, torch.float64) * size.sum(1, keepdim=True) + tiny(torch.float64)
+    slack = slack + gamma(2 * half.a.shape[1] + 4, torch.float64) * size.sum(1, keepdim=True)
+    slack = slack + (half.a.shape[1] + half.a.shape[2] + 4) * _LOST
     known = usable.any(1, keepdim=True)
     constant = torch.where(known, constant, -torch.inf)
-    return Halfspaces(torch.cat([half.a, a], 1), torch.cat([half.c, constant], 1), torch.cat([half.slack, slack], 1))
+    strict = combined_strict(weights, half.strict)[:, None]
+    return Halfspaces(
+        torch.cat([half.a, a], 1),
+        torch.cat([half.c, constant], 1),
+        torch.cat([half.slack, slack], 1),
+        torch.cat([half.strict, strict], 1),
+        torch.cat([half.error, (weights * half.error).sum(1, keepdim=True)], 1),
+    )
 
 
 def cut(half: Halfspaces, box: Interval, passes: int = 2) -> Interval:
@@ -125,9 +158,10 @@ def _cut_one(a: Tensor, c: Tensor, slack: Tensor, box: Interval) -> Interval:
     terms = torch.minimum(a * low, a * up)
     total = terms.sum(-1, keepdim=True)
     rounding = gamma(a.shape[-1] + 6, torch.float64) * (terms.abs().sum(-1, keepdim=True) + c.abs()) + slack
+    rounding = rounding + (a.shape[-1] + 6) * _LOST
     limit = (terms - total - c + rounding) / a
     # The division and the sum before it round by at most an ulp each.
-    spread = limit.abs() * 1e-15 + tiny(torch.float64)
+    spread = limit.abs() * 1e-15 + underflow(torch.float64)
     valid = torch.isfinite(limit)
     new = outward(
         Interval(

@@ -23,6 +23,7 @@ from verifier.bab.splits import Group, SplitSpace
 from verifier.bounds.crown import Specification
 from verifier.core.backend import ParallelBackend
 from verifier.core.interval import Interval
+from verifier.core.numerics import rounded_up
 from verifier.graph.graph import Graph
 from verifier.graph.op import AffineOp, NonlinearOp
 from verifier.ops.relu import Relu
@@ -309,7 +310,7 @@ class _Builder:
         for k, a in found.items():
             rows[:, self.columns[k]] = a.float()
         row_input = direct.float() if bool((direct != 0).any()) else None
-        return rows, row_input, (constant - thresholds.reshape(-1)).float(), set(found)
+        return rows, row_input, -rounded_up(thresholds.reshape(-1) - constant, torch.float32), set(found)
 
     def _walk(self, index: int, start: Tensor) -> tuple[dict[int, Tensor], Tensor, Tensor]:
         """Rows (R, size) over one node as functions of the columns below.

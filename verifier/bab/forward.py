@@ -14,9 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from verifier.bounds.walk import Charges
 from verifier.core.backend import ParallelBackend
 from verifier.core.interval import Interval
-from verifier.core.numerics import CHARGE_SAFETY, gamma, tiny, unit_roundoff, widen
+from verifier.core.numerics import CHARGE_SAFETY, gamma, tiny, underflow, unit_roundoff, widen
 from verifier.graph.graph import Graph, Node
 from verifier.graph.op import AffineOp, NonlinearOp, UnaryPlanes
 from verifier.ops.relu import Relu
@@ -41,10 +42,14 @@ class Forward:
     Args:
         box: whole, (B, *input_shape) in the dtype of the sweep.
         varying: (k,) flat coordinates; the others enter by their intervals.
+        charges: those of the interval sweep, which is one node ahead; None: no rounding is charged.
     """
 
-    def __init__(self, graph: Graph, backend: ParallelBackend, box: Interval, varying: Tensor, charged: bool) -> None:
-        self._graph, self._backend, self._charged = graph, backend, charged
+    def __init__(
+        self, graph: Graph, backend: ParallelBackend, box: Interval, varying: Tensor, charges: Charges | None
+    ) -> None:
+        self._graph, self._backend, self._charges = graph, backend, charges
+        self._charged = charges is not None
         low, up = box.lower.flatten(1), box.upper.flatten(1)
         batch, n = low.shape
         self._dtype = low.dtype
@@ -52,7 +57,9 @@ class Forward:
         some_low, some_up = low[:, varying], up[:, varying]
         centre = (some_low / 2 + some_up / 2).clamp(some_low, some_up)
         self._radius = torch.maximum(some_up - centre, centre - some_low) * (1 + 4 * u) + tiny(self._dtype)
-        self._floor = tiny(self._dtype) * (2 + self._radius.sum(1))
+        # Underflow costs every entry of a Jacobian up to the smallest normal number, times its coordinate's radius;
+        # so much in a magnitude pays for all that a sum can lose, see ``core.numerics.underflow``.
+        self._floor = underflow(self._dtype) * (2 + varying.shape[0] + self._radius.sum(1))
         jacobian = low.new_zeros(varying.shape[0], n)
         jacobian[torch.arange(varying.shape[0], device=low.device), varying] = 1
         low, up = low.clone(), up.clone()
@@ -93,9 +100,9 @@ class Forward:
             rest = op.interval([v.rest for v in values], p)
             terms = op.forward_terms(shapes, node.shape)
             if self._charged and terms:
-                sizes = [v.rest.magnitude() + self._spread(i) for i, v in zip(node.inputs, values, strict=True)]
+                sizes = [self._size(v.rest, i) for i, v in zip(node.inputs, values, strict=True)]
                 sums = op.magnitude(sizes, p) * CHARGE_SAFETY
-                rest = self._widen(rest.lower, rest.upper, sums, 4 * (terms + 4))
+                rest = self._widen(rest.lower, rest.upper, sums, 4 * (terms + 4), self._run_rate(node))
         return Affine(jacobian.reshape(batch, k, *node.shape), rest)
 
     def _nonlinear(self, node: Node, op: NonlinearOp, bounds: Mapping[int, Interval]) -> Affine:
@@ -116,14 +123,22 @@ class Forward:
         up = torch.maximum((us - slope) * z.lower, (us - slope) * z.upper) + ui
         low = low + torch.minimum(slope * value.rest.lower, slope * value.rest.upper)
         up = up + torch.maximum(slope * value.rest.lower, slope * value.rest.upper)
-        size = slope.abs() * (value.rest.magnitude() + self._spread(node.inputs[0]))
+        floor = self._floored(z.lower)
+        moved, at_ends = self._size(value.rest, node.inputs[0]), z.magnitude() + floor
+        # The smallest numbers may be lost: slopes times what they multiply.
+        size = slope.abs() * moved + li.abs() + ui.abs() + (moved + at_ends) * underflow(self._dtype)
         if isinstance(op, Relu):
-            size = size + li.abs() + ui.abs()
             # Parallel planes leave nothing at the ends; others do.
-            size = size + (ls - slope).abs() * z.magnitude()
+            size = size + (ls - slope).abs() * at_ends
         else:
-            size = size + (ls.abs() + us.abs()) * z.magnitude() + li.abs() + ui.abs()
-        return Affine(value.jacobian * slope[:, None], self._widen(low, up, size, 12))
+            size = size + (ls.abs() + us.abs()) * at_ends
+        rest = self._widen(low, up, size, 12)
+        noise = self._charges.noise.get(node.index) if self._charges is not None else None
+        return Affine(value.jacobian * slope[:, None], rest if noise is None else widen(*rest, noise))
+
+    def _run_rate(self, node: Node) -> float:
+        """Error of a run of an affine node relative to the magnitude of its sums."""
+        return 0.0 if self._charges is None else self._charges.rates.get(node.index, 0.0)
 
     def _spread(self, index: int) -> Tensor:
         """sum_i |J_i| r_i, (B, *shape): how far the linear part moves."""
@@ -133,10 +148,17 @@ class Forward:
             self._reach[index] = reach.reshape(jacobian.shape[0], *jacobian.shape[2:])
         return self._reach[index]
 
-    def _widen(self, low: Tensor, up: Tensor, size: Tensor, terms: int) -> Interval:
-        """Charge ``terms`` roundings of quantities of a size; NaN becomes no bound at all."""
+    def _floored(self, like: Tensor) -> Tensor:
+        """The charge for underflow of an entry, (B, 1, ...), beside (B, *shape)."""
+        return self._floor.reshape(-1, *[1] * (like.dim() - 1))
+
+    def _size(self, rest: Interval, index: int) -> Tensor:
+        """(B, *shape), the largest absolute value of a node, never below what underflow can have cost."""
+        return rest.magnitude() + self._spread(index) + self._floored(rest.lower)
+
+    def _widen(self, low: Tensor, up: Tensor, size: Tensor, terms: int, rate: float = 0.0) -> Interval:
+        """Charge ``terms`` roundings of quantities of a size, and ``rate`` times it; NaN becomes no bound at all."""
         if not self._charged:
             return Interval(low, up)
-        floor = self._floor.reshape(-1, *[1] * (low.dim() - 1))
         terms += self._radius.shape[1] + 2
-        return widen(low, up, gamma(terms, self._dtype) * size * CHARGE_SAFETY + floor)
+        return widen(low, up, (gamma(terms, self._dtype) + rate) * size * CHARGE_SAFETY + self._floored(low))

@@ -36,14 +36,16 @@ from verifier.bab.boxes import (
 from verifier.bab.clip import Halfspaces, combine, cut, halfspaces, least
 from verifier.bab.pool import Fields
 from verifier.bab.team import Accept, Ending, Figures, Stop, Team, every
+from verifier.bounds import ibp
 from verifier.bounds.crown import Specification, preactivations, row_bytes
+from verifier.bounds.touch import near, touched
 from verifier.config import BabConfig
 from verifier.core.backend import Group, ParallelBackend
+from verifier.core.claims import Claims, Covered, Semantics, real_part
 from verifier.core.deadline import Deadline
 from verifier.core.errors import DeadlineExceeded, MemoryExceeded
 from verifier.core.interval import Interval
 from verifier.core.memory import out_of_memory
-from verifier.core.numerics import proved
 from verifier.core.problem import Problem
 from verifier.core.progress import Progress
 from verifier.core.result import Witness
@@ -71,6 +73,8 @@ _EXACT_SHARE = 0.1
 # A domain that the linear sweep leaves open is worth as many linear sweeps as its subtree would have domains, should
 # CROWN's hidden rows close it; while they do not pay, a sample is tried every few rounds.
 _SUBTREE = 96
+# A box on which a row moves by so few errors of a run is not worth splitting for runs.
+_NOISIEST = 0.05
 # Small networks: what is not multiplication costs about this much more with hidden rows.
 _LEAST_CROWN_COST = 10.0
 _SAMPLE, _SAMPLE_ROUNDS = 32, 4
@@ -86,12 +90,14 @@ class InputSplitResult:
         reason: why cases are open, one sentence without a full stop; empty when there are none.
         statistics: ``domains`` bounded, ``closed``, ``open_domains``, ``depth`` reached, ``bound`` (worst of the open
             domains), ``rounds``; with several groups ``groups``, what each of them bounded and received.
+        covered: what the bounds that closed boxes hold for.
     """
 
     witness: Witness | None
     open: np.ndarray
     reason: str
     statistics: Mapping[str, Any] = field(default_factory=dict)
+    covered: Covered = field(default_factory=Covered)
 
 
 def varying_inputs(problem: Problem, cases: np.ndarray) -> np.ndarray:
@@ -106,6 +112,7 @@ def search(
     cases: np.ndarray,
     config: BabConfig,
     certify: bool,
+    claims: Claims,
     deadline: Deadline,
     progress: Progress,
     accept: Accept,
@@ -117,6 +124,7 @@ def search(
     Args:
         cases: int64 indices of the cases that are still open.
         certify: charge every rounding; otherwise plain float32.
+        claims: what a bound must hold for to close a box.
         accept: replays a candidate (n_in,) float32 and returns the witness if it holds; with several ranks it is called
             on the first rank of the first group alone.
         improve: moves candidates (P, n_in) of cases (P,) towards the unsafe set.
@@ -129,8 +137,9 @@ def search(
         return InputSplitResult(None, cases, "", {"domains": 0, "closed": 0})
     group = Solo() if team is None else team
     with torch.no_grad():
-        found = _Search(graph, backend, problem, cases, config, certify, deadline, progress, accept, improve, group)
-        return found.run()
+        return _Search(
+            graph, backend, problem, cases, config, certify, claims, deadline, progress, accept, improve, group
+        ).run()
 
 
 @dataclass(frozen=True)
@@ -142,6 +151,7 @@ class _Table:
         box: (N,) int64.
         rows: (N, S >= 1) int64, padded with -1.
         y: float64 (M, n_out); x: float64 (M, n_in) or None; d: float64 (M,).
+        strict: bool (M,), or None: no row is strict.
         varying: (k,) int64.
         single: all cases have the same rows.
     """
@@ -153,6 +163,7 @@ class _Table:
     y: Tensor
     x: Tensor | None
     d: Tensor
+    strict: Tensor | None
     varying: Tensor
     single: bool
 
@@ -175,6 +186,7 @@ class _Table:
             put(y.astype(np.float64)),
             None if x is None else put(x.astype(np.float64)),
             put(d.astype(np.float64)),
+            None if problem.row_strict is None else put(problem.row_strict),
             put(varying_inputs(problem, cases)),
             bool((rows[cases] == rows[cases[0]]).all()),
         )
@@ -197,6 +209,13 @@ class _Table:
             x = self.x[index].masked_fill(pad[..., None], 0.0).reshape(*rows.shape, *graph.whole.input_shape)
         threshold = self.d[index].masked_fill(pad, torch.inf).expand(case.shape[0], -1)
         return Specification(y, x), threshold
+
+    def strict_rows(self, case: Tensor) -> Tensor | None:
+        """(B, S) bool: strict rows of the domains' cases; padding is not."""
+        if self.strict is None:
+            return None
+        rows = self.rows[case]
+        return self.strict[rows.clamp(min=0)] & (rows >= 0)
 
     def slack(self, x: Tensor, y: Tensor, case: Tensor) -> Tensor:
         """Smallest ``d - row`` over the rows of each point's case: (P,) float64; NaN outputs give -inf."""
@@ -264,14 +283,14 @@ class _Swept:
     value: Tensor
 
     def select(self, index: Tensor) -> _Swept:
-        return _Swept(self.domains[index], _select(self.rows, index), self.value[index])
+        return _Swept(self.domains[index], self.rows[index], self.value[index])
 
     @staticmethod
     def cat(parts: list[_Swept]) -> _Swept:
-        rows = [p.rows for p in parts]
+        rows, names = [p.rows for p in parts], [f.name for f in fields(Halfspaces)]
         return _Swept(
             Domains.cat([p.domains for p in parts]),
-            Halfspaces(*(torch.cat([getattr(r, name) for r in rows]) for name in ("a", "c", "slack"))),
+            Halfspaces(*(torch.cat([getattr(r, name) for r in rows]) for name in names)),
             torch.cat([p.value for p in parts]),
         )
 
@@ -287,6 +306,7 @@ class _Search:
         cases: np.ndarray,
         config: BabConfig,
         certify: bool,
+        claims: Claims,
         deadline: Deadline,
         progress: Progress,
         accept: Accept,
@@ -299,7 +319,9 @@ class _Search:
         self.team = Team(group, backend, accept, self.deadline, config.max_domains)
         self.accept = self.team.offer
         self.table = _Table.of(problem, cases, backend.device)
+        self.claims, self.covered, self.waiting = claims if certify else Claims(), Covered(), 0
         self.arithmetic = SEARCH if not certify else CHARGED_32 if charges_in_float32(graph) else CHARGED_64
+        self._look_at_runs()
         self.figures = _Figures()
         self._cheap_kind: Hidden = "linear" if self.table.varying.numel() <= _FEW_INPUTS else "interval"
         self._cheap = _Trial(_CHEAP_SHARE)
@@ -313,6 +335,19 @@ class _Search:
         self.cases = torch.from_numpy(cases).to(backend.device)
         self.began = 0
         self.pool = Pool(self._roots()[:0])
+
+    def _look_at_runs(self) -> None:
+        """Have bounds hold for runs, unless a run may overflow and the real network will do."""
+        if self.claims.run is None:
+            return
+        hull = Interval(self.table.lower.amin(0), self.table.upper.amax(0))
+        shape = (1, *self.graph.whole.input_shape)
+        box = Interval(*(self.backend.part(0, b.reshape(shape)) for b in hull)).to(torch.float64)
+        _, charges = ibp.propagate(self.graph, self.backend, box, run=self.claims.run)
+        self.covered.overflow = ibp.may_overflow(charges, self.backend)
+        if self.covered.overflow and self.claims.semantics is Semantics.BOTH:
+            self.claims = Claims()
+        self.arithmetic = replace(self.arithmetic, run=self.claims.run)
 
     def _roots(self) -> Domains:
         """The boxes of all cases."""
@@ -377,7 +412,7 @@ class _Search:
     def round(self) -> None:
         self.backend.usage.note_domains(self.pool.bytes)
         batch = self.pool.pop(min(self.batch * self._cheap_factor(), self._most))
-        before, stuck = replace(self.figures), len(self.stuck)
+        before, stuck = (replace(self.figures), replace(self.covered), self.waiting), len(self.stuck)
         try:
             self._round(batch)
         except DeadlineExceeded:
@@ -391,9 +426,10 @@ class _Search:
             self.batch //= 2
             self.broken = self.batch == 0
 
-    def _undo(self, batch: Domains, before: _Figures, stuck: int) -> None:
+    def _undo(self, batch: Domains, before: tuple[_Figures, Covered, int], stuck: int) -> None:
         """Put a batch back, as if its round had not begun."""
-        self.figures = replace(before, rounds=self.figures.rounds, refused=self.figures.refused)
+        figures, self.covered, self.waiting = before
+        self.figures = replace(figures, rounds=self.figures.rounds, refused=self.figures.refused)
         del self.stuck[stuck:]
         self.pool.push(batch)
 
@@ -416,6 +452,9 @@ class _Search:
             rounds=figures.rounds,
             depth=figures.depth,
             worst=min((float(b.min()) for b in bounds), default=math.inf),
+            weak=self.covered.weak,
+            margin=self.covered.margin,
+            error=self.covered.error,
         )
 
     def show(self, others: Figures) -> None:
@@ -479,8 +518,12 @@ class _Search:
 
     def _charged(self, batch: Domains, hidden: Hidden) -> _Swept:
         """One sweep. Where float32's charges may be to blame for an open domain, float64 has a go."""
-        left = self._bound(batch, self.arithmetic, hidden)
-        if self.arithmetic is not CHARGED_32 or len(left.domains) == 0:
+        return self._really_open(self._open(batch, hidden), hidden)
+
+    def _open(self, batch: Domains, hidden: Hidden) -> _Swept:
+        """Domains that a sweep leaves open for all that bounds are to hold for."""
+        left, _ = self._bound(batch, self.arithmetic, hidden)
+        if self.arithmetic.dtype == torch.float64 or not self.arithmetic.charged or len(left.domains) == 0:
             return left
         near = (least(left.rows, left.domains.box) + 4 * left.rows.slack > 0).any(1)
         if self._exact.pays():
@@ -488,9 +531,43 @@ class _Search:
         count = int(near.sum())
         if count == 0:
             return left
-        again = self._bound(left.domains[near], CHARGED_64, hidden)
+        again, _ = self._bound(left.domains[near], replace(CHARGED_64, run=self.claims.run), hidden)
         self._exact.note(count, count - len(again.domains))
         return _Swept.cat([left.select(~near), again])
+
+    def _really_open(self, left: _Swept, hidden: Hidden) -> _Swept:
+        """Without the domains that are refuted for the real network and may be closed for that. The others are split
+        further: mostly their children are refuted for runs too.
+
+        What stays keeps the rows that hold for runs, since boxes are cut by them.
+        """
+        if self.claims.semantics is not Semantics.BOTH or len(left.domains) == 0:
+            return left
+        box, rows = left.domains.box, left.rows
+        value = least(rows, box)
+        noisy = self._noisy(rows, box)
+        waits = rows.refuted(real_part(value, rows.error)) | noisy
+        near = (value + 4 * rows.slack > 0).any(1) | noisy
+        if not self.claims.real_closes(self.waiting, self.figures.domains):
+            near = near & ~cuttable(box).any(1)  # cells cannot wait
+        self.waiting += int((waits & ~near).sum())
+        if 2 * int(noisy.sum()) > len(left.domains):
+            self.claims, self.arithmetic = Claims(), replace(self.arithmetic, run=None)
+        at = near.nonzero()[:, 0]
+        if not at.numel():
+            return left
+        _, still = self._bound(left.domains[at], CHARGED_64, hidden)
+        closed = torch.zeros_like(near)
+        closed[at] = True
+        closed[at[still]] = False
+        return left.select(~closed)
+
+    @staticmethod
+    def _noisy(rows: Halfspaces, box: Interval) -> Tensor:
+        """(D,) bool: boxes on which the best row moves by little more than the error of a run."""
+        best = least(rows, box).argmax(1, keepdim=True)
+        moves = (rows.a.abs() * (box.upper - box.lower).double()[:, None]).sum(-1)
+        return (rows.error > _NOISIEST * moves).gather(1, best)[:, 0]
 
     def _cheap_factor(self) -> int:
         """How many batches of sweeps with hidden rows take as much memory as one without."""
@@ -499,24 +576,63 @@ class _Search:
         rows = 2 * max(node.size for node in self.graph.whole.nodes[1:])
         return max(1, min(64, rows // (2 * self.table.rows.shape[1] + 2 * self.table.varying.numel())))
 
-    def _bound(self, batch: Domains, arithmetic: Arithmetic, hidden: Hidden) -> _Swept:
+    def _bound(self, batch: Domains, arithmetic: Arithmetic, hidden: Hidden) -> tuple[_Swept, Tensor]:
+        """What one sweep leaves open, and (n,) which domains of the batch these are."""
         box = self.table.boxes(batch)
         shape = (len(batch), *self.graph.whole.input_shape)
         spec, threshold = self.table.specification(batch.case, self.graph)
         reshaped = Interval(*(self.backend.part(0, b.reshape(shape)) for b in box))
         varying = self.table.varying
         found = bound_boxes(self.graph, self.backend, reshaped, spec, arithmetic, self.deadline, hidden, varying)
-        rows = halfspaces(found.walk, threshold, box.to(torch.float64), self.table.varying)
+        strict = self.table.strict_rows(batch.case)
+        rows = halfspaces(found.walk, threshold, box.to(torch.float64), self.table.varying, strict)
         value = least(rows, batch.box)
-        best = value.amax(1)
-        keep = (~proved(best, torch.zeros_like(best))).nonzero()[:, 0]
-        left = _Swept(batch[keep], _select(rows, keep), best[keep])
+        keep = self._kept(rows, value, arithmetic)
+        left, place = _Swept(batch[keep], rows[keep], value.amax(1)[keep]), keep
         if threshold.shape[1] > 1:
             rows = combine(left.rows, left.domains.box)
-            best = torch.maximum(left.value, least(rows, left.domains.box).amax(1))
-            keep = (~proved(best, torch.zeros_like(best))).nonzero()[:, 0]
-            left = _Swept(left.domains[keep], _select(rows, keep), best[keep])
-        return left
+            value = least(rows, left.domains.box)
+            best = torch.maximum(left.value, value.amax(1))
+            keep = self._kept(rows, value, arithmetic)
+            left, place = _Swept(left.domains[keep], rows[keep], best[keep]), place[keep]
+        if strict is not None:
+            open_ = self._untouched(left, place, reshaped, found.bounds, spec, threshold, strict)
+            left, place = left.select(open_), place[open_]
+        return left, place
+
+    def _kept(self, rows: Halfspaces, value: Tensor, arithmetic: Arithmetic) -> Tensor:
+        """(n,) positions of the domains that their rows' bounds (D, S) do not refute; notes what those of the others
+        hold for."""
+        gone = rows.refuted(value)
+        gap, row = value.max(1)
+        error = rows.error.gather(1, row[:, None])[:, 0]
+        self.covered.note(gap[gone], error[gone], int(gone.sum()) if arithmetic.run is None else 0)
+        return (~gone).nonzero()[:, 0]
+
+    def _untouched(
+        self,
+        left: _Swept,
+        place: Tensor,
+        box: Interval,
+        bounds: dict[int, Interval],
+        spec: Specification,
+        threshold: Tensor,
+        strict: Tensor,
+    ) -> Tensor:
+        """(n,) positions of the domains but those whose strict rows only touch their thresholds; whole boxes are always
+        tried.
+
+        Args:
+            place: of the domains that are left in the batch that ``box``, ``bounds``, ``threshold``, ``strict`` and,
+                unless all have the same rows, ``spec`` describe.
+        """
+        among = torch.zeros(strict.shape[0], dtype=torch.bool, device=strict.device)
+        among[place] = near(left.value, threshold[place], strict[place]) | (left.domains.depth == 0)
+        if self.claims.semantics is Semantics.FLOAT32:  # nothing is left for the error of a run
+            return torch.arange(len(left.domains), device=place.device)
+        found = touched(self.graph, self.backend, box, bounds, spec, threshold, strict, among)
+        self.covered.weak += int(found[place].sum())
+        return (~found[place]).nonzero()[:, 0]
 
     # --------------------------------------------------------------------------------------------------- candidates
 
@@ -551,6 +667,7 @@ class _Search:
 
     def _slack(self, x: Tensor, case: Tensor) -> Tensor:
         network = self.graph.whole
+        x = x.double() if network.rounds else x
         y = network.forward(x.reshape(x.shape[0], *network.input_shape), self.backend.weights)
         assert isinstance(y, Tensor)
         return self.table.slack(x, Graph.flat(y), case)
@@ -561,12 +678,12 @@ class _Search:
         """Cut the boxes by the rows, which may close them on what remains; what is left, and (D,) which are smaller."""
         domains = left.domains
         box = cut(left.rows, domains.box)
-        value = least(left.rows, box).amax(1)
-        keep = (~proved(value, torch.zeros_like(value))).nonzero()[:, 0]
+        value = least(left.rows, box)
+        keep = self._kept(left.rows, value, self.arithmetic)
         self.figures.closed += len(domains) - int(keep.numel())
         smaller = ((box.lower > domains.lower) | (box.upper < domains.upper)).any(1)
         domains = Domains(box.lower, box.upper, domains.case, domains.depth, domains.bound)
-        return _Swept(domains[keep], _select(left.rows, keep), left.value[keep]), smaller[keep]
+        return _Swept(domains[keep], left.rows[keep], left.value[keep]), smaller[keep]
 
     def _split(self, left: _Swept, smaller: Tensor) -> Domains:
         """Halve every domain, several times while the next batch has room; worst bounds last.
@@ -578,7 +695,7 @@ class _Search:
         domains, rows = left.domains, left.rows
         domains = Domains(domains.lower, domains.upper, domains.case, domains.depth, left.value.float())
         order = torch.argsort(domains.bound, descending=True, stable=True)
-        domains, rows, smaller = domains[order], _select(rows, order), smaller[order]
+        domains, rows, smaller = domains[order], rows[order], smaller[order]
         room = max(1, self.batch // max(1, 2 * len(domains)))
         times = max(1, min(_SPLITS_PER_ROUND, int(math.log2(room))))
         index = torch.arange(len(domains), device=order.device)
@@ -592,7 +709,7 @@ class _Search:
                 domains, index, can = domains[some], index[some], can[some]
                 if len(domains) == 0:
                     break
-            score = self._scores(_select(rows, index), domains.box)
+            score = self._scores(rows[index], domains.box)
             dim = score.masked_fill(~can, -1.0).argmax(1)
             self.figures.split += len(domains)
             domains, index = halve(domains, dim), torch.cat([index, index])
@@ -636,7 +753,9 @@ class _Search:
         mine = np.unique(Domains.cat([*self.stuck, self.pool.domains]).case.cpu().numpy())
         cases = np.unique(np.concatenate(self.team.group.objects(mine)))
         reason = self._reason(ending.stop, total) if left and ending.witness is None else ""
-        return InputSplitResult(ending.witness, cases, reason, statistics)
+        covered = total.covered
+        covered.overflow = self.covered.overflow
+        return InputSplitResult(ending.witness, cases, reason, statistics, covered)
 
     def _reason(self, stop: Stop, total: Figures) -> str:
         """Why boxes are open."""
@@ -661,7 +780,3 @@ def _shares(value: Tensor) -> Tensor:
 def _products(node: Node) -> int:
     """Multiplications behind a node's value, roughly."""
     return node.size + sum(math.prod(h.shape) for h in node.op.handles if len(h.shape) > 1)
-
-
-def _select(half: Halfspaces, index: Tensor) -> Halfspaces:
-    return Halfspaces(half.a[index], half.c[index], half.slack[index])

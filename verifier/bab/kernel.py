@@ -24,6 +24,7 @@ from verifier.bab.compact import Compact, Layer
 from verifier.bab.recordings import Outputs, Recordings
 from verifier.bounds.alpha import Schedule
 from verifier.core.deadline import Deadline
+from verifier.core.numerics import proved
 
 # Steps after which domains that are proved leave the batch.
 _LOOKS = (3, 6, 10, 14)
@@ -37,14 +38,20 @@ class Kernel:
     """Bounds domains on a compact network."""
 
     def __init__(
-        self, net: Compact, rows: int, input_shape: tuple[int, ...], recordings: Recordings | None = None
+        self,
+        net: Compact,
+        rows: int,
+        input_shape: tuple[int, ...],
+        recordings: Recordings | None = None,
+        strict: Tensor | None = None,
     ) -> None:
         """
         Args:
             rows: S, rows of every case.
             recordings: where batches of the same shape are recorded; None: nowhere.
+            strict: (N, S) bool, strict rows of the cases; None: there are none.
         """
-        self.net, self.rows, self.input_shape = net, rows, input_shape
+        self.net, self.rows, self.input_shape, self.strict = net, rows, input_shape, strict
         self.recordings = recordings or Recordings(None, 0)
         self.widest = max(net.size, net.free.shape[0])
         self.plain = net.places.shape[0] == net.size and not bool(net.kept.any())
@@ -86,9 +93,12 @@ class Kernel:
             if step == schedule.iterations or deadline.expired():
                 break
             if step in _LOOKS:
-                proved = (ascent.best.view(-1, self.rows) > 0).any(1)
-                still = (~proved).nonzero()[:, 0]
-                if still.shape[0] <= (1 - _SHRINK) * proved.shape[0]:
+                best = ascent.best.view(-1, self.rows)
+                case = domains.case if index is None else domains.case[index]
+                kind = None if self.strict is None else self.strict[case]
+                done = proved(best, torch.zeros_like(best), kind).any(1)
+                still = (~done).nonzero()[:, 0]
+                if still.shape[0] <= (1 - _SHRINK) * done.shape[0]:
                     self._write(out, index, ascent, ratio)
                     if still.shape[0] == 0:
                         return

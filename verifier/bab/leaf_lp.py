@@ -15,7 +15,8 @@ Sound: for x in the leaf and any lambda, beta >= 0,
     sum_s lambda_s (row_s(x) - d_s)  >=  sum_s lambda_s (row_s(x) - d_s) + sum_k beta_k s_k z_k(x)
 
 and the bound is a certified lower bound of the right-hand side over the whole box. Where it is positive, every x of the
-leaf has a row with row_s(x) > d_s; with lambda = 0 it says 0 > 0, so the leaf has no x. Bad duals only make the bound
+leaf has a row with row_s(x) > d_s, and where it is zero no x has row_s(x) <= d_s for all rows and < for a strict one
+that has a positive weight; with lambda = 0 it says 0 > 0, so the leaf has no x. Bad duals only make the bound
 weak. Nothing here relies on the neurons being decided: on a domain that is not a leaf the certificate is still valid,
 but weaker.
 """
@@ -34,9 +35,10 @@ from verifier.bounds.crown import BoundState, Specification, crown_rows, relaxat
 from verifier.bounds.forms import OneHot
 from verifier.bounds.walk import Walk, backward
 from verifier.core.backend import ParallelBackend, canonical_chunks
+from verifier.core.claims import real_part
 from verifier.core.deadline import Deadline
 from verifier.core.interval import Interval
-from verifier.core.numerics import gamma, proved, tiny, unit_roundoff
+from verifier.core.numerics import combined_strict, gamma, proved, underflow, unit_roundoff
 from verifier.graph.graph import Graph
 from verifier.graph.op import Relaxation
 
@@ -53,11 +55,15 @@ class LeafResult:
         closed: certified that every point of the leaf refutes a row; the only thing that may close the domain.
         candidate: (n_in,) float64, the point of the box where the rows come closest to being violated, or None.
         bound: certified lower bound of max over rows of (row - d) on the leaf; inf when it is empty, -inf when unknown.
+        real: certified in real arithmetic; ``closed`` holds for all that the state's bounds hold for.
+        error: of a run, which ``bound`` allows for.
     """
 
     closed: bool
     candidate: np.ndarray | None
     bound: float
+    real: bool = False
+    error: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -99,6 +105,7 @@ def solve_leaf(
     spec: Specification,
     thresholds: Tensor,
     deadline: Deadline,
+    strict: Tensor | None = None,
 ) -> LeafResult:
     """Close one leaf by a certificate from linear programming, or return the most promising point.
 
@@ -108,11 +115,12 @@ def solve_leaf(
             it is <= 0, else 0.
         spec: (1, S, ...) rows.
         thresholds: (S,) float64; row s is refuted where it exceeds its threshold.
+        strict: (S,) bool, rows that are refuted where they reach it too; None: none.
     """
     open_leaf = LeafResult(False, None, -math.inf)
     state = replace(state, bounds=_clip(graph, state.bounds, signs))
     if backend.agree(float(_inverted(state.bounds))):
-        return LeafResult(True, None, math.inf)
+        return LeafResult(True, None, math.inf, True)
     planes = relaxations(graph, state.bounds, _F64)
     middle, radius = _centre(Interval(*backend.whole(0, torch.stack(state.box))))
     splits: list[_Split] = []
@@ -144,12 +152,12 @@ def solve_leaf(
     if beta is None or deadline.expired():
         return replace(open_leaf, candidate=candidate)
     multipliers = _scatter(splits, signs, beta)
-    closed, bound = _certify(graph, backend, state, spec, thresholds, weights, multipliers)
+    closed, real, bound, error = _certify(graph, backend, state, spec, thresholds, strict, weights, multipliers)
     if closed and not weights.any():
         bound = math.inf
     elif not weights.any():
         bound = -math.inf
-    return LeafResult(closed, None if closed else candidate, bound)
+    return LeafResult(closed, None if closed else candidate, bound, real, error)
 
 
 def _clip(graph: Graph, bounds: Mapping[int, Interval], signs: Mapping[int, Tensor]) -> dict[int, Interval]:
@@ -285,14 +293,16 @@ def _certify(
     state: BoundState,
     spec: Specification,
     thresholds: Tensor,
+    strict: Tensor | None,
     weights: np.ndarray,
     multipliers: dict[int, Tensor],
-) -> tuple[bool, float]:
-    """Whether the combined row is certified above the combined threshold, and by how much.
+) -> tuple[bool, bool, float, float]:
+    """Whether the combined row is certified above the combined threshold, for all that the bounds hold for and in real
+    arithmetic, by how much, and the error of a run in that.
 
     The combination sum_s lambda_s row_s is itself rounded: its coefficients are off by at most gamma_S times
     sum_s lambda_s |row_s|, which is charged against the largest output (and input) values on the box, and the threshold
-    is rounded up.
+    is rounded up. Weights and coefficients that are too small count as ``underflow``: all of them may be lost.
     """
     device = spec.y.device
     w = torch.from_numpy(weights).to(device)
@@ -301,18 +311,25 @@ def _certify(
     def combine(rows: Tensor) -> Tensor:
         return torch.tensordot(w, rows[0], dims=1)[None, None]
 
+    least = underflow(_F64)
+
     def error(rows: Tensor, index: int) -> Tensor:
-        return (combine(rows.abs())[0, 0] * backend.whole(index, state.charges.value[index][0])).sum()
+        size = torch.tensordot(w + least, rows[0].abs() + least, dims=1)
+        return (size * backend.whole(index, state.charges.value[index][0])).sum()
 
     y = spec.y.to(_F64)
     row = Specification(combine(y), None if spec.x is None else combine(spec.x.to(_F64)))
-    lower = crown_rows(graph, backend, state, row, splits=multipliers, dtype=_F64)[0].reshape(())
-    size = error(y, graph.output) + (w * thresholds.abs()).sum()
+    lower, walk = crown_rows(graph, backend, state, row, splits=multipliers, dtype=_F64)
+    lower, run = lower.reshape(()), walk.error.reshape(())
+    size = error(y, graph.output) + ((w + least) * (thresholds.abs() + least)).sum()
     if spec.x is not None:
         size = size + error(spec.x.to(_F64), 0)
-    slack = gamma(len(weights) + 8, _F64) * size + (tiny(_F64) if w.any() else 0.0)
+    slack = gamma(len(weights) + 8, _F64) * size + least
     threshold = (w * thresholds).sum() + slack
     threshold = threshold + threshold.abs() * 4 * unit_roundoff(_F64)
     margin = float(lower - threshold)
-    sure = backend.agree(float(proved(lower, threshold)), "min") > 0
-    return sure, margin if math.isfinite(margin) else -math.inf
+    kind = None if strict is None else combined_strict(w, strict.to(device))
+    sure, real = (
+        backend.agree(float(proved(value, threshold, kind)), "min") > 0 for value in (lower, real_part(lower, run))
+    )
+    return sure, real, margin if math.isfinite(margin) else -math.inf, float(run)

@@ -30,6 +30,7 @@ from verifier.bounds.alpha import initial_parameters
 from verifier.bounds.crown import BoundState, Specification, exact_by_ibp, preactivations, tighten, undecided
 from verifier.config import BabConfig
 from verifier.core.backend import Group, ParallelBackend
+from verifier.core.claims import Claims
 from verifier.core.deadline import Deadline
 from verifier.core.errors import MemoryExceeded
 from verifier.core.memory import out_of_memory
@@ -63,6 +64,7 @@ def search(
     state: BoundState,
     cases: CaseRows,
     config: BabConfig,
+    claims: Claims,
     deadline: Deadline,
     progress: Progress,
     accept: Accept,
@@ -93,7 +95,9 @@ def search(
             last = group.share(last or (number > 1 and idle))
         most = None if last else max(100, int(stage.search * rate))
         part = config if most is None else config.model_copy(update={"max_domains": most})
-        ended = relu_split.search(graph, backend, state, cases, part, deadline, progress, accept, memory_limit, team)
+        ended = relu_split.search(
+            graph, backend, state, cases, part, claims, deadline, progress, accept, memory_limit, team
+        )
         counted = ("domains", "closed", "leaves", "rounds", "uncertified", "forced")
         spent = {k: spent.get(k, 0) + ended.statistics[k] for k in counted}
         parts = ended.statistics.get("groups", [])
@@ -268,8 +272,11 @@ def _bound_layer(
         Specification(y.reshape(2 * n, 1, *node.shape)),
         torch.zeros((2 * n, 1), dtype=torch.float64, device=device),
         parameters,
+        torch.ones((2 * n, 1), dtype=torch.bool, device=device),  # a neuron that only reaches zero has its sign
     )
-    search = _Rows(below, backend, state, cases, config, deadline, SilentProgress(), _nothing, 1 << 62, Solo())
+    search = _Rows(
+        below, backend, state, cases, config, Claims(), deadline, SilentProgress(), _nothing, 1 << 62, Solo()
+    )
     if not isinstance(search.bounder, Kernel):
         return None, 0.0
     rate = children_per_second(search.bounder.net.multiplications, device)
@@ -324,7 +331,7 @@ class _Rows(_Search):
         row's bound, later and for many at once: a certificate of few takes as long as one of many. Where it falls
         short, the row ends a rounding below zero.
         """
-        done = found.gap.amax(1) > 0
+        done = self._refuted(domains.case, found.gap)
         index = done.nonzero()[:, 0]
         if index.numel():
             self.refuted.append(Domains(domains.case[index], domains.signs[index], found.theta[index]))
@@ -344,7 +351,7 @@ class _Rows(_Search):
         while parts:
             part = parts.pop()
             try:
-                self.value.scatter_reduce_(0, part.case, self._lower(part)[:, 0], "amin")
+                self.value.scatter_reduce_(0, part.case, self._lower(part)[0][:, 0], "amin")
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error) or part.count == 1:
                     raise

@@ -30,8 +30,10 @@ from verifier.bab.splits import SplitSpace, split_space
 from verifier.bab.team import Accept, Ending, Figures, Stop, Team, every
 from verifier.bounds.alpha import Parameters, Schedule
 from verifier.bounds.crown import BoundState, crown_rows
+from verifier.bounds.touch import near, touched
 from verifier.config import BabConfig
 from verifier.core.backend import Group, ParallelBackend
+from verifier.core.claims import Claims, Covered, Semantics, real_part
 from verifier.core.deadline import Deadline
 from verifier.core.errors import MemoryExceeded
 from verifier.core.memory import out_of_memory
@@ -68,6 +70,7 @@ class SearchResult:
 
     Attributes:
         stop: the limit that ended it.
+        covered: what the bounds that closed domains hold for.
     """
 
     witness: Witness | None
@@ -75,6 +78,7 @@ class SearchResult:
     reason: str
     statistics: dict[str, Any] = field(default_factory=dict)
     stop: Stop = Stop.NONE
+    covered: Covered = field(default_factory=Covered)
 
 
 def search(
@@ -83,6 +87,7 @@ def search(
     state: BoundState,
     cases: CaseRows,
     config: BabConfig,
+    claims: Claims,
     deadline: Deadline,
     progress: Progress,
     accept: Accept,
@@ -93,13 +98,14 @@ def search(
 
     Args:
         state: root bounds (1, *shape).
+        claims: what a bound must hold for to close a domain; the root's bounds hold for it.
         accept: replays a candidate (n_in,) and returns a witness when it is one; with several ranks it is called on the
             first rank of the first group alone.
         memory_limit: bytes that the open domains of this rank may take.
         team: this rank's peers in the other groups that take part in the search with the same arguments; default: none.
     """
     group = Solo() if team is None else team
-    return _Search(graph, backend, state, cases, config, deadline, progress, accept, memory_limit, group).run()
+    return _Search(graph, backend, state, cases, config, claims, deadline, progress, accept, memory_limit, group).run()
 
 
 def _domains(fields: Fields) -> Domains:
@@ -154,12 +160,14 @@ class _Search:
         state: BoundState,
         cases: CaseRows,
         config: BabConfig,
+        claims: Claims,
         deadline: Deadline,
         progress: Progress,
         accept: Accept,
         memory_limit: int,
         group: Group,
     ) -> None:
+        self.claims, self.covered, self.waiting = claims, Covered(), 0
         self.graph, self.backend, self.state, self.cases = graph, backend, state, cases
         self.config, self.progress = config, progress
         self.deadline = backend.together(deadline)
@@ -180,7 +188,7 @@ class _Search:
         net = compact(self.graph, self.backend, self.state.box, self.space, self.cases.spec, self.cases.thresholds)
         if net is not None:
             kept = recordings(self.backend.device, self.config.cuda_graphs, self.memory_limit // 4)
-            return Kernel(net, self.rows, self.graph.input_shape, kept)
+            return Kernel(net, self.rows, self.graph.input_shape, kept, self.cases.strict)
         return WalkBounder(self.graph, self.backend, self.state.box, self.space, self.cases)
 
     def _batch_size(self) -> int:
@@ -246,6 +254,9 @@ class _Search:
             uncertified=self.uncertified,
             forced=self.forced,
             worst=self.pool.worst(),
+            weak=self.covered.weak,
+            margin=self.covered.margin,
+            error=self.covered.error,
         )
 
     def show(self, others: Figures) -> None:
@@ -284,7 +295,7 @@ class _Search:
         if ending.groups:
             statistics["groups"] = ending.groups
         reason = "" if done else _REASONS[ending.stop]
-        return SearchResult(ending.witness, open_domains, reason, statistics, ending.stop)
+        return SearchResult(ending.witness, open_domains, reason, statistics, ending.stop, total.covered)
 
     def _push_roots(self) -> None:
         """One domain per case, without splits."""
@@ -312,12 +323,14 @@ class _Search:
         while work and self.witness is None:
             part = work.pop()
             before = self.closed, self.stuck, self.leaves, self.uncertified
+            covered, waiting = replace(self.covered), self.waiting
             try:
                 self._settle(_domains(part))
             except (RuntimeError, MemoryError) as error:
                 n = part["case"].shape[0]
                 self._smaller(error, n)
                 self.closed, self.stuck, self.leaves, self.uncertified = before
+                self.covered, self.waiting = covered, waiting
                 work += [_rows(part, slice(0, n // 2)), _rows(part, slice(n // 2, n))]
 
     def _smaller(self, error: Exception, n: int) -> None:
@@ -342,26 +355,72 @@ class _Search:
 
     def _certified(self, domains: Domains, found: Bounded) -> Tensor:
         """(B,) bool: domains that are refuted, in float64 with rounding charged when the state is certified."""
-        done = found.gap.amax(1) > 0
+        done = self._refuted(domains.case, found.gap)
         if self.state.certified and bool(done.any()):
             index = done.nonzero()[:, 0]
             sure = self._certify(domains, found, index)
             done[index] = sure
             self.uncertified += int((~sure).sum())
+        return self._with_touched(domains, found, done)
+
+    def _refuted(self, case: Tensor, gap: Tensor) -> Tensor:
+        """(B,) bool: domains with a row whose bound (B, S), less its threshold, refutes it; as good as the bound is."""
+        return proved(gap, torch.zeros_like(gap), self.cases.strict_of(case)).any(1)
+
+    def _with_touched(self, domains: Domains, found: Bounded, done: Tensor) -> Tensor:
+        """Add the domains whose strict rows only touch their thresholds."""
+        strict = self.cases.strict_of(domains.case)
+        if strict is None:
+            return done
+        thresholds = self.cases.thresholds[domains.case]
+        index = (near(found.gap.amax(1), thresholds, strict) & ~done).nonzero()[:, 0]
+        if index.numel():
+            case, bounds = domains.case[index], self.space.domain_bounds(domains.signs[index])
+            spec = self.cases.spec.select(case)
+            hits = touched(self.graph, self.backend, self.state.box, bounds, spec, thresholds[index], strict[index])
+            if self.claims.semantics is not Semantics.FLOAT32:  # nothing is left for the error of a run
+                done[index] = hits
+                self.covered.weak += int(hits.sum())
         return done
 
     def _certify(self, domains: Domains, found: Bounded, index: Tensor) -> Tensor:
-        """(n,) bool: whether some row of these domains is refuted in float64 with every rounding charged."""
+        """(n,) bool: whether some row of these domains is refuted in float64 with every rounding charged, as far as
+        the claims ask."""
         others = found.parameters and {i: {k: v[index] for k, v in d.items()} for i, d in found.parameters.items()}
         part = Domains(domains.case[index], domains.signs[index], found.theta[index])
-        return self._proved(part, others)
+        lower, error = self._lower(part, others)
+        sure, real = self._refutes(part.case, lower), self._refutes(part.case, real_part(lower, error))
+        weak = real & ~sure
+        count = int(weak.sum())
+        if count and not self.claims.real_closes(self.waiting, self.bounded):
+            self.waiting += count
+            weak, count = torch.zeros_like(weak), 0
+        self._note(part.case, lower, error, sure | weak, count)
+        return sure | weak
 
-    def _proved(self, domains: Domains, others: Parameters | None = None) -> Tensor:
-        """(n,) bool: whether some row of every domain is refuted at these slopes and multipliers, as :meth:`_lower`."""
-        return proved(self._lower(domains, others), self.cases.thresholds[domains.case]).any(1)
+    def _refutes(self, case: Tensor, lower: Tensor) -> Tensor:
+        """(n,) bool: whether some row's bound (n, S) refutes it."""
+        return proved(lower, self.cases.thresholds[case], self.cases.strict_of(case)).any(1)
 
-    def _lower(self, domains: Domains, others: Parameters | None = None) -> Tensor:
-        """(B, S) bounds at given slopes and multipliers, in float64, certified when the state is.
+    def _note(self, case: Tensor, lower: Tensor, error: Tensor, closed: Tensor, weak: int) -> None:
+        """What the bounds of the closed ones among some domains cover."""
+        gap, row = (lower - self.cases.thresholds[case]).max(1)
+        errors = error.gather(1, row[:, None])[:, 0]
+        if self.state.charges.run is None:
+            weak = int(closed.sum())
+        self.covered.note(gap[closed], errors[closed], weak)
+
+    def _proved(self, domains: Domains) -> Tensor:
+        """(n,) bool: whether some row of every domain is refuted at these slopes and multipliers, as :meth:`_lower`,
+        for all that the root's bounds hold for."""
+        lower, error = self._lower(domains)
+        sure = self._refutes(domains.case, lower)
+        self._note(domains.case, lower, error, sure, 0)
+        return sure
+
+    def _lower(self, domains: Domains, others: Parameters | None = None) -> tuple[Tensor, Tensor]:
+        """(B, S) bounds at given slopes and multipliers, in float64, certified when the state is, and the error of a
+        run that they allow for.
 
         Args:
             others: relaxation parameters besides the columns'; default the root's.
@@ -380,8 +439,9 @@ class _Search:
             multipliers = self.space.scatter(torch.where(part.signs[:, None] == 0, 0.0, theta))
             splits = {i: signs[i].double() * m.double() for i, m in multipliers.items()}
             rows = self.cases.spec.select(part.case)
-            parts.append(crown_rows(self.graph, self.backend, state, rows, parameters, splits, torch.float64)[0])
-        return torch.cat(parts)
+            lower, walk = crown_rows(self.graph, self.backend, state, rows, parameters, splits, torch.float64)
+            parts.append((lower, walk.error.expand_as(lower)))
+        return torch.cat([lower for lower, _ in parts]), torch.cat([error for _, error in parts])
 
     # -- open domains ---------------------------------------------------------------------------------------------
 
@@ -575,9 +635,13 @@ class _Search:
             self.cases.spec.select(case),
             self.cases.thresholds[case][0],
             self.deadline,
+            None if self.cases.strict is None else self.cases.strict[case][0],
         )
-        if found.closed:
+        weak = found.real and not found.closed and self.claims.semantics is not Semantics.FLOAT32
+        if found.closed or weak:
             self.closed += 1
+            run = self.state.charges.run is not None
+            self.covered.add(Covered(int(weak or not run), found.bound + found.error, found.error))
             return
         self.stuck += 1
         if found.candidate is not None and self.witness is None:

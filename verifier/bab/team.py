@@ -34,6 +34,7 @@ from torch import Tensor
 
 from verifier.bab.pool import Fields
 from verifier.core.backend import Group, ParallelBackend
+from verifier.core.claims import Covered
 from verifier.core.deadline import Deadline
 from verifier.core.errors import DeadlineExceeded, MemoryExceeded, VerifierError
 from verifier.core.memory import out_of_memory
@@ -64,6 +65,10 @@ class Stop(IntEnum):
     DEVICE = 4
 
 
+# Figures that are no counts.
+_NUMBERS = ("worst", "margin", "error")
+
+
 @dataclass(frozen=True)
 class Figures:
     """What a group (or all of them) did and holds.
@@ -74,6 +79,7 @@ class Figures:
         closed: refuted domains; ``stuck``: domains that nothing can decide; ``open``: domains in the pool.
         bounded, rounds, leaves, uncertified, forced, depth: for the statistics.
         worst: lowest bound minus threshold among the open domains, +inf without any.
+        weak, margin, error: what closings cover, see :class:`verifier.core.claims.Covered`.
     """
 
     roots: int = 0
@@ -89,14 +95,23 @@ class Figures:
     forced: int = 0
     depth: int = 0
     worst: float = math.inf
+    weak: int = 0
+    margin: float = math.inf
+    error: float = 0.0
+
+    @property
+    def covered(self) -> Covered:
+        return Covered(self.weak, self.margin, self.error)
 
     @staticmethod
     def total(parts: Iterable[Figures]) -> Figures:
-        """Sums; the greatest depth and the worst bound."""
+        """Sums; the greatest depth and error, the worst bound and margin."""
         parts = list(parts)
         sums: dict[str, Any] = {f.name: sum(getattr(p, f.name) for p in parts) for f in fields(Figures)}
         sums["depth"] = max((p.depth for p in parts), default=0)
-        sums["worst"] = min((p.worst for p in parts), default=math.inf)
+        for name in ("worst", "margin"):
+            sums[name] = min((getattr(p, name) for p in parts), default=math.inf)
+        sums["error"] = max((p.error for p in parts), default=0.0)
         return Figures(**sums)
 
 
@@ -178,7 +193,7 @@ class _Report:
     @staticmethod
     def unpack(values: Sequence[float]) -> _Report:
         names = [f.name for f in fields(Figures)]
-        figures: dict[str, Any] = {n: v if n == "worst" else int(v) for n, v in zip(names, values, strict=False)}
+        figures: dict[str, Any] = {n: v if n in _NUMBERS else int(v) for n, v in zip(names, values, strict=False)}
         sent, received, found, aside, failed, stop, longest = values[len(names) :]
         return _Report(
             Figures(**figures),

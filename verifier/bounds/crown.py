@@ -9,6 +9,7 @@ float32; otherwise it runs in float32 without charges.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -18,10 +19,12 @@ from torch import Tensor
 from verifier.bounds import ibp
 from verifier.bounds.forms import Dense, Form, OneHot
 from verifier.bounds.walk import Charges, Walk, backward, concretise
+from verifier.core.arithmetic import full_precision
 from verifier.core.backend import ParallelBackend
 from verifier.core.deadline import Deadline
 from verifier.core.interval import Interval
-from verifier.core.numerics import finite_lower, outward
+from verifier.core.numerics import finite_lower, float32_proofs, outward
+from verifier.core.runtime import RunModel
 from verifier.graph.graph import Graph, Node
 from verifier.graph.op import AffineOp, NonlinearOp, Relaxation
 from verifier.ops.add import Add
@@ -29,6 +32,15 @@ from verifier.ops.maximum import MaxReduce
 from verifier.ops.relu import Relu
 from verifier.ops.scale import ScaleShift
 from verifier.ops.shape import Gather, Permute, Reshape
+
+
+class NoisyRuns(Exception):
+    """Bounds that hold for runs are much wider than those of the network itself.
+
+    Args:
+        share: of their width that the error of a run has.
+    """
+
 
 SlopeParameters = Mapping[int, Mapping[str, Tensor]]
 Relevant = Mapping[int, Tensor]
@@ -75,13 +87,16 @@ class Specification:
         return replace(self, y=self.y if self.y.shape[0] == 1 else self.y[index], x=x)
 
 
-def initial_state(graph: Graph, backend: ParallelBackend, box: Interval, certified: bool = True) -> BoundState:
+def initial_state(
+    graph: Graph, backend: ParallelBackend, box: Interval, certified: bool = True, run: RunModel | None = None
+) -> BoundState:
     """IBP of every node, in float64 with rounding charged, rounded outward to float32.
 
     Args:
         box: float32 (B, *input_shape).
+        run: have these and all bounds that follow from them hold for such float32 runs as well.
     """
-    found, charges = ibp.propagate(graph, backend, box.to(torch.float64), rounding=True)
+    found, charges = ibp.propagate(graph, backend, box.to(torch.float64), rounding=True, run=run)
     bounds = {i: outward(b) for i, b in found.items()}
     return BoundState(box, bounds, charges, certified)
 
@@ -193,9 +208,10 @@ def lower_bounds(
     dtype: torch.dtype,
     charges: Charges | None,
     splits: Mapping[int, Tensor] | None = None,
+    deadline: Deadline | None = None,
 ) -> tuple[Tensor, Walk]:
     """One walk and its concretisation: (B, S) lower bounds in ``dtype``, NaN turned into -inf."""
-    walk = backward(graph, backend, start, planes, dtype, charges, splits)
+    walk = backward(graph, backend, start, planes, dtype, charges, splits, deadline=deadline)
     value = concretise(backend, walk, state.box.to(dtype), charges is not None)
     return finite_lower(value), walk
 
@@ -253,6 +269,7 @@ def crown_hidden(
     dtype: torch.dtype | None = None,
     nodes: Sequence[int] | None = None,
     relevant: Relevant | None = None,
+    noisiest: float = math.inf,
 ) -> BoundState:
     """CROWN bounds of all pre-activations, tightening ``state``; intervals are propagated anew from every one of them.
 
@@ -261,10 +278,14 @@ def crown_hidden(
             float32 without charges are not certified, and neither is the state that comes back.
         nodes: visit only these; default all pre-activations.
         relevant: elements that matter, see :func:`verifier.bounds.relevance.relevant`; default all.
+        noisiest: what the error of a run may take of the bounds' width at any node.
+
+    Raises:
+        NoisyRuns: it takes more.
     """
     dtype = dtype or (torch.float64 if state.certified else torch.float32)
     certified = state.certified and dtype == torch.float64
-    charges = Charges(dict(state.charges.value), dict(state.charges.partial))
+    charges = state.charges.copy()
     out = replace(state, bounds=dict(state.bounds), charges=charges, certified=certified)
     planes: dict[int, Relaxation] = {}
     done = 0
@@ -280,9 +301,9 @@ def crown_hidden(
         if certified and float32_can_be_charged(graph, backend.device, index):
             # Most neurons are decided with room to spare: charged float32 is enough for them, and much cheaper.
             narrow = _between(graph, out.bounds, torch.float32, 0, index)
-            _visit(graph, backend, out, index, elements, narrow, torch.float32, deadline)
+            _visit(graph, backend, out, index, elements, narrow, torch.float32, deadline, noisiest)
             elements = open_elements(graph, backend, index, out.bounds[index], relevant)
-        _visit(graph, backend, out, index, elements, planes, dtype, deadline)
+        _visit(graph, backend, out, index, elements, planes, dtype, deadline, noisiest)
         done = index
     _propagate(graph, backend, out, done, len(graph.nodes) - 1)
     return out
@@ -296,8 +317,10 @@ def float32_can_be_charged(graph: Graph, device: torch.device, last: int | None 
     precision; on a GPU convolutions may be Winograd or FFT, but float64 is fast there.
     """
     nodes = graph.nodes if last is None else graph.nodes[: last + 1]
+    if not float32_proofs():
+        return False
     plain = all(isinstance(n.op, AffineOp | Relu) or n.index == 0 for n in nodes)
-    return plain and device.type == "cpu" and torch.get_float32_matmul_precision() == "highest"
+    return plain and device.type == "cpu" and full_precision()
 
 
 def _visit(
@@ -309,34 +332,49 @@ def _visit(
     planes: Mapping[int, Relaxation],
     dtype: torch.dtype,
     deadline: Deadline,
+    noisiest: float,
 ) -> None:
     """CROWN rows of some elements of one node, intersected into the state."""
     batch, rows = out.box.lower.shape[0], 2 * elements.shape[0]
     positions, here = backend.here(index, elements)
     charges = out.charges.to(dtype) if out.certified else None
-    parts = []
+    parts, errors = [], []
     for chunk in backend.row_chunks(rows, row_bytes(graph, batch, dtype, index)):
         deadline.check("CROWN")
         form = hidden_rows(positions, graph.nodes[index].shape, chunk.start, chunk.stop, chunk.size, dtype, here)
-        value, _ = lower_bounds(graph, backend, out, {index: form}, planes, dtype, charges)
+        value, walk = lower_bounds(graph, backend, out, {index: form}, planes, dtype, charges, deadline=deadline)
         parts.append((chunk, value.expand(batch, -1)))
+        if noisiest < math.inf:
+            errors.append((chunk, walk.error.to(value.dtype).expand(batch, -1)))
     if parts:
-        tighten(out, index, positions, backend.gather_rows(rows, parts), here)
+        found = backend.gather_rows(rows, parts)
+        if errors:
+            _check_noise(found, backend.gather_rows(rows, errors), noisiest)
+        tighten(out, index, positions, found, here)
+
+
+def _check_noise(found: Tensor, error: Tensor, noisiest: float) -> None:
+    """Refuse rows (B, 2n) in whose widths the error of a run (B, 2n) has too large a part."""
+    n = found.shape[1] // 2
+    width = (-found[:, n:] - found[:, :n]).double()
+    known = torch.isfinite(width)
+    share = float(error.double().sum()) / max(float(width[known].sum()), 1e-300)
+    if not share <= noisiest:
+        raise NoisyRuns(share)
 
 
 def _propagate(graph: Graph, backend: ParallelBackend, out: BoundState, first: int, last: int) -> None:
     """Interval bounds of the nodes after ``first`` up to ``last`` from what is known by now; float64 when certified."""
     dtype = torch.float64 if out.certified else torch.float32
     wide = {i: b.to(dtype) for i, b in out.bounds.items() if i <= first}
-    value, partial = out.charges.value, out.charges.partial
-    value[first] = wide[first].magnitude().to(value[first].dtype)
-    known = Charges({i: v.to(dtype) for i, v in value.items()}, {i: v.to(dtype) for i, v in partial.items()})
+    charges = out.charges
+    charges.note_value(first, out.bounds[first].to(charges.dtype))
+    known = charges.to(dtype)
     for node in graph.nodes[first + 1 : last + 1]:
         ibp.step(graph, backend, node, wide, known, out.certified)
         ibp.replace(node, out.bounds[node.index].to(dtype), wide, known)
         out.bounds[node.index] = outward(wide[node.index])
         wide[node.index] = out.bounds[node.index].to(dtype)
-        value[node.index], partial[node.index] = known.value[node.index], known.partial[node.index]
 
 
 def _between(

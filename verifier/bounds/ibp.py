@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
-import torch
+from torch import Tensor
 
 from verifier.bounds.walk import Charges
 from verifier.core.backend import ParallelBackend
 from verifier.core.interval import Interval
-from verifier.core.numerics import CHARGE_SAFETY, gamma, tiny, widen
+from verifier.core.numerics import CHARGE_SAFETY, gamma, widen
+from verifier.core.runtime import LARGEST, RunModel
 from verifier.graph.graph import Graph, Node
-from verifier.graph.op import AffineOp
+from verifier.graph.op import AffineOp, NonlinearOp, Op
 
 
 def propagate(
@@ -20,6 +22,7 @@ def propagate(
     box: Interval,
     known: Mapping[int, Interval] | None = None,
     rounding: bool = True,
+    run: RunModel | None = None,
 ) -> tuple[dict[int, Interval], Charges]:
     """Interval bounds of every node.
 
@@ -27,11 +30,12 @@ def propagate(
         box: (B, *input_shape); its dtype decides the arithmetic.
         known: tighter bounds of some nodes, in the same dtype; intersected before they are used.
         rounding: widen every affine result by its rounding error, so that the bounds hold in exact arithmetic.
+        run: have the bounds hold for such float32 runs as well.
 
     Returns:
         bounds by node index, each (B, *shape), and the magnitudes for charges.
     """
-    state = start(box)
+    state = start(box, run)
     for node in graph.nodes[1:]:
         step(graph, backend, node, *state, rounding)
         if known is not None and node.index in known:
@@ -40,10 +44,12 @@ def propagate(
     return bounds, charges
 
 
-def start(box: Interval) -> tuple[dict[int, Interval], Charges]:
+def start(box: Interval, run: RunModel | None = None) -> tuple[dict[int, Interval], Charges]:
     """What is known before the first node."""
-    magnitude = box.magnitude()
-    return {0: box}, Charges({0: magnitude}, {0: magnitude})
+    charges = Charges({}, {}, run=run)
+    charges.note_value(0, box)
+    charges.partial[0] = charges.value[0]
+    return {0: box}, charges
 
 
 def step(
@@ -65,15 +71,38 @@ def step(
             terms = op.forward_terms(graph.in_shapes(node), node.shape)
             # |W| m + |b|; the centre and radius form adds at most the same terms once more.
             sums = op.magnitude([charges.value[i] for i in node.inputs], p) * CHARGE_SAFETY
-            charges.partial[node.index] = sums
+            charges.note_partial(node.index, sums, node.inputs, backend)
+            rate = op.run_rate(graph.in_shapes(node), node.shape) if charges.run is not None else 0.0
+            charges.note_run(node.index, rate)
             if rounding and terms:
-                found = widen(found.lower, found.upper, 4 * gamma(terms + 4, dtype) * sums + tiny(dtype))
+                slack = (4 * gamma(terms + 4, dtype) + rate) * charges.partial[node.index]
+                found = widen(found.lower, found.upper, slack)
+        elif charges.run is not None:
+            found = _noisy(node, op, charges, xs, found)
     bounds[node.index] = found
-    charges.value[node.index] = torch.nan_to_num(found.magnitude(), nan=float("inf"), posinf=float("inf"))
+    charges.note_value(node.index, found)
     charges.partial.setdefault(node.index, charges.value[node.index])
+
+
+def _noisy(node: Node, op: Op, charges: Charges, xs: Sequence[Interval], found: Interval) -> Interval:
+    """The interval of a nonlinear node widened by the error of a run, which is noted in the charges."""
+    assert charges.run is not None and isinstance(op, NonlinearOp)
+    error = op.run_error(charges.run, xs, found)
+    if error is None:
+        raise ValueError(f"nothing is known of float32 runs of {op.kind}")
+    if not isinstance(error, Tensor):
+        return found
+    charges.note_noise(node.index, error)
+    return widen(found.lower, found.upper, charges.noise[node.index])
+
+
+def may_overflow(charges: Charges, backend: ParallelBackend) -> bool:
+    """Whether a value or a partial sum of a float32 run may leave float32's range on some box; equal on all ranks."""
+    most = max(float(t.max()) for t in charges.partial.values())
+    return not backend.agree(most if math.isfinite(most) else math.inf, "max") <= LARGEST
 
 
 def replace(node: Node, tighter: Interval, bounds: dict[int, Interval], charges: Charges) -> None:
     """Intersect a node's bounds with other valid ones."""
     bounds[node.index] = bounds[node.index].intersect(tighter)
-    charges.value[node.index] = torch.nan_to_num(bounds[node.index].magnitude(), nan=float("inf"), posinf=float("inf"))
+    charges.note_value(node.index, bounds[node.index])

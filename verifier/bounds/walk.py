@@ -6,6 +6,10 @@ bounds; an upper bound is the lower bound of the negated row.
 With a ``Charges`` object the walk also sums up what rounding can have cost: replacing the exact row by the computed one
 at a node costs at most gamma_k |A| M, where M = |W| m + |b| bounds every partial sum of the op on the box (Higham,
 ch. 3). After that the computed row is exact by definition, so nothing compounds.
+
+Underflow costs up to t, the smallest normal number, for every operand, product and sum. What grows with the row's own
+coefficients is paid by magnitudes that are never below ``underflow(dtype)``. What does not, t times the magnitudes that
+the lost coefficients stand at, is the same for all rows that cross a node: :meth:`Charges.lost`.
 """
 
 from __future__ import annotations
@@ -39,8 +43,10 @@ from verifier.bounds.forms import (
 )
 from verifier.core import sums
 from verifier.core.backend import ParallelBackend
+from verifier.core.deadline import Deadline
 from verifier.core.interval import Interval
-from verifier.core.numerics import gamma, tiny, unit_roundoff
+from verifier.core.numerics import CHARGE_SAFETY, gamma, tiny, underflow, unit_roundoff
+from verifier.core.runtime import RUN_FLOOR, RunModel
 from verifier.graph.graph import Graph, Node
 from verifier.graph.op import AffineOp, Relaxation, Shape, UnaryPlanes
 from verifier.ops.add import Add
@@ -55,19 +61,116 @@ from verifier.ops.shape import Reshape
 class Charges:
     """Magnitudes that bound every value and every partial sum on the box, in the dtype of the walk.
 
+    All are at least ``underflow(dtype)``, far above what any of them can have lost itself.
+
     Attributes:
         value: node index to (B or 1, *shape), largest absolute value of the node.
         partial: node index to (B or 1, *shape), |W| m + |b| of affine nodes.
+        fan: index of an affine node to (B or 1, 1), the sum of its inputs' magnitudes.
+        run: the kind of float32 run that all bounds hold for as well; None: they hold for the real network alone.
+        rates: node index to the error of a run's affine node relative to ``partial``; only with ``run``.
+        noise: node index to (B or 1, *shape), the error of a run's nonlinear node; only with ``run``.
     """
 
     value: dict[int, Tensor]
     partial: dict[int, Tensor]
+    fan: dict[int, Tensor] = field(default_factory=dict)
+    run: RunModel | None = None
+    rates: dict[int, float] = field(default_factory=dict)
+    noise: dict[int, Tensor] = field(default_factory=dict)
+    _lost: dict[tuple[int, bool], Tensor] = field(default_factory=dict)
+    _sums: dict[frozenset[tuple[int, bool]], Tensor] = field(default_factory=dict)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.value[0].dtype
 
     def to(self, dtype: torch.dtype) -> Charges:
-        """In another arithmetic; its rounding is far below the safety factor of every charge."""
+        """In another arithmetic; its rounding is far below the safety factor of every charge.
+
+        Weights lose more in a narrower one: up to t each, which every partial sum pays with its whole ``fan``.
+        """
+        if dtype == self.dtype:
+            return self
+        t = underflow(dtype)
+        fan = {i: f.to(dtype) + 2.0 for i, f in self.fan.items()}
+        value = {i: m.to(dtype) + t for i, m in self.value.items()}
+        partial = {
+            i: torch.add(m.to(dtype), fan[i].reshape(-1, *[1] * (m.dim() - 1)), alpha=t) if i in fan else value[i]
+            for i, m in self.partial.items()
+        }
+        noise = {i: d.to(dtype) + t for i, d in self.noise.items()}
+        return Charges(value, partial, fan, self.run, dict(self.rates), noise)
+
+    def copy(self) -> Charges:
+        """For magnitudes that are going to be replaced by smaller ones."""
         return Charges(
-            {i: t.to(dtype) for i, t in self.value.items()}, {i: t.to(dtype) for i, t in self.partial.items()}
+            dict(self.value), dict(self.partial), dict(self.fan), self.run, dict(self.rates), dict(self.noise)
         )
+
+    def note_value(self, index: int, bounds: Interval) -> None:
+        """The magnitude of a node's value; what is not a number becomes infinite."""
+        inf = float("inf")
+        self.value[index] = torch.nan_to_num(bounds.magnitude(), nan=inf, posinf=inf) + underflow(bounds.lower.dtype)
+        self._forget(index)
+
+    def note_partial(self, index: int, sums: Tensor, inputs: Sequence[int], backend: ParallelBackend) -> None:
+        """What bounds an affine node's partial sums: what the op says of them, rounded up as far as relative errors go.
+
+        Their own products may have lost up to t each.
+        """
+        total = self.value[inputs[0]].flatten(1).sum(1, keepdim=True)
+        for i in inputs[1:]:
+            total = total + self.value[i].flatten(1).sum(1, keepdim=True)
+        self.fan[index] = total if backend.summands == 1 else backend.total(total)
+        self.partial[index] = sums + 2.0 * underflow(sums.dtype)
+        self._forget(index)
+
+    def note_run(self, index: int, rate: float) -> None:
+        """The error of a run's affine node, relative to the magnitude of its sums; 0.0 for none."""
+        if rate:
+            self.rates[index] = rate
+            self.partial[index] = self.partial[index] + RUN_FLOOR
+            self._forget(index)
+
+    def note_noise(self, index: int, error: Tensor) -> None:
+        """The error of a run's nonlinear node; what is not a number becomes infinite."""
+        inf = float("inf")
+        size = error.nan_to_num(nan=inf, posinf=inf) * CHARGE_SAFETY
+        self.noise[index] = size + underflow(size.dtype)
+
+    def _forget(self, index: int) -> None:
+        self._sums.clear()
+        self._lost.pop((index, True), None)
+        self._lost.pop((index, False), None)
+
+    def lost(self, places: frozenset[tuple[int, bool]]) -> Tensor:
+        """(B or 1, 1): what underflow can cost a row at some nodes beyond what grows with its coefficients.
+
+        Coefficients there and on the inputs may be off by as many t as a sum has terms, and so may the products that
+        charges are sums of.
+
+        Args:
+            places: index of a node, and whether the row's value there was charged, or an affine op's partial sums.
+        """
+        if places not in self._sums:
+            parts, count = [], 0
+            for index, value in sorted(places):
+                part, size = self._total(index, value)
+                parts.append(part)
+                count += size
+                if not value and index in self.fan:
+                    parts.append(self.fan[index])
+            total = torch.stack(torch.broadcast_tensors(*parts)).sum(0)
+            self._sums[places] = (total + float(count + len(parts))) * underflow(total.dtype)
+        return self._sums[places]
+
+    def _total(self, index: int, value: bool) -> tuple[Tensor, int]:
+        """(B or 1, 1), the sum of a node's magnitudes, and their number."""
+        size = (self.value if value else self.partial)[index].flatten(1)
+        if (index, value) not in self._lost:
+            self._lost[index, value] = size.sum(1, keepdim=True)
+        return self._lost[index, value], size.shape[1]
 
 
 @dataclass
@@ -78,12 +181,14 @@ class Walk:
         a: (B or 1, S, *input_shape), the coefficients of this rank's inputs; the other fields are of the whole row.
         constant: (B or 1, S); float64 also in a float32 walk, when long sums are in it.
         charge: (B or 1, S), rounding to subtract; zero without ``Charges``.
+        error: (B or 1, S), how far a float32 run can be below the row besides; zero unless the charges are for runs.
         kept: coefficients on the outputs of nonlinear nodes, by node index, when asked for.
     """
 
     a: Tensor
     constant: Tensor
     charge: Tensor
+    error: Tensor
     kept: dict[int, Tensor] = field(default_factory=dict)
 
 
@@ -96,6 +201,7 @@ def backward(
     charges: Charges | None = None,
     splits: Mapping[int, Tensor] | None = None,
     keep: bool = False,
+    deadline: Deadline | None = None,
 ) -> Walk:
     """Walk rows back to the input.
 
@@ -106,17 +212,20 @@ def backward(
         splits: node index (of a nonlinear node) to (B, S, *in_shape), added to the coefficients on its input:
             multipliers of split constraints.
         keep: keep the coefficients on nonlinear outputs, for gradients and branching scores.
+        deadline: checked before every node where no other rank works along: large chunks take long.
     """
     state = _State(graph, backend, relaxations, dtype, charges, splits or {}, keep, dict(start))
     rows = next(iter(start.values()))
     n_rows = rows.index.shape[0] if isinstance(rows, OneHot) else rows.a.shape[1]
     state.hidden = isinstance(rows, OneHot)
     zero = torch.zeros((1, n_rows), dtype=dtype, device=backend.device)
-    state.constants, state.charged = [], [zero]
+    state.constants, state.charged, state.errors = [], [zero], []
     order = sorted(state.pending, reverse=True)
     for index in range(order[0], 0, -1):
         form = state.pending.pop(index, None)
         if form is not None:
+            if deadline is not None and backend.size == 1:
+                deadline.check("a walk back")
             backend.usage.note_coefficients(form_bytes(form))
             state.step(graph.nodes[index], form)
     form = state.pending.pop(0, None)
@@ -129,8 +238,13 @@ def backward(
     if charges is not None:
         total = _sum([c.abs() for c in state.constants], zero)
         state.charged.append(gamma(len(state.constants) + 1 + backend.summands, dtype) * total + tiny(dtype))
-    constant, charge = _totals(backend, constant, _sum(state.charged, zero))
-    return Walk(a, constant, charge, state.kept)
+        if state.charged_at:
+            state.charged.append(charges.lost(frozenset(state.charged_at)))
+    if not state.errors:
+        constant, charge = _totals(backend, constant, _sum(state.charged, zero))
+        return Walk(a, constant, charge, torch.zeros_like(charge), state.kept)
+    constant, charge, error = _totals(backend, constant, _sum(state.charged, zero), _sum(state.errors, zero))
+    return Walk(a, constant, charge, error, state.kept)
 
 
 def _sum(parts: Sequence[Tensor], zero: Tensor) -> Tensor:
@@ -167,6 +281,8 @@ class _State:
     pending: dict[int, Form]
     constants: list[Tensor] = field(default_factory=list)
     charged: list[Tensor] = field(default_factory=list)
+    charged_at: set[tuple[int, bool]] = field(default_factory=set)
+    errors: list[Tensor] = field(default_factory=list)
     kept: dict[int, Tensor] = field(default_factory=dict)
     hidden: bool = False  # the rows started as single elements, and no convolution was crossed yet
 
@@ -190,7 +306,7 @@ class _State:
                 self._bias(local, form, p)
                 # Picking rows of the weight costs no rounding unless the form scales them or they were folded; other
                 # ranks add zeros.
-                self._charge(node.index, form, 2 + local.backward_terms(whole, node.shape))
+                self._cross(node, form, 2 + local.backward_terms(whole, node.shape))
                 start = start_through(form, local, p[0], whole[0])
                 if local is not op:
                     (a,) = op.assemble([dense(start)[0]])
@@ -201,8 +317,8 @@ class _State:
                 form = windowed(form, node.shape)
             self.hidden &= not isinstance(op, Conv)
             if isinstance(form, OneHot) and isinstance(op, Add) and all(s == node.shape for s in shapes):
-                if op.backward_terms(shapes, node.shape):
-                    self._charge(node.index, form, 2 + op.backward_terms(shapes, node.shape))
+                terms = op.backward_terms(shapes, node.shape)
+                self._cross(node, form, 2 + terms if terms else 0)
                 for i, sign in zip(node.inputs, op.signs, strict=True):
                     self._add(i, OneHot(form.index, form.values * sign, node.shape))
                 return
@@ -213,8 +329,8 @@ class _State:
                 if parts is not None:
                     self._bias(op, form, p)
                     terms = op.backward_terms(shapes, node.shape)
-                    if terms or op.handles:
-                        self._charge(node.index, form, terms + (2 if self._long(node.size) else node.size))
+                    sums_of = 2 if self._long(node.size) else node.size
+                    self._cross(node, form, terms + sums_of if terms or op.handles else 0)
                     for i, part in zip(node.inputs, parts, strict=True):
                         self._add(i, part)
                     return
@@ -233,8 +349,7 @@ class _State:
             terms += node.size
         if bias is not None:
             self.constants.append(bias.reshape(lead))
-        if terms or bias is not None:
-            self._charge(node.index, Dense(a), terms + 2)
+        self._cross(node, Dense(a), terms + 2 if terms or bias is not None else 0)
         for i, part, shape in zip(node.inputs, parts, shapes, strict=True):
             self._add(i, Dense(part.reshape(*lead, *shape)))
 
@@ -268,6 +383,7 @@ class _State:
             self.constants.append((bias[channel] * form.values)[None])
 
     def _nonlinear(self, node: Node, form: Form) -> None:
+        self._note_noise(node, form)
         relaxation = self.relaxations[node.index]
         extra = self.splits.get(node.index)
         if isinstance(form, Patches):
@@ -278,7 +394,7 @@ class _State:
                 (a,), constant = planes.backward(form.a)
                 self._charge_relaxation(planes, form.a, constant)
                 after = replace(form, a=a)
-                self._charge(node.inputs[0], after, 2, value=True)
+                self._charge(node.inputs[0], after, 2)
                 self._add(node.inputs[0], after)
                 return
         a = dense(form)
@@ -287,10 +403,10 @@ class _State:
         parts, constant = relaxation.backward(a)
         self._charge_relaxation(relaxation, a, constant)
         for i, part in zip(node.inputs, parts, strict=True):
-            self._charge(i, Dense(part), 3, value=True)
+            self._charge(i, Dense(part), 3)
             if extra is not None:
                 part = part + extra
-                self._charge(i, Dense(part), 1, value=True)
+                self._charge(i, Dense(part), 1)
             self._add(i, Dense(part))
 
     def _long(self, size: int) -> bool:
@@ -311,23 +427,51 @@ class _State:
     def _add(self, index: int, form: Form) -> None:
         if index in self.pending:
             form = add(self.pending[index], form)
-            self._charge(index, form, 1, value=True)
+            self._charge(index, form, 1)
         self.pending[index] = form
 
-    def _charge(self, index: int, form: Form, terms: int, value: bool = False) -> None:
-        """gamma_terms * sum |A| m over the node, plus underflow of every element."""
+    def _cross(self, node: Node, form: Form, terms: int) -> None:
+        """Charge the crossing of an affine node: ``terms`` roundings of ours, and those of a run."""
         if self.charges is None:
             return
-        m = (self.charges.value if value else self.charges.partial)[index]
-        if isinstance(form, OneHot):
-            weight = m.flatten(1)[:, form.index] * form.values.abs()
-        elif isinstance(form, Patches):
-            weight = (form.a.abs() * windows(m[:, None], form)).flatten(2).sum(-1)
-        else:
-            weight = _weighted(form.a, m)
+        rate = self.charges.rates.get(node.index, 0.0)
+        if not terms and not rate:
+            return
+        self.charged_at.add((node.index, False))
+        m = self.charges.partial[node.index]
+        weight = _weight(form, m)
+        if terms:
+            self._charge_weight(weight, terms, m[0].numel())
+        if rate:
+            self.errors.append(rate * (1 + 2 * gamma(m[0].numel() + 4, self.dtype)) * weight)
+
+    def _charge(self, index: int, form: Form, terms: int) -> None:
+        """gamma_terms * sum |A| m over the node; what underflow costs all rows alike is noted by the node."""
+        if self.charges is not None:
+            self.charged_at.add((index, True))
+            m = self.charges.value[index]
+            self._charge_weight(_weight(form, m), terms, m[0].numel())
+
+    def _charge_weight(self, weight: Tensor, terms: int, size: int) -> None:
         # The weight is itself a rounded sum of non-negative terms.
-        rate = gamma(terms, self.dtype) * (1 + 2 * gamma(m[0].numel() + 4, self.dtype))
+        rate = gamma(terms, self.dtype) * (1 + 2 * gamma(size + 4, self.dtype))
         self.charged.append(rate * weight + tiny(self.dtype) * 4)
+
+    def _note_noise(self, node: Node, form: Form) -> None:
+        """What the error of a run's nonlinear node costs the rows."""
+        noise = None if self.charges is None else self.charges.noise.get(node.index)
+        if noise is not None:
+            self.charged_at.add((node.index, True))
+            self.errors.append((1 + 2 * gamma(noise[0].numel() + 4, self.dtype)) * _weight(form, noise))
+
+
+def _weight(form: Form, m: Tensor) -> Tensor:
+    """sum |A| m over a node: (B or 1, S)."""
+    if isinstance(form, OneHot):
+        return m.flatten(1)[:, form.index] * form.values.abs()
+    if isinstance(form, Patches):
+        return (form.a.abs() * windows(m[:, None], form)).flatten(2).sum(-1)
+    return _weighted(form.a, m)
 
 
 def _weighted(a: Tensor, m: Tensor) -> Tensor:
@@ -340,7 +484,7 @@ def concretise(backend: ParallelBackend, walk: Walk, box: Interval, charges: boo
 
     Args:
         box: lower and upper (B, *input_shape) in the dtype of the walk, of this rank's inputs.
-        charges: subtract the rounding of the walk and of this sum.
+        charges: subtract the rounding of the walk and of this sum, and the error of a run.
     """
     a = walk.a.flatten(2)
     if charges and a.dtype == torch.float32 and a.shape[-1] > _LONG_SUM:
@@ -349,10 +493,14 @@ def concretise(backend: ParallelBackend, walk: Walk, box: Interval, charges: boo
     terms = a.clamp(min=0) * low + a.clamp(max=0) * up
     if not charges:
         return _minimum(backend, terms, walk.constant)
-    value, size = _totals(backend, terms.sum(-1), _weighted(a, box.magnitude().flatten(1)))
+    t = underflow(a.dtype)
+    m = box.magnitude().flatten(1) + t
+    # Products, and coefficients that are lost whole, cost up to the smallest normal number times what they stand at.
+    lost = (m.sum(1, keepdim=True) + (a.shape[-1] + 1.0)) * t
+    value, size, lost = _totals(backend, terms.sum(-1), _weighted(a, m), lost)
     value = value + walk.constant
     total = size + walk.constant.abs()
-    slack = gamma(a.shape[-1] + 3 + backend.summands, a.dtype) * total + walk.charge
+    slack = gamma(a.shape[-1] + 3 + backend.summands, a.dtype) * total + walk.charge + walk.error + lost
     return value - slack * (1 + 8 * unit_roundoff(a.dtype)) - value.abs() * 4 * unit_roundoff(a.dtype)
 
 

@@ -15,7 +15,7 @@ from verifier.cli.rank import follows
 from verifier.config import Config
 from verifier.core.errors import InputError, RankFailed
 from verifier.report.bounds import Pair, bounds_record
-from verifier.report.files import sha256
+from verifier.report.contents import Hashes
 from verifier.report.record import to_json, versions
 
 if TYPE_CHECKING:
@@ -66,8 +66,8 @@ def bounds_json(
         {name: values.detach().cpu().numpy() for name, values in found.slopes.items()} if slopes else None,
         of_all.memory,
         {
-            "onnx": {"path": str(onnx), "sha256": sha256(onnx)},
-            "vnnlib": {"path": str(vnnlib), "sha256": sha256(vnnlib)},
+            "onnx": {"path": str(onnx), "sha256": Hashes().of(onnx, network=True)},
+            "vnnlib": {"path": str(vnnlib), "sha256": Hashes().of(vnnlib, network=False)},
             "case": case,
             "method": method,
             "seed": config.seed,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
 import traceback
@@ -17,6 +18,7 @@ from verifier.core.errors import InputError, VerifierError
 
 F = TypeVar("F", bound=Callable[..., Any])
 _FILE = click.Path(path_type=Path)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _DEVICES = click.Choice(["auto", "cpu", "cuda"])
 
 
@@ -58,6 +60,9 @@ def invoke(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return 1
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _FULL and error.filename is None:
+            click.echo(f"Error: cannot write to stdout: {error.strerror}", err=True)
+            return InputError.exit_code
         click.echo(f"Error: internal error: {type(error).__name__}: {error}", err=True)
         if any(a in ("-v", "--verbose") for a in args):
             traceback.print_exc()
@@ -106,6 +111,16 @@ def check_timeout(context: click.Context, parameter: click.Parameter, value: str
         raise click.BadParameter(str(error).partition(": ")[2], context, parameter) from None
 
 
+def check_retry(context: click.Context, parameter: click.Parameter, value: str | None) -> frozenset[str]:
+    """Verdicts that leave a question open, separated by commas."""
+    from verifier.cli.ledger import UNDECIDED
+
+    words = frozenset(word.strip() for word in (value or "").split(",") if word.strip())
+    if words - set(UNDECIDED) or (value is not None and not words):
+        raise click.BadParameter(f"'{value}' is not a list of some of {','.join(UNDECIDED)}", context, parameter)
+    return words
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(verifier.__version__, prog_name="verifier")
 def cli() -> None:
@@ -144,10 +159,10 @@ def verify(
     """
     from verifier.cli.clock import process_start
     from verifier.cli.instances import existing
-    from verifier.cli.query import Outputs, run_query
+    from verifier.cli.query import Outputs, run_query, write_last
     from verifier.cli.rank import follows
     from verifier.cli.worker import Job
-    from verifier.report.files import result_text, write_atomic
+    from verifier.report.files import result_text
 
     start = process_start()
     if follows():
@@ -161,8 +176,9 @@ def verify(
         config = build_config([config_file] if config_file else [], assignments, device, seed, ranks)
         job = Job(existing(onnx, "network"), existing(vnnlib, "property"), config, timeout, start, verbose)
     except VerifierError:
-        if results_file is not None:
-            write_atomic(results_file, result_text("error"))
+        for path, text in ((results_file, result_text("error")), (json_file, "")):
+            if path is not None:
+                write_last(path, text)
         raise
     outcome = run_query(job, Outputs(results_file, json_file), verbose)
     if outcome.error is not None:
@@ -300,7 +316,14 @@ def doctor(context: click.Context) -> None:
 @click.option("--out", required=True, type=_FILE, help="File of JSON lines, one record per instance.")
 @click.option("--timeout", callback=check_timeout, metavar="SECONDS", help="Cap on every instance's limit.")
 @config_options
-@click.option("--resume", is_flag=True, help="Go on with an --out file; instances it holds are skipped.")
+@click.option("--resume", is_flag=True, help="Go on with an --out file: keep what it holds and still counts.")
+@click.option("--fresh", is_flag=True, help="Go on with an --out file, but repeat every instance of the lists.")
+@click.option(
+    "--retry",
+    callback=check_retry,
+    metavar="VERDICTS",
+    help="Like --resume, and repeat these too: some of unknown,error,timeout.",
+)
 @click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Instances at a time.")
 @click.option("--verdicts", type=_FILE, help="CSV with columns onnx, vnnlib, verdict: count wrong answers.")
 @click.pass_context
@@ -315,16 +338,19 @@ def run(
     seed: int | None,
     ranks: int | None,
     resume: bool,
+    fresh: bool,
+    retry: frozenset[str],
     jobs: int,
     verdicts: Path | None,
 ) -> None:
     """Answer every instance of one or more lists (CSV: onnx,vnnlib,timeout); a table at the end."""
-    from verifier.cli.run import run_lists
+    from verifier.cli.run import Repeat, run_lists
 
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise InputError("run starts the ranks of every instance itself: use --ranks instead of torchrun")
     config = build_config([config_file] if config_file else [], assignments, device, seed, ranks)
-    context.exit(run_lists(instances, out, timeout, config, resume, jobs, verdicts))
+    repeat = Repeat(resume, fresh, retry)
+    context.exit(run_lists(instances, out, timeout, config, repeat, jobs, verdicts))
 
 
 @cli.group()
@@ -386,7 +412,9 @@ def vnncomp_prepare(category: str, onnx: Path, vnnlib: Path, resident_folder: Pa
     show_default=True,
     help="Seconds to wait for the resident worker's answer before going on without it.",
 )
+@click.pass_context
 def vnncomp_run(
+    context: click.Context,
     category: str,
     onnx: Path,
     vnnlib: Path,
@@ -398,12 +426,12 @@ def vnncomp_run(
     idle: float,
     patience: float,
 ) -> None:
-    """Answer one instance into RESULTS. Exits 0 whatever the verdict."""
+    """Answer one instance into RESULTS. Exits 0 whatever the verdict, unless RESULTS cannot be written."""
     from verifier.cli.resident_link import default_folder
     from verifier.cli.vnncomp import run_instance
 
     folder = (resident_folder or default_folder()) if idle > 0 else None
-    run_instance(category, onnx, vnnlib, results, timeout, configs, parent, folder, patience)
+    context.exit(run_instance(category, onnx, vnnlib, results, timeout, configs, parent, folder, patience))
 
 
 @vnncomp.command("resident")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,10 @@ import click
 
 from verifier.cli.watch import Signals, wait
 from verifier.cli.worker import Job, Worker
+from verifier.core.errors import InputError
 from verifier.report.console import Console
-from verifier.report.files import result_text, sha256, write_atomic
+from verifier.report.contents import Hashes
+from verifier.report.files import is_stream, result_text, write_atomic
 from verifier.report.record import Outcome, to_json, verify_record, versions
 
 
@@ -26,23 +30,35 @@ class Outputs:
     results: Path | None = None
     json: Path | None = None
 
+    def begin(self, verdict: str) -> None:
+        """Leave nothing of an earlier query: the results file holds this verdict, the record is empty.
+
+        Pipes and devices get nothing before the end.
+
+        Raises:
+            InputError: one of them cannot be written.
+        """
+        for path, text in ((self.results, result_text(verdict)), (self.json, "")):
+            if path is not None and not is_stream(path):
+                write_atomic(path, text)
+
 
 class Background:
     """Hashes of files and versions of packages, found while the worker works; what is not ready in time is ``None``."""
 
-    def __init__(self, paths: list[Path]) -> None:
-        self._hashes: dict[Path, str | None] = dict.fromkeys(paths)
+    def __init__(self, onnx: Path, vnnlib: Path) -> None:
+        self._files = ((onnx, True), (vnnlib, False))
+        self._hashes: dict[Path, str] = {}
         self._versions: dict[str, str | None] = {}
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
 
     def _work(self) -> None:
         self._versions = versions()
-        for path in self._hashes:
-            try:
-                self._hashes[path] = sha256(path)
-            except OSError:
-                self._hashes[path] = None
+        hashes = Hashes()
+        for path, network in self._files:
+            with contextlib.suppress(OSError):
+                self._hashes[path] = hashes.of(path, network)
 
     def wait(self, until: float) -> None:
         """Until it is done, or ``time.monotonic()`` reaches ``until``."""
@@ -66,37 +82,59 @@ def run_query(
 ) -> Outcome:
     """Answer one query and write everything but stdout.
 
+    An answer whose files cannot be written in the end is an answer all the same: stderr names them, and the exit code
+    becomes 2.
+
     Args:
         parent: process id of the calling script; the query ends with it.
         silent: show nothing at all.
         start: where the worker comes from.
     """
-    if outputs.results is not None:
-        write_atomic(outputs.results, result_text("unknown"))
+    outputs.begin("unknown")
     end = None if job.timeout is None else job.start + job.timeout
     console = Console(sys.stderr, sys.stderr.isatty() and not silent, verbose, job.start, end)
     with Signals() as signals:
         worker = start(job)
-        background = Background([job.onnx, job.vnnlib]) if outputs.json is not None else None
+        results = outputs.results
+        if results is not None and not is_stream(results):
+            worker.told = partial(_write_standing, results)
+        background = Background(job.onnx, job.vnnlib) if outputs.json is not None else None
 
         def tick() -> None:
             console.show(worker.phase, {"rate": worker.rate, **worker.figures}, worker.notes)
 
         wait([worker], signals, parent, tick if console.wanted else None)
         outcome = worker.outcome or worker.cut("unknown", "the query ended without an outcome", 1)
+        written = True
         if outputs.results is not None:
-            write_atomic(outputs.results, result_text(outcome.verdict, outcome.witness_text))
+            written = write_last(outputs.results, result_text(outcome.verdict, outcome.witness_text))
         console.show(worker.phase, worker.figures, worker.notes)
         console.close()
         if background is not None and outputs.json is not None:
             background.wait(float("inf") if end is None else end - 0.1)
             record = record_of(job, outcome, background)
-            write_atomic(outputs.json, to_json(record, indent=2) + "\n")
+            written = write_last(outputs.json, to_json(record, indent=2) + "\n") and written
         worker.close()
     console.line(f"{outcome.verdict}: {outcome.reason}" if outcome.reason else outcome.verdict)
     if outcome.trace and verbose:
         click.echo(outcome.trace, err=True, nl=False)
-    return outcome
+    return outcome if written else replace(outcome, written=False, exit_code=outcome.exit_code or InputError.exit_code)
+
+
+def _write_standing(results: Path, found: Outcome) -> None:
+    """An answer that holds whatever comes; what cannot be written now is tried again at the end."""
+    with contextlib.suppress(InputError):
+        write_atomic(results, result_text(found.verdict))
+
+
+def write_last(path: Path, text: str) -> bool:
+    """Write at the end of a query; whether it worked, and stderr says why not."""
+    try:
+        write_atomic(path, text)
+    except InputError as error:
+        click.echo(f"Error: {error}", err=True)
+        return False
+    return True
 
 
 def record_of(

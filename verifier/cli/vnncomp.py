@@ -17,11 +17,11 @@ import click
 from verifier.cli import resident
 from verifier.cli.clock import process_start
 from verifier.cli.instances import existing, parse_timeout
-from verifier.cli.query import Outputs, run_query
+from verifier.cli.query import Outputs, run_query, write_last
 from verifier.cli.resident_link import Unavailable
 from verifier.cli.worker import Job
 from verifier.core.errors import DeadlineExceeded, MemoryExceeded, VerifierError
-from verifier.report.files import result_text, write_atomic
+from verifier.report.files import result_text
 
 if TYPE_CHECKING:
     from verifier.config import Config
@@ -59,8 +59,8 @@ def run_instance(
     parent: int | None,
     folder: Path | None = None,
     patience: float = resident.PATIENCE_SECONDS,
-) -> None:
-    """Answer one instance into ``results``.
+) -> int:
+    """Answer one instance into ``results``; 0, or 1 when that could not be written.
 
     Args:
         timeout: the limit in seconds as the script got it; it counts from the start of ``parent``.
@@ -78,14 +78,14 @@ def run_instance(
     except Exception as error:
         words = str(error) if isinstance(error, VerifierError) else f"internal error: {type(error).__name__}: {error}"
         click.echo(f"Error: {words}", err=True)
-        write_atomic(results, result_text("error"))
-        return
+        return 0 if write_last(results, result_text("error")) else 1
     if outcome.error is not None:
         click.echo(f"Error: {outcome.error['message']}", err=True)
         click.echo(outcome.trace, err=True, nl=False)
     elif outcome.exit_code == 1:
         click.echo(f"Error: {outcome.reason}", err=True)
     click.echo(outcome.verdict)
+    return 0 if outcome.written else 1
 
 
 def prepare(folder: Path, idle: float) -> None:

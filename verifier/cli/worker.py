@@ -77,7 +77,10 @@ class Job:
 
 
 class PipeProgress:
-    """Sends phases at once and figures a few times per second; adds up the seconds of every phase."""
+    """Sends phases at once and figures a few times per second; adds up the seconds of every phase.
+
+    ``domains`` counts from zero in every search; what is sent counts all searches of the query.
+    """
 
     def __init__(self, send: Send) -> None:
         self.seconds: dict[str, float] = {}
@@ -85,19 +88,30 @@ class PipeProgress:
         self._phase: tuple[str, float] | None = None
         self._figures: dict[str, Any] = {}
         self._sent = 0.0
+        self._domains, self._earlier = 0, 0  # of the current search, and of those before it
 
     def phase(self, name: str) -> None:
         self.finish()
+        self._next_search()
         self._phase = (name, time.monotonic())
         self._send({"phase": name})
 
     def update(self, **figures: float | int | str | None) -> None:
+        domains = figures.get("domains")
+        if isinstance(domains, int):
+            if domains < self._domains:
+                self._next_search()
+            self._domains = domains
+            figures["domains"] = self._earlier + domains
         self._figures.update(figures)
         now = time.monotonic()
         if now - self._sent >= _UPDATE_SECONDS:
             self._sent = now
             self._send({"figures": plain(self._figures)})
             self._figures = {}
+
+    def _next_search(self) -> None:
+        self._earlier, self._domains = self._earlier + self._domains, 0
 
     def finish(self) -> None:
         """Close the current phase."""
@@ -158,6 +172,12 @@ class _Salvage:
     notes: _Notes
     send: Send
     witness: Callable[[], Any] = lambda: None
+    stands: Outcome | None = None
+
+    def announce(self, result: Result) -> None:
+        """A proof that stands while it is tried to make it cover more."""
+        self.stands = _outcome(result)
+        self.send({"stands": asdict(self.stands)})
 
     def beat(self) -> None:
         """From now on the parent hears from this process every second, or ends it: other ranks wait for it."""
@@ -176,6 +196,8 @@ class _Salvage:
         if witness is not None:
             text, numbers = _witness_texts(witness)
             outcome = Outcome("sat", message, witness_text=text, witness=numbers, seconds=seconds, notes=notes)
+        elif self.stands is not None:
+            outcome = self.stands
         else:
             error = {"kind": "RankFailed", "message": message}
             outcome = Outcome("error", message, error=error, exit_code=1, seconds=seconds, notes=notes)
@@ -186,13 +208,26 @@ class _Salvage:
 def _answer(job: Job, progress: PipeProgress, salvage: _Salvage) -> Outcome:
     progress.phase("import")
     from verifier import api
-    from verifier.core.result import Verdict
 
     deadline = solver_deadline(job.timeout, job.start)
     with api.job(job.config, salvage.lost) as ranks:
         salvage.witness = lambda: ranks.witness
         ranks.joined = salvage.beat
-        result = api.answer(job.onnx, job.vnnlib, job.config, deadline, progress, ranks=ranks)
+        result = api.answer(
+            job.onnx,
+            job.vnnlib,
+            job.config,
+            deadline,
+            progress,
+            ranks=ranks,
+            announce=salvage.announce,
+        )
+    return _outcome(result)
+
+
+def _outcome(result: Result) -> Outcome:
+    from verifier.core.result import Verdict
+
     text, numbers = _witness(result)
     return Outcome(
         verdict=result.verdict.value,
@@ -204,6 +239,7 @@ def _answer(job: Job, progress: PipeProgress, salvage: _Salvage) -> Outcome:
         statistics=plain(result.statistics),
         memory=result.memory,
         device=result.device,
+        covers=asdict(result.covers),
         exit_code=1 if result.verdict is Verdict.ERROR else 0,
     )
 
@@ -339,7 +375,9 @@ class Worker:
         process: who works on it.
         pipe: our end of the pipe, not blocking.
         phase, figures, notes, seconds: what the child has reported.
+        stands: an outcome that holds whatever comes, while the child tries to make it say more.
         outcome: once it is over.
+        told: called with ``stands``.
     """
 
     job: Job
@@ -349,7 +387,10 @@ class Worker:
     figures: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    stands: Outcome | None = None
     outcome: Outcome | None = None
+    told: Callable[[Outcome], None] = lambda outcome: None
+    _before: int = 0  # domains bounded before this phase
     _beats: bool = False
     _heard: float = 0.0
     _buffer: bytearray = field(default_factory=bytearray)
@@ -379,7 +420,9 @@ class Worker:
     def rate(self) -> float | None:
         """Domains bounded per second in this phase, for the display."""
         domains, seconds = self.figures.get("domains"), time.monotonic() - self._began
-        return domains / seconds if isinstance(domains, int) and seconds > 0.0 else None
+        if not isinstance(domains, int) or domains <= self._before or seconds <= 0.0:
+            return None
+        return (domains - self._before) / seconds
 
     @property
     def end(self) -> float:
@@ -428,10 +471,14 @@ class Worker:
             case {"outcome": values}:
                 values["notes"] = tuple(values["notes"])
                 self.outcome = Outcome(**values)
+            case {"stands": values}:
+                self.stands = Outcome(**{**values, "notes": tuple(self.notes)})
+                self.told(self.stands)
             case {"phase": name}:
                 now = time.monotonic()
                 self.seconds[self.phase] = self.seconds.get(self.phase, 0.0) + now - self._began
                 self.phase, self._began = name, now
+                self._before = self.figures.get("domains") or 0
             case {"figures": figures}:
                 self.figures.update(figures)
             case {"note": text}:
@@ -445,7 +492,7 @@ class Worker:
         self._drain()
         if self.outcome is None:  # otherwise the child finished just before
             figures, notes = self.figures, tuple(self.notes)
-            self.outcome = Outcome(
+            self.outcome = self.stands or Outcome(
                 verdict, why, seconds=self.seconds, statistics=figures, notes=notes, exit_code=exit_code
             )
         return self.outcome
@@ -460,14 +507,16 @@ class Worker:
         os.close(self.pipe)
 
     def _died(self) -> Outcome:
+        if self.stands is not None:
+            return self.stands
         status = self.process.reap(0.2)
         code = None if status is None else os.waitstatus_to_exitcode(status)
         common: dict[str, Any] = {"seconds": self.seconds, "statistics": self.figures, "notes": tuple(self.notes)}
         if code == -signal.SIGKILL:
-            why = f"the worker process was killed during {self.phase}, perhaps for lack of memory"
-            return Outcome("unknown", why, **common)
-        how = "" if code is None else f" with signal {-code}" if code < 0 else f" with exit status {code}"
-        message = f"internal error: the worker process ended{how} during {self.phase}"
+            message = f"killed (signal {signal.SIGKILL.value}) during {self.phase}, perhaps for lack of memory"
+        else:
+            how = "" if code is None else f" with signal {-code}" if code < 0 else f" with exit status {code}"
+            message = f"internal error: the worker process ended{how} during {self.phase}"
         return Outcome("error", message, error={"kind": "WorkerDied", "message": message}, exit_code=1, **common)
 
 

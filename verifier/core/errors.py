@@ -4,9 +4,22 @@ from __future__ import annotations
 
 
 class VerifierError(Exception):
-    """Base of all errors raised on purpose; ``exit_code`` is what the command line ends with."""
+    """Base of all errors raised on purpose; ``exit_code`` is what the command line ends with.
+
+    As text it is one line: what cannot be printed, as it may come from names in a file, is escaped.
+    """
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
+
+
+def printable(text: str) -> str:
+    """The text with every character that is not printable (ends of lines, controls, lone surrogates) escaped."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 class InputError(VerifierError):

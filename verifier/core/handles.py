@@ -37,8 +37,13 @@ class Blocks(ABC):
 class WeightStore(Protocol):
     """Where parameters live. Ops get tensors from ``fetch`` and must not keep them."""
 
+    @property
+    def device(self) -> torch.device:
+        """Where fetched tensors are: the compute device."""
+        ...
+
     def put(self, handle: Handle, tensor: Tensor) -> None:
-        """Store one parameter (while loading, one at a time)."""
+        """Store one parameter of any strides (while loading, one at a time)."""
         ...
 
     def fetch(self, handles: Sequence[Handle], dtype: torch.dtype) -> AbstractContextManager[tuple[Tensor, ...]]:

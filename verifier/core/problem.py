@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,8 +16,10 @@ class Problem:
     plain numpy so that parsing needs no torch.
 
     Attributes:
-        lower, upper: float32 (K, n_in), distinct boxes, rounded *outward* from the file's decimals: proofs use these.
-        witness_lower, witness_upper: float32 (K, n_in), rounded to nearest: counterexamples stay inside these.
+        lower, upper: float32 (K, n_in), boxes, rounded *outward* from the file's decimals: proofs use these, whatever
+            the network's input type.
+        witness_lower, witness_upper: (K, n_in), rounded to nearest, in the network's input type after :meth:`typed`,
+            float32 before: counterexamples stay inside these.
         row_y: float64 (M, n_out), coefficients over the outputs, table of distinct rows; always exact.
         row_x: float64 (M, n_in) or None when no row mentions an input; always exact.
         row_d: float64 (M,), right-hand sides, rounded *up* from the exact number, so that the set never shrinks.
@@ -25,6 +27,10 @@ class Problem:
         case_rows: int64 (N, S), indices into the rows, padded with -1; a case without rows is its whole box.
         row_strict: bool (M,) or None (no strict row): the file says ``<``. Proofs use ``<=``, replays keep ``<``.
         row_d_inner: float64 (M,) or None (equal to ``row_d``), rounded *down*: replays use these.
+        inner_lower, inner_upper: (K, n_in) or None (equal to the witness bounds), rounded *inward*: counterexamples are
+            sought in here first. float64, and perhaps empty, before :meth:`typed`.
+        nearest_lower, nearest_upper: float64 (K, n_in) or None (equal to the witness bounds), rounded to nearest: what
+            :meth:`typed` makes the witness bounds of a float64 network from.
     """
 
     lower: np.ndarray
@@ -38,6 +44,10 @@ class Problem:
     case_rows: np.ndarray
     row_strict: np.ndarray | None = None
     row_d_inner: np.ndarray | None = None
+    inner_lower: np.ndarray | None = None
+    inner_upper: np.ndarray | None = None
+    nearest_lower: np.ndarray | None = None
+    nearest_upper: np.ndarray | None = None
 
     @property
     def n_in(self) -> int:
@@ -50,6 +60,45 @@ class Problem:
     @property
     def n_cases(self) -> int:
         return int(self.case_box.shape[0])
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of the witness bounds: of the network's input, once :meth:`typed` was asked for it."""
+        return self.witness_lower.dtype
+
+    def typed(self, dtype: np.dtype | type) -> Problem:
+        """The same question with the witness and inner bounds in the type of a network's input.
+
+        An input between whose exact bounds the type has no number keeps its bounds rounded to nearest.
+
+        Args:
+            dtype: float32 or float64.
+        """
+        dtype = np.dtype(dtype)
+        if self.dtype == dtype and (self.inner_lower is None or self.inner_lower.dtype == dtype):
+            return self
+        low, up = self.witness_lower, self.witness_upper
+        if dtype == np.float64 and self.nearest_lower is not None and self.nearest_upper is not None:
+            low, up = self.nearest_lower, self.nearest_upper
+        low, up = low.astype(dtype), up.astype(dtype)
+        inner_low = inner_up = None
+        if self.inner_lower is not None and self.inner_upper is not None:
+            inner_low, inner_up = _not_below(self.inner_lower, dtype), -_not_below(-self.inner_upper, dtype)
+            empty = inner_low > inner_up
+            inner_low, inner_up = np.where(empty, low, inner_low), np.where(empty, up, inner_up)
+            # A scorer may compare float64 inputs with bounds rounded to float32: they fit these too, where they can.
+            both_low, both_up = np.maximum(inner_low, self.witness_lower), np.minimum(inner_up, self.witness_upper)
+            room = both_low <= both_up
+            inner_low, inner_up = np.where(room, both_low, inner_low), np.where(room, both_up, inner_up)
+        return replace(
+            self,
+            witness_lower=low,
+            witness_upper=up,
+            inner_lower=inner_low,
+            inner_upper=inner_up,
+            nearest_lower=None,
+            nearest_upper=None,
+        )
 
     def free(self, boxes: np.ndarray | slice = slice(None)) -> np.ndarray:
         """Inputs that differ within a box, bool (K', n_in) for K' chosen boxes.
@@ -74,3 +123,9 @@ class Problem:
         if self.row_x is not None:
             value = value + x.astype(np.float64) @ self.row_x.T
         return self.row_d[None, :] - value
+
+
+def _not_below(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """The smallest numbers of a type that are not below the given ones."""
+    near = values.astype(dtype)
+    return np.where(near < values, np.nextafter(near, dtype.type(np.inf)), near) + dtype.type(0)

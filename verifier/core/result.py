@@ -38,6 +38,27 @@ class Witness:
 
 
 @dataclass(frozen=True)
+class Covers:
+    """What an ``unsat`` holds for.
+
+    Attributes:
+        real: the network's stored parameters in real arithmetic.
+        float32: every run of the network in float32 by ``run``, whatever its threads and graph optimisations are.
+        run: runtime, version and processor; empty where nothing is known of any.
+        reason: why runs are not covered, one phrase; empty when they are.
+        margin: the smallest distance of a closing bound from its threshold, in real arithmetic; None without any.
+        error: the largest error of a run in a row that closed something, as far as it was looked at.
+    """
+
+    real: bool = False
+    float32: bool = False
+    run: str = ""
+    reason: str = ""
+    margin: float | None = None
+    error: float | None = None
+
+
+@dataclass(frozen=True)
 class Result:
     """The answer to one query.
 
@@ -50,6 +71,7 @@ class Result:
         statistics: counters of the run (domains, bounds, attack candidates, ...), JSON-serialisable.
         memory: ``{"ranks": [...]}``, see :class:`verifier.core.inventory.Inventory`; None before weights were placed.
         device: ``cpu`` or ``cuda``, where the query ended; a small one may never have needed its GPU.
+        covers: what an ``unsat`` holds for; nothing for other verdicts.
     """
 
     verdict: Verdict
@@ -60,3 +82,4 @@ class Result:
     statistics: Mapping[str, Any] = field(default_factory=dict)
     memory: Mapping[str, Any] | None = None
     device: str | None = None
+    covers: Covers = field(default_factory=Covers)

@@ -24,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
+from verifier.core.deadline import Deadline
 from verifier.core.errors import InputError, UnsupportedError, UnsupportedOpError, VerifierError
 from verifier.frontend.normalise import MAX_CONSTANT_BYTES
 
@@ -141,8 +142,9 @@ class _Recorder(TorchDispatchMode):
         """The recorder never runs under torch.compile; guarding it against that would import the compiler (2 s)."""
         return False
 
-    def __init__(self, x: Tensor, state: Sequence[Tensor], scope: _Scope) -> None:
+    def __init__(self, x: Tensor, state: Sequence[Tensor], scope: _Scope, deadline: Deadline) -> None:
         super().__init__()
+        self.deadline = deadline
         self.values: list[Tensor] = [x]
         self.numbers: dict[int, int] = {id(x): 0}
         self.calls: list[_Pending] = []
@@ -152,6 +154,7 @@ class _Recorder(TorchDispatchMode):
         self.foreign = {t.untyped_storage().data_ptr() for t in (x, *state) if t.numel()}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.deadline.check("recording the network")
         kwargs = dict(kwargs or {})
         name = func.overloadpacket.__name__
         flat = tree_flatten((args, kwargs))[0]
@@ -347,13 +350,20 @@ def _plain_kernels() -> Iterator[None]:
 OutputNames = Callable[[nn.Module], "tuple[str, ...] | None"]
 
 
-def capture(module: nn.Module, x: Tensor, output_names: OutputNames = lambda m: None, copied: bool = False) -> Record:
+def capture(
+    module: nn.Module,
+    x: Tensor,
+    output_names: OutputNames = lambda m: None,
+    copied: bool = False,
+    deadline: Deadline | None = None,
+) -> Record:
     """Run ``module`` once on ``x`` and record what depends on it.
 
     Args:
         module: any module; it is not changed (an eval-mode copy runs).
         x: one sample, of the shape and type the module takes, leading batch dimension included.
         output_names: names of the values that a submodule returns, when its source has names for them (ONNX).
+        deadline: looked at before every call.
         copied: the module belongs to the caller, who does not need it again; no copy is made.
 
     Raises:
@@ -367,7 +377,7 @@ def capture(module: nn.Module, x: Tensor, output_names: OutputNames = lambda m: 
     net = (module if copied else copy.deepcopy(module)).eval().requires_grad_(False).cpu()
     x = x.detach().cpu().clone()
     scope = _Scope()
-    recorder = _Recorder(x, [*net.parameters(), *net.buffers()], scope)
+    recorder = _Recorder(x, [*net.parameters(), *net.buffers()], scope, deadline or Deadline())
     handles = [h for path, m in net.named_modules() for h in _hooks(path, m, scope, recorder, output_names(m))]
     state = {k: (t, t._version) for k, t in net.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
     try:

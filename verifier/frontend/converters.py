@@ -287,6 +287,22 @@ def _global_average_pool(a: Attributes) -> Function:
     return lambda x: x.mean(dim=list(range(2, x.dim())), keepdim=True)
 
 
+def _celu(a: Attributes) -> Function:
+    """torch's own multiplies by a rounded 1 / alpha."""
+    alpha = a.get("alpha", 1.0)
+
+    def run(x: Tensor) -> Tensor:
+        positive = F.relu(x)
+        return positive + ((x - positive) / alpha).exp().sub(1).mul(alpha)
+
+    return run
+
+
+def _softplus(a: Attributes) -> Function:
+    """torch's own becomes the identity at a threshold unless told otherwise."""
+    return lambda x: F.softplus(x, threshold=math.inf)
+
+
 def _selu(a: Attributes) -> Function:
     alpha, gamma = a.get("alpha", 1.67326319217681884765625), a.get("gamma", 1.05070102214813232421875)
     return lambda x: torch.ops.aten.elu(x, alpha, gamma)
@@ -671,6 +687,7 @@ RULES: dict[str, Callable[[Attributes], Function]] = {
     "BatchNormalization": _batch_norm,
     "Cast": _cast,
     "CastLike": _cast_like,
+    "Celu": _celu,
     "Clip": _clip,
     "Conv": _conv,
     "ConstantOfShape": _constant_of_shape,
@@ -711,6 +728,7 @@ RULES: dict[str, Callable[[Attributes], Function]] = {
     "Shape": _shape,
     "Size": _size,
     "Slice": _slice,
+    "Softplus": _softplus,
     "SpaceToDepth": _space_to_depth,
     "Split": _split,
     "Squeeze": _squeeze,
@@ -768,7 +786,6 @@ ACCEPTS_NEWER = [
     "Sign",
     "Sin",
     "Softmax",
-    "Softplus",
     "Softsign",
     "Sqrt",
     "Sub",

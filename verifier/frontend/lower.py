@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
+from verifier.core.deadline import Deadline
 from verifier.core.errors import UnsupportedOpError
 from verifier.frontend.builder import Builder
 from verifier.frontend.capture import Call, Record, Ref
@@ -39,11 +40,13 @@ class CannotLower(Exception):
 
 @dataclass
 class Lowering:
-    """State of one translation: the builder and the node of every recorded value."""
+    """State of one translation: the builder, the node of every recorded value, and the type of the call at hand."""
 
     builder: Builder
     node_of: dict[int, int] = field(default_factory=dict)
     values: Sequence[Tensor] = ()
+    dtype: torch.dtype = torch.float32  # in which the call at hand computes
+    widened: set[int] = field(default_factory=set)  # float64 values that hold float32 numbers
 
     def emit(self, op: Op, inputs: Sequence[int], shape: Sequence[int], name: str) -> int:
         """Append a node. A single number, of shape (), is a node of shape (1,): bounds need a dim to index."""
@@ -97,7 +100,9 @@ def translators() -> dict[str, Translator]:
     return {**MOVEMENT, **AFFINE, **NONLINEAR}
 
 
-def lower(record: Record, input_name: str, version: str, output_name: str = "output") -> Graph:
+def lower(
+    record: Record, input_name: str, version: str, output_name: str = "output", deadline: Deadline | None = None
+) -> Graph:
     """Translate a record; the graph is not yet simplified.
 
     Args:
@@ -115,6 +120,8 @@ def lower(record: Record, input_name: str, version: str, output_name: str = "out
     partial: dict[int, tuple[Call, int]] = {}
     lost: set[int] = set()
     for call in _needed(record):
+        if deadline is not None:
+            deadline.check("translating the network")
         reads = _reads(call)
         for r in sorted(reads & partial.keys()):
             maker, k = partial.pop(r)
@@ -123,6 +130,7 @@ def lower(record: Record, input_name: str, version: str, output_name: str = "out
         if reads & lost:
             lost.update(call.outputs)
             continue
+        state.dtype = _computes_in(record, call)
         try:
             rule = table.get(call.func) or table.get(call.func.rstrip("_"))
             if rule is None:
@@ -143,6 +151,8 @@ def lower(record: Record, input_name: str, version: str, output_name: str = "out
                 partial[number] = (call, k)
             else:
                 state.node_of[number] = node
+                if _holds_float32(state, call, reads, record.values[number]):
+                    state.widened.add(number)
                 if call.settled:
                     state.builder.settle(node, call.names[k])
     if record.output in partial:
@@ -194,16 +204,40 @@ def _translated(rule: Translator, state: Lowering, call: Call) -> int | Sequence
     return made
 
 
+def _computes_in(record: Record, call: Call) -> torch.dtype:
+    """float32 or float64: the type of a call's results, or for truth values the widest one that it reads."""
+    made = [record.values[n].dtype for n in call.outputs]
+    found = next((t for t in made if t.is_floating_point), None)
+    if found is None:
+        given = [record.values[a.index] if isinstance(a, Ref) else a for a in tree_flatten(call.args)[0]]
+        double = any(isinstance(t, Tensor) and t.dtype == torch.float64 and t.dim() > 0 for t in given)
+        double = double or any(record.values[n].dtype == torch.float64 for n in _reads(call))
+        found = torch.float64 if double else torch.float32
+    return found
+
+
+def _holds_float32(state: Lowering, call: Call, reads: set[int], made: Tensor) -> bool:
+    """Whether a float64 value is one of float32 under another type or shape: rounding it to float32 changes nothing."""
+    from verifier.frontend.lower_shape import PERMUTES, RESHAPES
+
+    if made.dtype != torch.float64 or call.func not in (*RESHAPES, *PERMUTES):
+        return False
+    return all(state.values[r].dtype in (torch.float32, torch.bool) or r in state.widened for r in reads)
+
+
 def _check_types(call: Call, read: Sequence[torch.dtype], made: Sequence[Tensor]) -> None:
     """Values are real numbers here: integers wrap around, are cut off by division and have bits.
 
-    How many of some values are true is the one whole number that may depend on the input.
+    How many of some values are true is the one whole number that may depend on the input. Numbers are rounded from
+    float64 to float32 by conversions alone, whose rule knows it.
     """
     if call.func == "sum" and set(read) == {torch.bool} and made[0].dtype == torch.int64:
         return
     for t in made:
         if t.dtype not in (torch.float32, torch.float64, torch.bool):
             raise CannotLower(f"{str(t.dtype).removeprefix('torch.')} numbers that depend on the input")
+    if call.func != "_to_copy" and torch.float64 in read and any(t.dtype == torch.float32 for t in made):
+        raise CannotLower("float64 numbers that depend on the input, rounded to float32 on the way")
 
 
 def _check_shapes(state: Lowering, call: Call, nodes: Sequence[int | None]) -> None:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,24 +24,31 @@ from verifier.ops.scale import ScaleShift
 BATCH_NORM_ROUNDINGS = 5
 
 
-def scalar(a: Any) -> float:
-    """A Python number as the float32 network sees it."""
-    return float(np.float32(a))
+def scalar(s: Lowering, a: Any) -> float:
+    """A Python number as the call at hand sees it: rounded to the type that it computes in."""
+    return float(torch.tensor(a, dtype=torch.float64).to(s.dtype))
 
 
-def operand(a: Any) -> Tensor:
-    """A constant operand: a stored tensor, or a Python number rounded to float32."""
+def operand(s: Lowering, a: Any) -> Tensor:
+    """A constant operand, a stored tensor or a Python number, as the call at hand sees it."""
     if isinstance(a, bool | int | float):
-        return torch.tensor(scalar(a), dtype=torch.float64)
-    return constant(a)
+        return torch.tensor(scalar(s, a), dtype=torch.float64)
+    return constant(a).to(s.dtype).to(torch.float64)
 
 
-def shifted(s: Lowering, x: int, c: Tensor, name: str) -> int:
-    """x + c with broadcasting."""
-    if not torch.any(c != 0) and broadcast(c.shape, s.shape(x)) == s.shape(x):
+def shifted(s: Lowering, x: int, c: Tensor, name: str, folded: int = 0, magnitude: Tensor | None = None) -> int:
+    """x + c with broadcasting; ``folded`` roundings made c, of terms whose magnitudes sum up to ``magnitude``."""
+    if not folded and not torch.any(c != 0) and broadcast(c.shape, s.shape(x)) == s.shape(x):
         return x
     shape = broadcast(s.shape(x), c.shape)
-    return s.emit(ScaleShift(shift=s.param(c, f"{name}.shift")), [x], shape, name)
+    size = None if magnitude is None else s.param(magnitude, f"{name}.shift_magnitude")
+    return s.emit(ScaleShift(None, s.param(c, f"{name}.shift"), size, folded), [x], shape, name)
+
+
+def times(s: Lowering, c: Tensor, factor: float) -> tuple[Tensor, int]:
+    """factor c for constants, and how often it was rounded: in float64 products of two float32 numbers are exact."""
+    exact = s.dtype == torch.float32 or abs(math.frexp(factor)[0]) == 0.5
+    return c * factor, 0 if exact else 1
 
 
 def scaled(s: Lowering, x: int, c: Tensor, name: str, exact: bool = True) -> int:
@@ -63,9 +69,10 @@ def combine(s: Lowering, x: Any, y: Any, factor: float, name: str) -> int:
         shape = broadcast(s.shape(a), s.shape(b))
         return s.emit(Add((1.0, factor)), [a, b], shape, name)
     if a is not None:
-        return shifted(s, a, operand(y) * factor, name)
+        moved, rounded = times(s, operand(s, y), factor)
+        return shifted(s, a, moved, name, rounded)
     assert b is not None
-    c = operand(x)
+    c = operand(s, x)
     if not torch.any(c != 0) and broadcast(c.shape, s.shape(b)) == s.shape(b):
         return scaled(s, b, torch.tensor(factor, dtype=torch.float64), name)
     inner = b if factor == 1 else scaled(s, b, torch.tensor(factor, dtype=torch.float64), f"{name}/scaled")
@@ -73,11 +80,11 @@ def combine(s: Lowering, x: Any, y: Any, factor: float, name: str) -> int:
 
 
 def add(s: Lowering, call: Call) -> int:
-    return combine(s, call.args["self"], call.args["other"], scalar(call.args["alpha"]), call.names[0])
+    return combine(s, call.args["self"], call.args["other"], scalar(s, call.args["alpha"]), call.names[0])
 
 
 def sub(s: Lowering, call: Call) -> int:
-    return combine(s, call.args["self"], call.args["other"], -scalar(call.args["alpha"]), call.names[0])
+    return combine(s, call.args["self"], call.args["other"], -scalar(s, call.args["alpha"]), call.names[0])
 
 
 def rsub(s: Lowering, call: Call) -> int:
@@ -100,10 +107,16 @@ def inverse(c: Tensor) -> tuple[Tensor, bool]:
     return r, bool(torch.all(mantissa.abs() == 0.5))
 
 
-def linear(s: Lowering, x: int, weight: Tensor, bias: Tensor | None, name: str, exact: bool = True) -> int:
-    """x W^T + b on the last dim; ``exact`` is False when the parameters were rounded."""
+def linear(s: Lowering, x: int, weight: Tensor, bias: Tensor | None, name: str, factor: float = 1.0) -> int:
+    """x W^T + b on the last dim.
+
+    Args:
+        factor: that the weight was multiplied by.
+    """
     b = None if bias is None else s.param(bias, f"{name}.bias")
-    op = Linear(s.param(weight, f"{name}.weight"), b, folded=0 if exact else 1)
+    size = abs(factor)
+    reach = max(size, 1 / size) if size else math.inf
+    op = Linear(s.param(weight, f"{name}.weight"), b, folded=0 if size == 1 else 1, reach=reach)
     return s.emit(op, [x], (*s.shape(x)[:-1], weight.shape[0]), name)
 
 
@@ -118,9 +131,9 @@ def product(s: Lowering, x: Any, y: Any, name: str, factor: float = 1.0, bias: T
     if a is not None:
         w = constant(y) * factor
         if w.dim() == 2:
-            return linear(s, a, w.t(), bias, name, exact)
+            return linear(s, a, w.t(), bias, name, factor)
         if bias is None and bool(torch.all(w == w.reshape(-1, *w.shape[-2:])[0])):
-            return linear(s, a, w.reshape(-1, *w.shape[-2:])[0].t(), None, name, exact)
+            return linear(s, a, w.reshape(-1, *w.shape[-2:])[0].t(), None, name, factor)
         shape = (*broadcast(s.shape(a)[:-2], w.shape[:-2]), s.shape(a)[-2], w.shape[-1])
         out = s.emit(MatMulConstant(s.param(constant(y), f"{name}.weight")), [a], shape, name)
     else:
@@ -144,15 +157,17 @@ def mm(s: Lowering, call: Call) -> int:
 
 def addmm(s: Lowering, call: Call) -> int:
     first, second = call.args.get("mat1", call.args.get("batch1")), call.args.get("mat2", call.args.get("batch2"))
-    alpha, beta, c = scalar(call.args["alpha"]), scalar(call.args["beta"]), call.args["self"]
+    alpha, beta, c = scalar(s, call.args["alpha"]), scalar(s, call.args["beta"]), call.args["self"]
     name = call.names[0]
     if s.node(c) is not None:
         if s.node(first) is None and s.node(second) is None:
             moving = scaled(s, s.the_node(c), torch.tensor(beta, dtype=torch.float64), f"{name}/scaled")
-            return shifted(s, moving, torch.matmul(constant(first), constant(second)) * alpha, name)
+            left, right = constant(first), constant(second)
+            size = torch.matmul(left.abs(), right.abs()) * abs(alpha)
+            return shifted(s, moving, torch.matmul(left, right) * alpha, name, left.shape[-1] + 1, size)
         out = product(s, first, second, f"{name}/product", alpha)
         return s.emit(Add((1.0, beta)), [out, s.the_node(c)], call.shapes[0], name)
-    c = constant(c) * beta
+    c, rounded = times(s, constant(c), beta)
     row = c.dim() == 0 or c.numel() == c.shape[-1]
     value_first = s.node(first) is not None and s.node(second) is None
     if row and value_first:
@@ -160,7 +175,7 @@ def addmm(s: Lowering, call: Call) -> int:
         if abs(beta) == 1:
             return product(s, first, second, name, alpha, bias)
     out = product(s, first, second, f"{name}/product", alpha)
-    return shifted(s, out, c, name)
+    return shifted(s, out, c, name, rounded)
 
 
 def mv(s: Lowering, call: Call) -> int:
@@ -218,9 +233,11 @@ def batch_norm(s: Lowering, call: Call) -> list[int | None]:
     weight = torch.ones_like(mean) if a["weight"] is None else constant(a["weight"])
     bias = torch.zeros_like(mean) if a["bias"] is None else constant(a["bias"])
     column = (-1, *[1] * (len(s.shape(x)) - 2))
-    scale = weight / torch.sqrt(var + a["eps"])
+    scale = weight / torch.sqrt(var + scalar(s, a["eps"]))
     if not bool(torch.isfinite(scale).all()):
         raise CannotLower("normalisation by a variance that is not positive")
+    if bool(((scale == 0) & (weight != 0)).any()):
+        raise CannotLower("normalisation by a factor that underflows")
     shift, magnitude = bias - mean * scale, bias.abs() + (mean * scale).abs()
     op = ScaleShift(
         s.param(scale.reshape(column), f"{name}.scale"),

@@ -17,6 +17,7 @@ from verifier.frontend.lower_affine import (
     inverse,
     operand,
     reduced_dims,
+    scalar,
     scaled,
     shifted,
     spatial_dims,
@@ -35,7 +36,8 @@ from verifier.ops.scale import ScaleShift
 from verifier.ops.sigmoid import Erf, Sigmoid, Tanh
 from verifier.ops.step import Ceil, Floor, Heaviside, Round, Sign
 
-FLOAT32_MAX = 3.4028234663852886e38
+# exp(-t) / t is below half a unit in the last place of 1.
+SOFTPLUS_THRESHOLD = {torch.float32: 20.0, torch.float64: 40.0}
 MAX_SOFTMAX_TERMS = 1 << 20
 
 
@@ -53,8 +55,19 @@ def relu_of(s: Lowering, x: int, name: str, slope: float = 0.0) -> int:
     return s.emit(Relu(slope), [x], s.shape(x), name)
 
 
+def leaky(s: Lowering, x: int, slope: Tensor, name: str) -> int:
+    """x for x >= 0, else slope x: a ReLU of that slope where it is one float32 number, else w x + (1 - w) relu(x)."""
+    one = float(slope.reshape(-1)[0])
+    if bool(torch.all(slope == one)) and torch.tensor(one, dtype=torch.float32).item() == one:
+        return relu_of(s, x, name, one)
+    part = scaled(s, x, slope, f"{name}/negative")
+    rest = scaled(s, relu_of(s, x, f"{name}/relu"), 1 - slope, f"{name}/positive", exact=False)
+    return s.emit(Add((1.0, 1.0)), [part, rest], s.shape(x), name)
+
+
 def leaky_relu(s: Lowering, call: Call) -> int:
-    return relu_of(s, s.the_node(call.args["self"]), call.names[0], float(call.args["negative_slope"]))
+    slope = torch.tensor(scalar(s, call.args["negative_slope"]), dtype=torch.float64)
+    return leaky(s, s.the_node(call.args["self"]), slope, call.names[0])
 
 
 def absolute(s: Lowering, call: Call) -> int:
@@ -62,15 +75,11 @@ def absolute(s: Lowering, call: Call) -> int:
 
 
 def prelu(s: Lowering, call: Call) -> int:
-    """One slope: leaky ReLU; a slope per channel: w x + (1 - w) relu(x)."""
+    """One slope, or a slope per channel."""
     x, w, name = s.the_node(call.args["self"]), constant(call.args["weight"]), call.names[0]
-    if bool(torch.all(w == w.reshape(-1)[0])):
-        return relu_of(s, x, name, float(w.reshape(-1)[0]))
-    if w.dim() == 1:
+    if w.dim() == 1 and w.numel() > 1:
         w = w.reshape(-1, *[1] * (len(s.shape(x)) - 2))
-    part = scaled(s, x, w, f"{name}/negative")
-    rest = scaled(s, relu_of(s, x, f"{name}/relu"), 1 - w, f"{name}/positive", exact=False)
-    return s.emit(Add((1.0, 1.0)), [part, rest], s.shape(x), name)
+    return leaky(s, x, w.reshape(()) if w.numel() == 1 else w, name)
 
 
 def larger(s: Lowering, a: int, b: int, name: str, sign: float = 1.0) -> int:
@@ -81,9 +90,9 @@ def larger(s: Lowering, a: int, b: int, name: str, sign: float = 1.0) -> int:
 
 
 def limited(s: Lowering, x: int, c: Tensor, name: str, sign: float) -> int:
-    """max(x, c) = c + relu(x - c); with sign -1 min(x, c) = c - relu(c - x). Limits no float32 can cross go."""
+    """max(x, c) = c + relu(x - c); with sign -1 min(x, c) = c - relu(c - x). Limits no number can cross go."""
     wider = broadcast(c.shape, s.shape(x)) != s.shape(x)
-    if bool(torch.all(c * sign <= -FLOAT32_MAX)):
+    if bool(torch.all(c * sign <= -torch.finfo(s.dtype).max)):
         if wider:
             raise CannotLower("a limit that only repeats elements")
         return x
@@ -110,7 +119,7 @@ def extremum(sign: float) -> Translator:
         if s.node(x) is None:
             x, y = y, x
         if s.node(y) is None:
-            return limited(s, s.the_node(x), operand(y), call.names[0], sign)
+            return limited(s, s.the_node(x), operand(s, y), call.names[0], sign)
         return larger(s, s.the_node(x), s.the_node(y), call.names[0], sign)
 
     return run
@@ -120,14 +129,14 @@ def clamp(s: Lowering, call: Call) -> int:
     x, name = s.the_node(call.args["self"]), call.names[0]
     low, high = call.args.get("min", call.args.get("min_val")), call.args.get("max", call.args.get("max_val"))
     if low is not None:
-        x = limited(s, x, operand(low), name if high is None else f"{name}/floor", 1.0)
-    return x if high is None else limited(s, x, operand(high), name, -1.0)
+        x = limited(s, x, operand(s, low), name if high is None else f"{name}/floor", 1.0)
+    return x if high is None else limited(s, x, operand(s, high), name, -1.0)
 
 
 def threshold(s: Lowering, call: Call) -> int:
     if call.args["threshold"] != call.args["value"]:
         raise CannotLower("a threshold that jumps")
-    return limited(s, s.the_node(call.args["self"]), operand(call.args["threshold"]), call.names[0], 1.0)
+    return limited(s, s.the_node(call.args["self"]), operand(s, call.args["threshold"]), call.names[0], 1.0)
 
 
 def hard_sigmoid_of(s: Lowering, x: int, name: str) -> int:
@@ -203,9 +212,9 @@ def mul(s: Lowering, call: Call) -> int:
     if a is not None and b is not None:
         return multiplied(s, a, b, name)
     if a is not None:
-        return scaled(s, a, operand(y), name)
+        return scaled(s, a, operand(s, y), name)
     assert b is not None
-    return scaled(s, b, operand(x), name)
+    return scaled(s, b, operand(s, x), name)
 
 
 def multiplied(s: Lowering, a: int, b: int, name: str) -> int:
@@ -226,11 +235,11 @@ def div(s: Lowering, call: Call) -> int:
     a, b = s.node(x), s.node(y)
     if b is None:
         assert a is not None
-        r, exact = inverse(operand(y))
+        r, exact = inverse(operand(s, y))
         return scaled(s, a, r, name, exact)
     down = reciprocal_of(s, b, f"{name}/reciprocal")
     if a is None:
-        return scaled(s, down, operand(x), name)
+        return scaled(s, down, operand(s, x), name)
     return multiplied(s, a, down, name)
 
 
@@ -238,7 +247,7 @@ def power(s: Lowering, call: Call) -> int:
     """A constant power: whole ones from 2, roots and inverses of them."""
     if isinstance(call.args["exponent"], Ref) or s.node(call.args["self"]) is None:
         raise CannotLower("a power whose exponent depends on the input")
-    x, e, name = s.the_node(call.args["self"]), operand(call.args["exponent"]), call.names[0]
+    x, e, name = s.the_node(call.args["self"]), operand(s, call.args["exponent"]), call.names[0]
     if not bool(torch.all(e == e.reshape(-1)[0])) or (tuple(call.shapes[0]) or (1,)) != s.shape(x):
         raise CannotLower("different exponents for different elements")
     return powered(s, x, float(e.reshape(-1)[0]), name)
@@ -267,8 +276,8 @@ def reciprocal(s: Lowering, call: Call) -> int:
 def elu(s: Lowering, call: Call) -> int:
     """scale (relu(x) + alpha (exp(input_scale min(x, 0)) - 1)); CELU has input_scale 1 / alpha."""
     x, name = s.the_node(call.args["self"]), call.names[0]
-    alpha = float(call.args["alpha"])
-    scale, inner = float(call.args.get("scale", 1.0)), float(call.args.get("input_scale", 1 / alpha))
+    alpha = scalar(s, call.args["alpha"])
+    scale, inner = scalar(s, call.args.get("scale", 1.0)), scalar(s, call.args.get("input_scale", 1 / alpha))
     shape = s.shape(x)
     positive = relu_of(s, x, f"{name}/positive")
     negative = s.emit(Add((1.0, -1.0)), [x, positive], shape, f"{name}/negative")
@@ -280,8 +289,10 @@ def elu(s: Lowering, call: Call) -> int:
 
 
 def softplus(s: Lowering, call: Call) -> int:
-    """log(1 + exp(beta x)) / beta; torch's switch to x above its threshold is below float32's resolution."""
-    x, name, beta = s.the_node(call.args["self"]), call.names[0], float(call.args["beta"])
+    """log(1 + exp(beta x)) / beta; torch's switch to x above its threshold must be below the type's resolution."""
+    x, name, beta = s.the_node(call.args["self"]), call.names[0], scalar(s, call.args["beta"])
+    if call.args["threshold"] < SOFTPLUS_THRESHOLD[s.dtype]:
+        raise CannotLower(f"with threshold = {call.args['threshold']}")
     if beta == 1:
         return s.emit(Softplus(), [x], s.shape(x), name)
     up = scaled(s, x, torch.tensor(beta, dtype=torch.float64), f"{name}/scaled")
@@ -375,12 +386,13 @@ def where(s: Lowering, call: Call) -> int | Sequence[int | None]:
     if c is None:
         return move(s, call)
     if s.node(x) is None and s.node(y) is None:
-        return shifted(s, scaled(s, c, operand(x) - operand(y), f"{name}/scaled"), operand(y), name)
+        high, low = operand(s, x), operand(s, y)
+        return shifted(s, scaled(s, c, high - low, f"{name}/scaled", exact=s.dtype == torch.float32), low, name)
     gap = combine(s, x, y, -1.0, f"{name}/difference")
     chosen = multiplied(s, c, gap, f"{name}/chosen")
     b = s.node(y)
     if b is None:
-        return shifted(s, chosen, operand(y), name)
+        return shifted(s, chosen, operand(s, y), name)
     return s.emit(Add((1.0, 1.0)), [chosen, b], call.shapes[0], name)
 
 
@@ -394,7 +406,7 @@ def layer_norm(s: Lowering, call: Call) -> list[int | None]:
     a, x, name = call.args, s.the_node(call.args["input"]), call.names[0]
     shape = s.shape(x)
     dims = tuple(range(len(shape) - len(a["normalized_shape"]), len(shape)))
-    out = normalised(s, x, dims, float(a["eps"]), name)
+    out = normalised(s, x, dims, scalar(s, a["eps"]), name)
     return [_weighted(s, out, a["weight"], a["bias"], (), name), None, None]
 
 
@@ -402,7 +414,7 @@ def group_norm(s: Lowering, call: Call) -> list[int | None]:
     a, x, name = call.args, s.the_node(call.args["input"]), call.names[0]
     shape, groups = s.shape(x), a["group"]
     flat = reshaped(s, x, (shape[0], groups, math.prod(shape[1:]) // groups), f"{name}/groups")
-    out = reshaped(s, normalised(s, flat, (2,), float(a["eps"]), f"{name}/normalised"), shape, f"{name}/back")
+    out = reshaped(s, normalised(s, flat, (2,), scalar(s, a["eps"]), f"{name}/normalised"), shape, f"{name}/back")
     return [_weighted(s, out, a["weight"], a["bias"], [1] * (len(shape) - 2), name), None, None]
 
 

@@ -20,6 +20,7 @@ from verifier.frontend.lower import CannotLower, Lowering, Translator
 from verifier.graph.op import Shape
 from verifier.ops.scale import ScaleShift
 from verifier.ops.shape import Concat, Gather, Permute, Reshape, inverse_index
+from verifier.ops.step import Single
 
 RESHAPES = [
     "view",
@@ -112,7 +113,17 @@ def reshape(s: Lowering, call: Call) -> int:
     dtype = call.args.get("dtype")
     if isinstance(dtype, torch.dtype) and not dtype.is_floating_point:
         raise CannotLower(f"conversion to {str(dtype).removeprefix('torch.')}")
+    if _narrows(s, call):
+        return s.emit(Single(), [x], call.shapes[0], call.names[0])
     return reshaped(s, x, call.shapes[0], call.names[0])
+
+
+def _narrows(s: Lowering, call: Call) -> bool:
+    """Whether a conversion rounds numbers: from float64 to float32, unless they were float32 before."""
+    source = next(iter(call.args.values()))
+    assert isinstance(source, Ref)
+    double = s.values[source.index].dtype == torch.float64 and source.index not in s.widened
+    return call.func == "_to_copy" and double and s.dtype == torch.float32
 
 
 def reshaped(s: Lowering, x: int, shape: Sequence[int], name: str) -> int:
@@ -190,6 +201,7 @@ def move(s: Lowering, call: Call) -> int | list[int | None]:
         source = s.emit(Concat(0), flat, (start - 1,), f"{call.names[0]}/joined")
     out: list[int | None] = []
     for index, fill, name in zip(indices, constants, call.names, strict=True):
+        fill = fill.to(s.dtype).to(torch.float64)  # Python numbers as the network's arithmetic sees them
         mixed = bool(torch.any(fill != 0))
         moved = gathered(s, source, index.to(torch.int64) - 1, f"{name}/moved" if mixed else name)
         if mixed:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from verifier.core.deadline import Deadline
 from verifier.core.errors import InputError, UnsupportedError
 from verifier.core.handles import WeightStore
 from verifier.graph.graph import Graph
@@ -19,9 +20,11 @@ from verifier.graph.op import Shape
 if TYPE_CHECKING:
     from verifier.frontend.onnx_file import OnnxFile
 
-PARITY_TOLERANCE = 1e-4
+PARITY_TOLERANCE, PARITY_TOLERANCE_64 = 1e-4, 1e-8
+_FEWEST_STEADY = 4  # points at which the graph and the original must have been compared
+_ATTEMPTS = 4  # at finding so many
 _LARGE_WORK = 2e9  # multiply-adds of a sample from which every point takes a good part of a second
-_NOISE_FACTOR = 64.0  # float32 in another order of operations against our own float32 error
+_NOISE_FACTOR = 64.0  # arithmetic in another order of operations against our own error
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,11 @@ class Network:
     run: Callable[[np.ndarray, bool], np.ndarray] = field(repr=False)
     path: Path | None = None
     sha256: str = ""
+
+    @property
+    def file(self) -> OnnxFile | None:
+        """The parsed ONNX model, None for a torch module."""
+        return self.run.file if isinstance(self.run, OnnxRunner) else None
 
     @property
     def n_in(self) -> int:
@@ -103,16 +111,17 @@ def _first_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
 
 
-def load_network(path: str | Path) -> Network:
+def load_network(path: str | Path, deadline: Deadline | None = None) -> Network:
     """Read an ONNX file and translate it.
 
     Raises:
+        DeadlineExceeded: between two of many steps; a single one is not interrupted.
         InputError: the file is missing or malformed.
         UnsupportedError: it is well-formed but uses something without a rule.
     """
     from verifier.frontend import onnx_file
 
-    file = onnx_file.load(path)
+    file = onnx_file.load(path, deadline)
     graph, output_shape = translate(file)
     return Network(
         graph,
@@ -147,8 +156,9 @@ def _translated(file: OnnxFile) -> tuple[Graph, Shape]:
     module = onnx_module.to_module(file)
     try:
         x = torch.from_numpy(np.zeros(file.input_shape, file.input_dtype))
-        record = capture(module, x, onnx_module.output_names, copied=True)
-        graph = simplify(lower(record, file.input_name, f"opset {file.opset}", file.output_name))
+        record = capture(module, x, onnx_module.output_names, copied=True, deadline=file.deadline)
+        raw = lower(record, file.input_name, f"opset {file.opset}", file.output_name, file.deadline)
+        graph = simplify(raw, file.deadline)
     except MissingRules as error:
         raise MissingRules(str(file.path), error.phrases) from error
     except (InputError, UnsupportedError) as error:
@@ -161,6 +171,7 @@ def from_module(
     example_input: Tensor | None = None,
     input_shape: Sequence[int] | None = None,
     name: str | None = None,
+    deadline: Deadline | None = None,
 ) -> Network:
     """Translate a torch module.
 
@@ -170,7 +181,7 @@ def from_module(
         input_shape: the shape of such a sample, instead of an example.
 
     Raises:
-        InputError, UnsupportedError: see :func:`verifier.frontend.capture.capture`.
+        InputError, UnsupportedError, DeadlineExceeded: see :func:`verifier.frontend.capture.capture`.
     """
     import copy
 
@@ -183,9 +194,10 @@ def from_module(
     x = torch.zeros(tuple(input_shape)) if example_input is None else example_input  # type: ignore[arg-type]
     if not x.is_floating_point():
         raise UnsupportedError(f"the input must be floating point, not {x.dtype}")
-    dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
-    record = capture(module, x.to(dtype))
-    graph = simplify(lower(record, "input", f"torch {torch.__version__}"))
+    stored = (*module.parameters(), *module.buffers())
+    dtype = next((t.dtype for t in stored if t.is_floating_point()), x.dtype)
+    record = capture(module, x.to(dtype), deadline=deadline)
+    graph = simplify(lower(record, "input", f"torch {torch.__version__}", deadline=deadline), deadline)
     own = copy.deepcopy(module).eval().cpu()
 
     def run(p: np.ndarray, optimised: bool) -> np.ndarray:
@@ -210,67 +222,217 @@ def sample_points(lower: np.ndarray, upper: np.ndarray, seed: int, count: int = 
     return np.stack([low + (up - low) / 2, *corners, *inside])
 
 
-def parity(network: Network, store: WeightStore, lower: np.ndarray, upper: np.ndarray, seed: int = 0) -> str | None:
-    """Compare the graph with the original on points of a box.
+@dataclass(frozen=True)
+class Parity:
+    """What the graph was compared with the original on, and how it ended.
 
-    The graph runs in float32 and float64, and at batch sizes 1, 2 and 7 (a very large network at fewer points, and at
-    sizes 1 and 2). Points at which the graph's own answers in
-    the two precisions disagree are left out (a discontinuous op sits on its jump there), and so are points at which the
-    original is not finite.
+    Attributes:
+        mismatch: None when they agree, else one sentence.
+        points: that were compared, without repetitions.
+        left_out: points at which the original is not finite or the graph's own answer depends on the last digits.
+        boxes: whose hull and insides the points come from.
+        difference: the largest between two outputs.
+        tolerance: for it.
+        dtype: type of the points, that of the network's input.
+    """
+
+    mismatch: str | None
+    points: int
+    left_out: int
+    boxes: int
+    difference: float
+    tolerance: float
+    dtype: str
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """For the JSON record."""
+        return {name: value for name, value in vars(self).items() if name != "mismatch"}
+
+
+def parity(
+    network: Network,
+    store: WeightStore,
+    lower: np.ndarray,
+    upper: np.ndarray,
+    seed: int = 0,
+    deadline: Deadline | None = None,
+) -> Parity:
+    """Compare the graph with the original on points of boxes, in the type of the network's input.
+
+    The points are the centre, corners and random ones of the boxes' hull and, when there are several, of some of them.
+    The graph runs at batch sizes 1, 2 and 7 (a very large network at fewer points, and at sizes 1 and 2). Points at
+    which its own answers disagree in two precisions, or in float64 next to the point, are left out (a discontinuous op
+    sits on its jump there), and so are points at which the original is not finite. While too few are left, more are
+    taken.
 
     Args:
-        lower, upper: (n_in,) bounds of a box.
+        lower, upper: (n_in,) bounds of a box, or (K, n_in) of several.
 
     Returns:
-        None when all values agree to 1e-4 of the output's scale, else one sentence.
+        without a mismatch when all values agree to 1e-4 of the output's scale (1e-8 in float64).
+
+    Raises:
+        DeadlineExceeded: between two evaluations.
     """
+    deadline = deadline or Deadline()
+    low, up = np.atleast_2d(lower), np.atleast_2d(upper)
     large = network.graph.multiply_adds > _LARGE_WORK
-    points = sample_points(lower, upper, seed, 2 if large else 8).astype(np.float32)
-    reference = network.evaluate(points).astype(np.float64)
-    device = _device(store, network.graph)
-    x = torch.from_numpy(points).to(device).reshape(len(points), *network.input_shape)
-    single = _forward(network.graph, x, store, len(points))
-    double = _forward(network.graph, x.to(torch.float64), store, len(points))
-    finite = np.isfinite(reference).all(axis=1)
+    found = _compare(network, store, _points(low, up, seed, network.input_dtype, large), deadline)
+    for attempt in range(1, _ATTEMPTS):
+        if found.enough:
+            break
+        more = _points(low, up, seed + attempt, network.input_dtype, large)
+        found = found.joined(_compare(network, store, more, deadline))
+    return _judged(network, store, found, len(low), seed, (2,) if large else (1, 2, 7), deadline)
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """Points (n, n_in) and, at each, the outputs (n, n_out) of the original and the graph, all float64 but the points.
+
+    Attributes:
+        other: the graph's outputs in another precision or, in float64, next to the point.
+        noise: what the network's own arithmetic costs, (n,).
+        dtype: the widest type that the network computes in, and the graph with it.
+    """
+
+    points: np.ndarray
+    reference: np.ndarray
+    ours: np.ndarray
+    other: np.ndarray
+    noise: np.ndarray
+    tolerance: float
+    dtype: torch.dtype
+
+    def joined(self, more: _Compared) -> _Compared:
+        """Of both."""
+
+        def both(name: str) -> np.ndarray:
+            return np.concatenate([getattr(self, name), getattr(more, name)])
+
+        arrays = both("points"), both("reference"), both("ours"), both("other"), both("noise")
+        return _Compared(*arrays, self.tolerance, self.dtype)
+
+    @property
+    def finite(self) -> np.ndarray:
+        """Points at which the original's outputs are finite."""
+        return np.asarray(np.isfinite(self.reference).all(axis=1))
+
+    @property
+    def fewest(self) -> int:
+        """How many different points have to be steady."""
+        return min(_FEWEST_STEADY, len(np.unique(self.points, axis=0)))
+
+    @property
+    def compared(self) -> int:
+        """How many different points are steady."""
+        return len(np.unique(self.points[self.steady], axis=0))
+
+    @property
+    def enough(self) -> bool:
+        return self.compared >= self.fewest
+
+    @property
+    def scale(self) -> float:
+        """Of the outputs, at least 1."""
+        return max(float(np.abs(self.reference[self.finite]).max(initial=0.0)), 1.0)
+
+    @property
+    def steady(self) -> np.ndarray:
+        """Points at which the two can be compared."""
+        return self.finite & ~(np.abs(self.ours - self.other).max(axis=1) > self.tolerance * self.scale)
+
+
+def _compare(network: Network, store: WeightStore, points: np.ndarray, deadline: Deadline) -> _Compared:
+    graph = network.graph
+    found = network.evaluate(points)
+    reference, single = found.astype(np.float64), network.input_dtype == np.float32
+
+    def at(x: np.ndarray, dtype: torch.dtype) -> np.ndarray:
+        return _forward(graph, _samples(network, store, x).to(dtype), store, len(points), deadline)
+
+    if single and not graph.rounds and found.dtype != np.float64:
+        ours, other = at(points, torch.float32), at(points, torch.float64)
+        noise = np.abs(ours - other).max(axis=1)
+        return _Compared(points, reference, ours, other, noise, PARITY_TOLERANCE, torch.float32)
+    wide = points.astype(np.float64)
+    beside = np.nextafter(wide, np.where(np.arange(points.shape[1]) % 2 == 0, np.inf, -np.inf))
+    ours, other = at(wide, torch.float64), at(beside, torch.float64)
+    noise, tolerance = np.abs(ours - other).max(axis=1), PARITY_TOLERANCE_64
+    if single or graph.rounds:  # a part of the network runs in float32
+        near = points.astype(np.float32)
+        noise = np.maximum(noise, np.abs(at(near, torch.float32) - at(near, torch.float64)).max(axis=1))
+        tolerance = PARITY_TOLERANCE
+    return _Compared(points, reference, ours, other, noise, tolerance, torch.float64)
+
+
+def _judged(
+    network: Network,
+    store: WeightStore,
+    found: _Compared,
+    boxes: int,
+    seed: int,
+    batches: Sequence[int],
+    deadline: Deadline,
+) -> Parity:
+    finite, steady, scale = found.finite, found.steady, found.scale
+    error = np.abs(found.ours - found.reference).max(axis=1)
+    # Small outputs get no free pass: their own scale counts, plus what the arithmetic itself costs inside the network.
+    noise = float(np.median(found.noise[finite])) if finite.any() else 0.0
+    own = float(np.abs(found.reference[finite]).max(initial=0.0))
+    allowed = min(found.tolerance * scale, found.tolerance * own + _NOISE_FACTOR * noise)
+
+    def ended(mismatch: str | None) -> Parity:
+        worst, left_out = float(error[steady].max(initial=0.0)), int((~steady).sum())
+        return Parity(mismatch, found.compared, left_out, boxes, worst, allowed, network.input_dtype.name)
+
     if not finite.any():
-        return "the network's output is not finite at any sample point of the input box"
-    scale = max(float(np.abs(reference[finite]).max(initial=0.0)), 1.0)
-    steady = finite & ~(np.abs(single - double).max(axis=1) > PARITY_TOLERANCE * scale)
-    error = np.abs(single - reference).max(axis=1)
-    # Small outputs get no free pass: their own scale counts, plus what float32 itself costs inside the network.
-    noise = float(np.median(np.abs(single - double)[finite].max(axis=1)))
-    own = float(np.abs(reference[finite]).max(initial=0.0))
-    allowed = min(PARITY_TOLERANCE * scale, PARITY_TOLERANCE * own + _NOISE_FACTOR * noise)
+        return ended("the network's output is not finite at any sample point of the input box")
     bad = steady & ~(error <= allowed)
     if bad.any():
         k = int(np.argmax(np.where(bad, error, -1.0)))
-        return (
+        return ended(
             f"the translated network differs from the original by {error[k]:.3g} (outputs up to {scale:.3g}) "
             f"at sample point {k} of seed {seed}"
         )
-    if not steady.any():
-        return "the translated network gives different answers in float32 and float64 at every sample point"
-    for batch in (2,) if large else (1, 2, 7):
-        again = _forward(network.graph, x, store, batch)
-        worst = np.abs(again - single)[steady].max()
-        if not worst <= PARITY_TOLERANCE * scale:
-            return f"the translated network depends on the batch size: {worst:.3g} between {len(points)} and {batch}"
-    return None
+    if not found.enough:
+        return ended(
+            f"the translated network and the original can be compared at {found.compared} points, fewer than "
+            f"{found.fewest}: at {int((~steady).sum())} others its answer depends on the last digits or is not finite"
+        )
+    x, worst = _samples(network, store, found.points).to(found.dtype), 0.0
+    for batch in batches:
+        again = _forward(network.graph, x, store, batch, deadline)
+        worst = float(np.abs(again - found.ours)[steady].max())
+        if not worst <= found.tolerance * scale:
+            return ended(f"the translated network depends on the batch size: {worst:.3g} at {batch}")
+    return ended(None)
 
 
-def _forward(graph: Graph, x: Tensor, store: WeightStore, batch: int) -> np.ndarray:
+def _points(lower: np.ndarray, upper: np.ndarray, seed: int, dtype: np.dtype, few: bool) -> np.ndarray:
+    """Points of the hull of boxes (K, n), and of some of the boxes if there are several."""
+    count = 2 if few else 8
+    points = [sample_points(lower.min(axis=0), upper.max(axis=0), seed, count)]
+    if len(lower) > 1:
+        rng = np.random.default_rng(seed)
+        some = rng.choice(len(lower), min(count, len(lower)), replace=False)
+        low, up = lower[some].astype(np.float64), upper[some].astype(np.float64)
+        points.append(low + rng.random(low.shape) * (up - low))
+    return np.concatenate(points).astype(dtype)
+
+
+def _samples(network: Network, store: WeightStore, points: np.ndarray) -> Tensor:
+    """Points as the graph takes them, where its weights are."""
+    return torch.from_numpy(points).to(store.device).reshape(len(points), *network.input_shape)
+
+
+def _forward(graph: Graph, x: Tensor, store: WeightStore, batch: int, deadline: Deadline) -> np.ndarray:
     parts = []
     with torch.no_grad():
         for part in x.split(batch):
+            deadline.check("the comparison with the reference network")
             out = graph.forward(part, store)
             assert isinstance(out, Tensor)
             parts.append(out.reshape(part.shape[0], -1).to("cpu", torch.float64))
     return torch.cat(parts).numpy()
-
-
-def _device(store: WeightStore, graph: Graph) -> torch.device:
-    handle = next((h for n in graph.nodes for h in n.op.handles), None)
-    if handle is None:
-        return torch.device("cpu")
-    with store.fetch([handle], torch.float32) as p:
-        return p[0].device

@@ -1,8 +1,9 @@
 """What is put in order in an ONNX model before it is converted, so that the converter cannot misread it.
 
 Names of nodes become unique and unlike any value's, outputs that are left out disappear or get names, the standard
-operator set has one name, and constants that the model computes are computed by onnxruntime, in the types that the
-model says. None of this changes what the model computes.
+operator set has one name, numbers that nodes take by default are written down as the float32 values that they are, and
+constants that the model computes are computed by onnxruntime, in the types that the model says. None of this changes
+what the model computes.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from verifier.core.errors import InputError, UnsupportedError
+from verifier.core.telemetry import warn_if_late
 
 if TYPE_CHECKING:
     import onnx
@@ -49,8 +52,24 @@ def normalise(file: OnnxFile) -> None:
         node.name = _fresh(f"node{number}", taken)
         while node.op_type != "Split" and node.output and not node.output[-1]:
             del node.output[-1]
+        if not node.domain:
+            _state_defaults(node, file.opset)
         for i, name in enumerate(node.output):
             node.output[i] = name or _fresh(f"{node.name}_unused{i}", taken)
+
+
+def _state_defaults(node: onnx.NodeProto, opset: int) -> None:
+    """Write down what a node's missing float attributes are. They are float32, where a converter's default is not."""
+    from onnx import AttributeProto, defs
+
+    try:
+        schema = defs.get_schema(node.op_type, opset, "")
+    except defs.SchemaError:
+        return
+    given = {a.name for a in node.attribute}
+    for name, attribute in schema.attributes.items():
+        if name not in given and attribute.default_value.type == AttributeProto.FLOAT:
+            node.attribute.append(attribute.default_value)
 
 
 def _names(graph: onnx.GraphProto) -> set[str]:
@@ -254,13 +273,15 @@ def model_of(file: OnnxFile, graph: onnx.GraphProto) -> onnx.ModelProto:
     return onnx.helper.make_model(graph, opset_imports=versions, ir_version=file.model.ir_version)
 
 
-def new_session(model: bytes | str, optimised: bool) -> Any:
+def new_session(model: bytes | str, optimised: bool, save: Path | None = None) -> Any:
     """An onnxruntime session of one CPU thread.
 
     Args:
         model: serialised, or the path of its file.
         optimised: with onnxruntime's graph optimisations.
+        save: where to write the graph that will run.
     """
+    warn_if_late()
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -268,7 +289,10 @@ def new_session(model: bytes | str, optimised: bool) -> Any:
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     levels = onnxruntime.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimised else levels.ORT_DISABLE_ALL
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    if save is not None:
+        options.optimized_model_filepath = str(save)
+    # Without its fallback, which prints to stdout and tries the same again.
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"], enable_fallback=0)
 
 
 def run_once(file: OnnxFile, model: onnx.ModelProto, names: Sequence[str], feeds: dict[str, Any]) -> list[Any]:
@@ -280,6 +304,7 @@ def run_all(
     file: OnnxFile, model: onnx.ModelProto, names: Sequence[str], feeds: Sequence[dict[str, Any]]
 ) -> list[list[Any]]:
     """The same for several inputs."""
+    file.deadline.check("computing constants")
     try:
         session = new_session(model.SerializeToString(), optimised=False)
         return [list(session.run(list(names), given)) for given in feeds]

@@ -11,20 +11,24 @@ import hashlib
 import math
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from verifier.core.deadline import Deadline
 from verifier.core.errors import InputError, UnsupportedError
 from verifier.frontend.normalise import normalise
 
 if TYPE_CHECKING:
     import onnx
+    from google.protobuf.message import Message
 
 MAX_PROTOBUF = (1 << 31) - 1
 MAX_TENSOR_BYTES = 1 << 35
+_REMARKS = ("doc_string", "producer_name", "producer_version")
 _LFS = b"version https://git-lfs"
 
 
@@ -40,6 +44,7 @@ class OnnxFile:
         input_dtype: numpy dtype of the input, float32 or float64.
         opset: version of the default operator set.
         sha256: of the bytes on disk.
+        deadline: for translating it; looked at between two of many steps.
     """
 
     path: Path
@@ -50,6 +55,7 @@ class OnnxFile:
     input_dtype: np.dtype
     opset: int
     sha256: str
+    deadline: Deadline = field(default_factory=Deadline, compare=False)
 
 
 def resolve(path: str | Path) -> Path:
@@ -85,21 +91,25 @@ def read_bytes(path: Path, limit: int = MAX_PROTOBUF) -> tuple[bytes, str]:
     return stored, digest
 
 
-def load(path: str | Path) -> OnnxFile:
+def load(path: str | Path, deadline: Deadline | None = None) -> OnnxFile:
     """Read, check and normalise a model.
 
     Raises:
+        DeadlineExceeded: between two of many steps.
         InputError: missing, truncated or malformed file; weights that are not finite or not of the announced size.
         UnsupportedError: more than one input or output, or an input that is not floating point.
     """
-    file = resolve(path)
+    file, deadline = resolve(path), deadline or Deadline()
     data, digest = read_bytes(file)
+    deadline.check("loading")
     model = _parse(data, file)
     del data
     opset = _opset(model, file)
     for tensor in tensors(model.graph):
+        deadline.check("loading")
         _check_tensor(tensor, file)
     for tensor in model.graph.initializer:
+        deadline.check("loading")
         _check_finite(tensor, file)
     _drop_initializer_inputs(model.graph)
     source = _single(model.graph.input, "input", file)
@@ -109,7 +119,7 @@ def load(path: str | Path) -> OnnxFile:
     _set_shape(source, shape)
     target.type.tensor_type.ClearField("shape")
     del model.graph.value_info[:]
-    found = OnnxFile(file, model, source.name, target.name, shape, dtype, opset, digest)
+    found = OnnxFile(file, model, source.name, target.name, shape, dtype, opset, digest, deadline)
     normalise(found)
     return found
 
@@ -125,13 +135,47 @@ def _parse(data: bytes, path: Path) -> onnx.ModelProto:
     model = onnx.ModelProto()
     try:
         model.ParseFromString(data)
-    except (DecodeError, RuntimeError) as error:
+    except (DecodeError, RuntimeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not an ONNX file, or truncated; fetch or export it again") from error
+    _check_text(model, path)
     if model.ir_version <= 0 or not model.HasField("graph") or not model.graph.output:
         raise InputError(f"{path}: not a complete ONNX model (version, graph or outputs are missing)")
     if not model.graph.node:
         raise InputError(f"{path}: the ONNX graph has no nodes")
     return model
+
+
+def _check_text(message: Message, path: Path) -> None:
+    """Every text in a message is UTF-8; protobuf leaves bytes where it is not. Such remarks are dropped."""
+    texts, parts = _fields(type(message))
+    for name in texts:
+        value = getattr(message, name)
+        bad = [text for text in ((value,) if isinstance(value, str | bytes) else value) if not isinstance(text, str)]
+        if bad and name in _REMARKS:
+            message.ClearField(name)
+        elif bad:
+            raise InputError(
+                f"{path}: {message.DESCRIPTOR.name}.{name} holds {bad[0][:20]!r}, which is no UTF-8 text; the file is "
+                "damaged, fetch or export it again"
+            )
+    for name, repeated in parts:
+        if repeated:
+            for part in getattr(message, name):
+                _check_text(part, path)
+        elif message.HasField(name):
+            _check_text(getattr(message, name), path)
+
+
+@cache
+def _fields(kind: type[Message]) -> tuple[tuple[str, ...], tuple[tuple[str, bool], ...]]:
+    """Names of a message's fields that are text, and of those that are messages, with whether they repeat."""
+    texts, parts = [], []
+    for entry in kind.DESCRIPTOR.fields:
+        if entry.type == entry.TYPE_STRING:
+            texts.append(entry.name)
+        elif entry.message_type is not None:
+            parts.append((entry.name, hasattr(getattr(kind(), entry.name), "append")))
+    return tuple(texts), tuple(parts)
 
 
 def _opset(model: onnx.ModelProto, path: Path) -> int:

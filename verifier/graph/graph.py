@@ -92,6 +92,11 @@ class Graph:
         return total
 
     @cached_property
+    def rounds(self) -> bool:
+        """Whether the network rounds numbers to float32 on its way, so that only float64 shows what it does."""
+        return any(node.op.rounds for node in self.nodes)
+
+    @cached_property
     def consumers(self) -> tuple[tuple[int, ...], ...]:
         """For every node the indices of the nodes that read it."""
         out: list[list[int]] = [[] for _ in self.nodes]

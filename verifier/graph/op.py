@@ -20,6 +20,7 @@ from torch import Tensor
 from verifier.core import sums
 from verifier.core.handles import Handle
 from verifier.core.interval import Interval
+from verifier.core.runtime import RunModel, rate
 
 Shape = tuple[int, ...]
 Params = tuple[Tensor, ...]
@@ -51,7 +52,13 @@ class Split(NamedTuple):
 
 
 class Op(ABC):
-    """Base of all ops. Subclasses are frozen dataclasses; fields of type Handle are their parameters."""
+    """Base of all ops. Subclasses are frozen dataclasses; fields of type Handle are their parameters.
+
+    Attributes:
+        rounds: the op does nothing to float32 numbers and something to others: it shows in float64 alone.
+    """
+
+    rounds: ClassVar[bool] = False
 
     @property
     def handles(self) -> tuple[Handle, ...]:
@@ -119,8 +126,11 @@ class AffineOp(Op):
         Returns:
             one (N, *shape_i) tensor per input. Default: VJP of :meth:`linear`.
         """
-        zeros = tuple(a.new_zeros((a.shape[0], *s)) for s in in_shapes)
-        return torch.func.vjp(lambda *xs: self.linear(xs, p), *zeros)[1](a)
+        # torch.func.vjp would import torch's compiler when it is first called, which takes seconds.
+        with torch.enable_grad():
+            xs = tuple(a.new_zeros((a.shape[0], *s)).requires_grad_() for s in in_shapes)
+            y = self.linear(xs, p)
+            return torch.autograd.grad(y, xs, a.detach(), allow_unused=True, materialize_grads=True)
 
     @property
     def local(self) -> AffineOp:
@@ -146,6 +156,7 @@ class AffineOp(Op):
     def magnitude(self, ms: Sequence[Tensor], p: Params) -> Tensor:
         """|W| m + |b|, (N, *shape): bounds every partial sum of the op's inner products when |x_i| <= m_i.
 
+        Every entry of W counts as larger by ``underflow``: what its conversion to another dtype, or a kernel, loses.
         For folded parameters |b| is replaced by the sum of the magnitudes that were folded into it.
         """
         raise NotImplementedError
@@ -161,6 +172,10 @@ class AffineOp(Op):
     def backward_terms(self, in_shapes: Sequence[Shape], out_shape: Shape) -> int:
         """Rounded operations behind one entry of transpose; 0 when it only moves numbers."""
         raise NotImplementedError
+
+    def run_rate(self, in_shapes: Sequence[Shape], out_shape: Shape) -> float:
+        """Largest error of one float32 evaluation of an entry, relative to :meth:`magnitude` on the inputs it read."""
+        return rate(self.forward_terms(in_shapes, out_shape))
 
     def interval(self, xs: Sequence[Interval], p: Params) -> Interval:
         """Centre and radius: W c + b -+ |W| r. Exact arithmetic assumed; ``bounds.ibp`` charges the rounding.
@@ -227,6 +242,15 @@ class NonlinearOp(Op):
     @abstractmethod
     def relax(self, xs: Sequence[Interval], params: Mapping[str, Tensor] | None = None) -> Relaxation:
         """Planes on the box ``xs`` (each (B, *shape_i)); ``params`` lead with (B, S or 1) and default to initial."""
+
+    def run_error(self, model: RunModel, xs: Sequence[Interval], found: Interval) -> Tensor | float | None:
+        """Largest error of one float32 evaluation at inputs in ``xs``, (B, *shape), 0.0 for none, or None, the default,
+        where it is not known: then nothing is claimed about runs.
+
+        Args:
+            found: the op's interval on ``xs``.
+        """
+        return None
 
     def prepared(self, xs: Sequence[Interval]) -> Callable[[Mapping[str, Tensor] | None], Relaxation]:
         """:meth:`relax` on fixed boxes: what depends on the boxes alone is worked out once, for many parameters."""

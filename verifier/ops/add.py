@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -48,7 +49,14 @@ class Add(AffineOp):
 
     @property
     def _products(self) -> int:
-        return 0 if all(abs(s) == 1 for s in self.signs) else 1
+        """Roundings of a sign's product, and of the sign where it is no float32 number."""
+        if all(abs(s) == 1 for s in self.signs):
+            return 0
+        return 1 if all(_is_float32(s) for s in self.signs) else 2
+
+
+def _is_float32(a: float) -> bool:
+    return abs(a) < 2.0**127 and struct.unpack("f", struct.pack("f", a))[0] == a
 
 
 def _times(sign: float, x: Tensor) -> Tensor:

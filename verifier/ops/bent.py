@@ -17,7 +17,9 @@ from torch import Tensor
 
 from verifier.core.interval import Interval
 from verifier.core.numerics import tiny
+from verifier.core.runtime import RunModel
 from verifier.graph.op import NonlinearOp, Params, ParamSpec, Shape, Split, UnaryPlanes, split_elementwise
+from verifier.ops.curves import measured
 from verifier.ops.layout import sane
 
 _INF = float("inf")
@@ -58,6 +60,9 @@ class BentOp(NonlinearOp):
 
     def forward(self, xs: Sequence[Tensor], p: Params) -> Tensor:
         return self.value(xs[0])
+
+    def run_error(self, model: RunModel, xs: Sequence[Interval], found: Interval) -> Tensor | float | None:
+        return measured(model, self.kind, found)
 
     def parameters(self, xs: Sequence[Interval]) -> Mapping[str, ParamSpec]:
         low, up = sane(xs[0])

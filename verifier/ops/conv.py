@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from verifier.core.handles import Handle
+from verifier.core.numerics import underflow
 from verifier.graph.op import AffineOp, Params, Shape, Split, folded_terms
 from verifier.ops.layout import merge_lead, sum_rest, tuple_of
 
@@ -30,6 +31,7 @@ class Conv(AffineOp):
         padding: symmetric zero padding.
         output_padding: only for transposed.
         folded: roundings behind one stored parameter; FOLDED_TERMS when left out with a ``bias_magnitude``.
+        reach: by which factor numbers between the steps that were folded can differ from those of the op itself.
     """
 
     weight: Handle
@@ -43,6 +45,7 @@ class Conv(AffineOp):
     transposed: bool = False
     dims: int = 2
     folded: int = 0
+    reach: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("stride", "padding", "dilation"):
@@ -96,7 +99,8 @@ class Conv(AffineOp):
         return self._conv(rs[0], p[0].abs(), None)
 
     def magnitude(self, ms: Sequence[Tensor], p: Params) -> Tensor:
-        return self._conv(ms[0], p[0].abs(), p[-1].abs() if self.bias is not None else None)
+        weight = p[0].abs() + underflow(p[0].dtype)
+        return self._conv(ms[0], weight, p[-1].abs() if self.bias is not None else None)
 
     def forward_terms(self, in_shapes: Sequence[Shape], out_shape: Shape) -> int:
         fan = self.weight.shape[0] // self.groups if self.transposed else self.weight.shape[1]

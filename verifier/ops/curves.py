@@ -18,6 +18,7 @@ from torch import Tensor
 
 from verifier.core.interval import Interval
 from verifier.core.numerics import tiny
+from verifier.core.runtime import RunModel
 from verifier.graph.op import NonlinearOp, Params, ParamSpec, Shape, Split, UnaryPlanes, split_elementwise
 from verifier.ops.layout import sane
 
@@ -37,8 +38,8 @@ class Curve:
         value, slope, bend: f, f', f'' as evaluated in floating point.
         inflection: inf for convex functions, -inf for concave ones.
         ulps: relative error of value and slope, in units of eps.
-        floor: absolute error of value and slope, in units of eps; a few of the smallest normal numbers are added
-            to both, because libraries flush tiny results to zero.
+        floor: absolute error of value and slope, in units of eps; 16 and ``ulps`` of the smallest normal numbers are
+            added to both, because libraries flush tiny results to zero.
         domain: interval on which f is defined and the traits hold, open unless ``closed``.
     """
 
@@ -77,7 +78,7 @@ class Curve:
     def error(self, x: Tensor) -> Tensor:
         """Bound of the error of a computed value or slope."""
         eps = torch.finfo(x.dtype).eps
-        return x.abs() * (self.ulps * eps) + (self.floor * eps + 16 * tiny(x.dtype))
+        return x.abs() * (self.ulps * eps) + (self.floor * eps + (16 + self.ulps) * tiny(x.dtype))
 
 
 class Plane(NamedTuple):
@@ -171,6 +172,9 @@ class CurveOp(NonlinearOp):
         """Whether ``curve`` is f(-z): for functions that are concave first and convex later."""
         return False
 
+    def run_error(self, model: RunModel, xs: Sequence[Interval], found: Interval) -> Tensor | float | None:
+        return measured(model, self.kind, found)
+
     def split(self, dims: Sequence[int], in_shapes: Sequence[Shape], out_shape: Shape, ranks: int) -> Split | None:
         return split_elementwise(self, dims, in_shapes, out_shape)
 
@@ -224,3 +228,9 @@ class CurveOp(NonlinearOp):
 def _spec(limits: tuple[Tensor, Tensor, Tensor], flip: bool) -> ParamSpec:
     initial, low, high = (x[:, None] for x in limits)
     return ParamSpec(-initial, -high, -low) if flip else ParamSpec(initial, low, high)
+
+
+def measured(model: RunModel, kind: str, found: Interval) -> Tensor | None:
+    """Error of a unary function whose results lie in ``found``; None when it was not measured."""
+    error = model.functions.get(kind)
+    return None if error is None else found.magnitude() * error.relative + error.absolute

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from verifier.core import sums
 from verifier.core.handles import Blocks, Handle
+from verifier.core.numerics import underflow
 from verifier.graph.op import AffineOp, Params, Shape, Split, folded_terms
 from verifier.ops.layout import reduce_count, sum_rest, unbroadcast
 
@@ -51,12 +52,14 @@ class Linear(AffineOp):
         bias: (out,).
         bias_magnitude: (out,), sum of the magnitudes that were folded into the bias; given when parameters were folded.
         folded: roundings behind one stored parameter; FOLDED_TERMS when left out with a ``bias_magnitude``.
+        reach: by which factor numbers between the steps that were folded can differ from those of the op itself.
     """
 
     weight: Handle
     bias: Handle | None = None
     bias_magnitude: Handle | None = None
     folded: int = 0
+    reach: float = 1.0
 
     @property
     def streamable(self) -> tuple[Handle, ...]:
@@ -86,7 +89,8 @@ class Linear(AffineOp):
         return absolute_product(rs[0], p[0], None)
 
     def magnitude(self, ms: Sequence[Tensor], p: Params) -> Tensor:
-        return absolute_product(ms[0], p[0], p[-1] if self.bias is not None else None)
+        y = absolute_product(ms[0], p[0], p[-1] if self.bias is not None else None)
+        return torch.add(y, ms[0].sum(-1, keepdim=True), alpha=underflow(y.dtype))
 
     def forward_terms(self, in_shapes: Sequence[Shape], out_shape: Shape) -> int:
         return self.weight.shape[1] + 1 + folded_terms(self.folded, self.bias_magnitude)
@@ -156,7 +160,7 @@ class MatMulConstant(AffineOp):
         return self._product(rs[0], p[0].abs())
 
     def magnitude(self, ms: Sequence[Tensor], p: Params) -> Tensor:
-        return self._product(ms[0], p[0].abs())
+        return self._product(ms[0], p[0].abs() + underflow(p[0].dtype))
 
     def forward_terms(self, in_shapes: Sequence[Shape], out_shape: Shape) -> int:
         return self.weight.shape[-1] if self.left else self.weight.shape[-2]

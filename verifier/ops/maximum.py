@@ -10,6 +10,7 @@ from torch import Tensor
 
 from verifier.core.interval import Interval
 from verifier.core.numerics import gamma, tiny
+from verifier.core.runtime import RunModel
 from verifier.graph.op import NonlinearOp, Params, Relaxation, Shape, Split, times_intercept
 from verifier.ops.layout import kept_dim, sane
 
@@ -65,6 +66,9 @@ class MaxReduce(NonlinearOp):
         low, up = sane(xs[0])
         return Interval(self.forward([low], p), self.forward([up], p))
 
+    def run_error(self, model: RunModel, xs: Sequence[Interval], found: Interval) -> float:
+        return 0.0
+
     def relax(self, xs: Sequence[Interval], params: Mapping[str, Tensor] | None = None) -> MaximumPlanes:
         """Lower plane: the entry b with the largest lower bound c. Upper plane: x_b + sum over the others of the chord
         of relu(x_k - c), or the constant largest upper bound where that is lower in the middle of the box.
@@ -82,8 +86,8 @@ class MaxReduce(NonlinearOp):
         rise = up - c
         at_low = -(slope * low)
         at_up = rise - slope * up
-        need = torch.maximum(at_low, at_up) + (rise.abs() + (slope * up).abs() + at_low.abs()) * (4 * eps) + tiny(dtype)
-        need = torch.where(beyond, need, 0.0)
+        error = (rise.abs() + (slope * up).abs() + at_low.abs()) * (4 * eps) + 8 * tiny(dtype)
+        need = torch.where(beyond, torch.maximum(at_low, at_up) + error, 0.0)
         count = low.shape[dim]
         total = need.sum(dim, keepdim=True)
         total = total + gamma(count, dtype) * need.abs().sum(dim, keepdim=True)

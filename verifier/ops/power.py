@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from verifier.core.interval import Interval
+from verifier.core.runtime import TINY, UNIT, RunModel
 from verifier.graph.op import Params
-from verifier.ops.curves import Curve, CurveOp
+from verifier.ops.curves import Curve, CurveOp, measured
 from verifier.ops.layout import sane
 from verifier.ops.relu import Relu
 
@@ -46,6 +47,10 @@ class Square(CurveOp):
     def curve(self) -> Curve:
         return SQUARE
 
+    def run_error(self, model: RunModel, xs: Sequence[Interval], found: Interval) -> Tensor:
+        """One product, whether it is written as one or as a power."""
+        return found.magnitude() * (2 * UNIT) + TINY
+
     def interval(self, xs: Sequence[Interval], p: Params) -> Interval:
         return _even(self, xs)
 
@@ -72,6 +77,9 @@ class Power(CurveOp):
             domain=(-_INF, _INF) if whole else (0.0, _INF),
             closed=e > 0,
         )
+
+    def run_error(self, model: RunModel, xs: Sequence[Interval], found: Interval) -> Tensor | None:
+        return measured(model, f"Pow({self.exponent:g})", found)
 
     @property
     def mirrored(self) -> bool:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from verifier.core.interval import Interval
-from verifier.core.numerics import gamma, tiny
+from verifier.core.numerics import gamma, tiny, underflow
+from verifier.core.runtime import LARGEST, TINY, UNIT, RunModel, rate
 from verifier.graph.op import (
     NonlinearOp,
     Params,
@@ -97,6 +98,10 @@ class Mul(NonlinearOp):
     def interval(self, xs: Sequence[Interval], p: Params) -> Interval:
         return _product_interval(*_boxes(xs))
 
+    def run_error(self, model: RunModel, xs: Sequence[Interval], found: Interval) -> Tensor:
+        """One rounding, that of a quotient included: y is then 1 / z, which no run computes."""
+        return found.magnitude() * (2 * UNIT) + TINY
+
     def parameters(self, xs: Sequence[Interval]) -> Mapping[str, ParamSpec]:
         x, y = _aligned([x.lower for x in xs])
         half = torch.full_like(x + y, 0.5)[:, None]
@@ -176,10 +181,15 @@ class MatMulPlanes(Relaxation):
         return torch.where(a > 0, values[0], values[1])
 
     def constant_magnitude(self, a: Tensor) -> Tensor:
-        """Includes |slope| times the operand's magnitude: it pays for the sums behind the coefficients."""
+        """Includes |slope| times the operand's magnitude: it pays for the sums behind the coefficients. Slopes and
+        coefficients may be lost whole when they are smaller than any normal number."""
         x, y = self.x.magnitude(), self.y.magnitude()
-        size = 2 * (x @ y) + torch.where(a > 0, *self.intercepts).abs()
-        return times_intercept(a, size).abs().flatten(2).sum(-1)
+        both = x @ y
+        alone = (x.flatten(2).sum(-1) + y.flatten(2).sum(-1) + 1) * underflow(a.dtype)
+        size = 2 * both + alone.reshape(*alone.shape, *[1] * (both.dim() - 2))
+        size = size + torch.where(a > 0, *self.intercepts).abs()
+        lost = both.flatten(2).sum(-1) * underflow(a.dtype) + alone
+        return times_intercept(a, size).abs().flatten(2).sum(-1) + lost
 
     def gradients(self, a: Tensor, zs: Sequence[Tensor]) -> Mapping[str, Tensor]:
         x, y = zs
@@ -204,9 +214,16 @@ class MatMul(NonlinearOp):
         high = Interval(y.lower[..., None, :, :], y.upper[..., None, :, :])
         terms = _product_interval(wide, high)
         g = gamma(x.lower.shape[-1], x.lower.dtype)
-        slack = g * terms.magnitude().sum(-2)
+        slack = g * (terms.magnitude().sum(-2) + underflow(x.lower.dtype))
         low, up = terms.lower.sum(-2), terms.upper.sum(-2)
         return Interval((low - slack).nan_to_num(-_INF, _INF, -_INF), (up + slack).nan_to_num(_INF, _INF, -_INF))
+
+    def run_error(self, model: RunModel, xs: Sequence[Interval], found: Interval) -> Tensor:
+        """A sum of products, in any order."""
+        x, y = (v.magnitude() for v in xs)
+        terms = x.shape[-1]
+        sums = x @ y
+        return torch.where(sums <= LARGEST, sums * rate(terms) + terms * TINY, _INF)
 
     def parameters(self, xs: Sequence[Interval]) -> Mapping[str, ParamSpec]:
         x, y = xs[0].lower, xs[1].lower

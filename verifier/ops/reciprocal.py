@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from verifier.core.interval import Interval
+from verifier.core.runtime import RunModel
 from verifier.graph.op import NonlinearOp, Params, ParamSpec, Shape, Split, UnaryPlanes, split_elementwise
-from verifier.ops.curves import Curve, lower_plane, tangent_limits
+from verifier.ops.curves import Curve, lower_plane, measured, tangent_limits
 from verifier.ops.layout import sane
 
 _INF = float("inf")
@@ -45,6 +46,9 @@ class Reciprocal(NonlinearOp):
         least, most = torch.reciprocal(up), torch.reciprocal(low)
         least, most = least - RECIPROCAL.error(least), most + RECIPROCAL.error(most)
         return Interval(torch.where(inside, least, -_INF), torch.where(inside, most, _INF))
+
+    def run_error(self, model: RunModel, xs: Sequence[Interval], found: Interval) -> Tensor | float | None:
+        return measured(model, self.kind, found)
 
     def parameters(self, xs: Sequence[Interval]) -> Mapping[str, ParamSpec]:
         low, up = sane(xs[0])

@@ -71,6 +71,10 @@ class Mean(_Reduction):
     def magnitude(self, ms: Sequence[Tensor], p: Params) -> Tensor:
         return ms[0].sum(_after_batch(self.dims), keepdim=self.keepdim)
 
+    def run_rate(self, in_shapes: Sequence[Shape], out_shape: Shape) -> float:
+        """The error of the sum is divided as well."""
+        return 2 * super().run_rate(in_shapes, out_shape) / reduce_count(out_shape, in_shapes[0])
+
     def forward_terms(self, in_shapes: Sequence[Shape], out_shape: Shape) -> int:
         return reduce_count(out_shape, in_shapes[0]) + 1
 
@@ -114,6 +118,11 @@ class AvgPool(_Reduction):
     def magnitude(self, ms: Sequence[Tensor], p: Params) -> Tensor:
         # Partial sums come before the division: bound them by the undivided sum.
         return self.forward(ms, p) * max(math.prod(self.kernel), self.divisor_override or 1)
+
+    def run_rate(self, in_shapes: Sequence[Shape], out_shape: Shape) -> float:
+        """The error of the sum is divided as well."""
+        undivided = max(math.prod(self.kernel), self.divisor_override or 1)
+        return 2 * super().run_rate(in_shapes, out_shape) / undivided
 
     def forward_terms(self, in_shapes: Sequence[Shape], out_shape: Shape) -> int:
         return math.prod(self.kernel) + 1

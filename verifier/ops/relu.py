@@ -14,6 +14,7 @@ from torch import Tensor
 from verifier.core import sums
 from verifier.core.interval import Interval
 from verifier.core.numerics import tiny
+from verifier.core.runtime import TINY, UNIT, RunModel
 from verifier.graph.op import (
     NonlinearOp,
     Params,
@@ -66,6 +67,12 @@ class Relu(NonlinearOp):
             torch.where((low <= 0) & (up >= 0), 0.0, least), torch.maximum(_leaky(low, k, 1), _leaky(up, k, 1))
         )
 
+    def run_error(self, model: RunModel, xs: Sequence[Interval], found: Interval) -> Tensor | float:
+        """A choice is exact, the product k z is rounded."""
+        if self.negative_slope in (-1.0, 0.0, 1.0):
+            return 0.0
+        return found.magnitude() * (2 * UNIT) + TINY
+
     def parameters(self, xs: Sequence[Interval]) -> Mapping[str, ParamSpec]:
         """``alpha``: slope through the origin of unstable neurons (lower plane; upper plane when k > 1)."""
         low, up = xs[0]
@@ -83,7 +90,8 @@ class Relu(NonlinearOp):
         """Chord on one side, any line through the origin with a slope between k and 1 on the other.
 
         Sound: f is convex (k <= 1) or concave (k > 1), so the chord needs checking at the two end points only, and its
-        intercept is the larger requirement of the two, enlarged by more than its three roundings; a z with a between
+        intercept is the larger requirement of the two, enlarged by more than its three roundings and what underflow
+        costs; a z with a between
         k and 1 lies on the other side of f everywhere. Stable neurons are exact: the limits of the slope coincide.
         Infinite bounds: slope 1 for u = inf, k for l = -inf, an infinite intercept for both.
 
@@ -99,7 +107,7 @@ class Relu(NonlinearOp):
         # Stable neurons with one-sided infinite bounds: share is 0 or 1 and the slope exact.
         side = 1.0 if k <= 1 else -1.0
         gap = torch.fmax((k - slope) * (side * minus), (1 - slope) * (side * plus))  # 0 * inf never wins
-        gap = gap * (1 + 4 * torch.finfo(dtype).eps) + tiny(dtype)
+        gap = gap * (1 + 4 * torch.finfo(dtype).eps) + 4 * max(1.0, abs(k)) * tiny(dtype)
         chord = torch.where(unstable, side * gap, 0.0)[:, None]
         slope = slope[:, None]
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from verifier.core.handles import Handle
 from verifier.core.interval import Interval
+from verifier.core.numerics import underflow
 from verifier.graph.op import AffineOp, Params, Shape, Split, folded_terms
 from verifier.ops.layout import align, broadcast_shape, reduce_count, unbroadcast
 
@@ -23,12 +24,14 @@ class ScaleShift(AffineOp):
         shift: offset; None for zero.
         shift_magnitude: like shift, sum of the magnitudes folded into it; given when parameters were folded.
         folded: roundings behind one stored parameter; FOLDED_TERMS when left out with a ``shift_magnitude``.
+        reach: by which factor numbers between the steps that were folded can differ from those of the op itself.
     """
 
     scale: Handle | None = None
     shift: Handle | None = None
     shift_magnitude: Handle | None = None
     folded: int = 0
+    reach: float = 1.0
 
     def split(self, dims: Sequence[int], in_shapes: Sequence[Shape], out_shape: Shape, ranks: int) -> Split | None:
         """Constants that vary along the dim are cut with it."""
@@ -60,7 +63,7 @@ class ScaleShift(AffineOp):
         return self.linear(rs, tuple(q.abs() for q in p))
 
     def magnitude(self, ms: Sequence[Tensor], p: Params) -> Tensor:
-        y = self.spread(ms, p)
+        y = self.linear(ms, tuple(q.abs() + underflow(q.dtype) for q in p))
         return y + p[-1].abs() if self.shift is not None else y
 
     def interval(self, xs: Sequence[Interval], p: Params) -> Interval:

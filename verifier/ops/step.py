@@ -1,4 +1,4 @@
-"""Piecewise constant functions: Sign, Heaviside, Floor, Ceil, Round, Trunc, and Same, equality of two values."""
+"""Piecewise constant functions: Sign, Heaviside, Floor, Ceil, Round, Trunc, Single; and Same: are two values equal?"""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from verifier.core.interval import Interval
+from verifier.core.runtime import RunModel
 from verifier.graph.op import (
     NonlinearOp,
     Params,
@@ -24,6 +25,7 @@ from verifier.graph.op import (
 from verifier.ops.layout import align, sane
 
 _STEEPEST = 2.0**20
+_LARGEST = torch.finfo(torch.float32).max
 
 
 class StepOp(NonlinearOp):
@@ -42,6 +44,10 @@ class StepOp(NonlinearOp):
     def interval(self, xs: Sequence[Interval], p: Params) -> Interval:
         low, up = sane(xs[0])
         return Interval(self.step(low), self.step(up))
+
+    def run_error(self, model: RunModel, xs: Sequence[Interval], found: Interval) -> float:
+        """None: a run steps where its own input does, which the bounds of its input allow for."""
+        return 0.0
 
     def relax(self, xs: Sequence[Interval], params: Mapping[str, Tensor] | None = None) -> UnaryPlanes:
         """Constant planes. Sound: the function does not decrease."""
@@ -213,6 +219,45 @@ class Trunc(RoundingOp):
     def _beyond(self, low: Tensor, up: Tensor) -> Tensor:
         """Intervals with numbers that the type cannot hold."""
         return ~((self.step(low) >= self.least) & (self.step(up) <= self.most))
+
+
+@dataclass(frozen=True)
+class Single(StepOp):
+    """Nearest float32: what a conversion from float64 gives. Beyond float32's range there are no bounds."""
+
+    rounds = True
+
+    def step(self, z: Tensor) -> Tensor:
+        return z.to(torch.float32).to(z.dtype)
+
+    def interval(self, xs: Sequence[Interval], p: Params) -> Interval:
+        low, up = sane(xs[0])
+        beyond, inf = self._beyond(low, up), float("inf")
+        return Interval(torch.where(beyond, -inf, self.step(low)), torch.where(beyond, inf, self.step(up)))
+
+    def relax(self, xs: Sequence[Interval], params: Mapping[str, Tensor] | None = None) -> UnaryPlanes:
+        """Planes of slope one, or constant ones where the interval is no longer than what rounding can do.
+
+        Sound: |f(z) - z| <= 2^-24 |z| + 2^-150. Twice the smallest normal float32 covers the last term and what
+        flushing the product to zero would take; the factor is large enough for the roundings of the product and the
+        sum. The function does not decrease.
+        """
+        low, up = sane(xs[0])
+        image = self.interval(xs, ())
+        size = torch.maximum(low.abs(), up.abs())
+        error = size * (2.0**-24 * (1 + 2.0**-10)) + 2.0**-125
+        sloped = ((up - low) > 2 * error) & ~self._beyond(low, up)
+        one = torch.where(sloped, 1.0, 0.0).to(low.dtype)[:, None]
+        return UnaryPlanes(
+            one,
+            torch.where(sloped, -error, image.lower)[:, None],
+            one,
+            torch.where(sloped, error, image.upper)[:, None],
+        )
+
+    def _beyond(self, low: Tensor, up: Tensor) -> Tensor:
+        """Intervals with numbers that float32 may not hold."""
+        return ~((low >= -_LARGEST) & (up <= _LARGEST))
 
 
 @dataclass(frozen=True)

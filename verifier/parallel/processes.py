@@ -90,10 +90,12 @@ class ProcessGroup:
 
     def spread(self, tensor: Tensor, source: int = 0) -> Tensor:
         """A CPU tensor of rank ``source`` on all ranks; the others give one of equal shape and dtype to write to."""
-        flat = tensor.view(torch.uint8) if tensor.dim() else tensor.reshape(1).view(torch.uint8)
+        # Dims of size 1 may have any stride even in a contiguous tensor, which its bytes must not.
+        whole = tensor.contiguous()
+        flat = whole.as_strided((whole.numel(),), (1,)).view(torch.uint8)
         if flat.numel():
             dist.broadcast(flat, self._members[source], group=self._control)
-        return tensor
+        return tensor if whole is tensor or self.rank == source else tensor.copy_(whole)
 
     def call(self) -> None:
         self._store.add(f"call/{self._generation}", 1)

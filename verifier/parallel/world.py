@@ -29,6 +29,7 @@ from verifier.core.deadline import Deadline
 from verifier.core.errors import ConfigError, RankFailed, VerifierError
 from verifier.core.memory import out_of_memory
 from verifier.parallel.group import Solo
+from verifier.parallel.names import local_names
 
 # Ranks wait for each other as long as the job lasts; the monitor knows whether someone is lost.
 _PATIENCE = timedelta(days=7)
@@ -36,6 +37,7 @@ _PATIENCE = timedelta(days=7)
 _JOIN_PATIENCE = timedelta(seconds=900)
 _EXPLAIN_SECONDS = 5.0
 _INTERFACE = "GLOO_SOCKET_IFNAME"
+_INTERFACES = (_INTERFACE, "NCCL_SOCKET_IFNAME")
 # torch.distributed has one default group per process.
 _in_use = threading.Lock()
 
@@ -263,7 +265,8 @@ def _join(
     if device.type == "cuda":
         torch.cuda.set_device(device)
     try:
-        store, beats = _stores(place, listening)
+        with local_names(place.address[0]):
+            store, beats = _stores(place, listening)
     except dist.DistError as error:
         host, port = place.address
         first = str(error).splitlines()[0]
@@ -437,16 +440,17 @@ class LocalRanks:
         deadline: Deadline | None = None,
     ) -> World:
         """Join them as rank 0."""
-        before = os.environ.get(_INTERFACE)
-        os.environ.update(_loopback())
+        ours = _loopback()
+        added = [name for name in ours if name not in os.environ]
+        os.environ.update(ours)
         place = Place(0, self._size, 0, self._size, self.address)
         try:
             world = join(place, device, self._children, self._said, fatal, self._socket, deadline)
         except BaseException:
             self.close()
-            _restore(before)
+            _remove(added)
             raise
-        world._closing.append(lambda: _restore(before))
+        world._closing.append(lambda: _remove(added))
         return world
 
     def close(self) -> None:
@@ -473,14 +477,17 @@ def _environment(threads: int) -> dict[str, str]:
 
 
 def _loopback() -> dict[str, str]:
-    """What tells gloo to use the loopback device, unless the user has chosen one."""
+    """What tells gloo and NCCL to use the loopback device, unless the user has chosen one.
+
+    NCCL would otherwise listen where other machines can reach it.
+    """
     known = [name for _, name in socket.if_nameindex()]
-    return {_INTERFACE: os.environ.get(_INTERFACE, "lo")} if "lo" in known else {}
+    return {name: os.environ.get(name, "lo") for name in _INTERFACES} if "lo" in known else {}
 
 
-def _restore(interface: str | None) -> None:
-    if interface is None:
-        os.environ.pop(_INTERFACE, None)
+def _remove(names: Sequence[str]) -> None:
+    for name in names:
+        os.environ.pop(name, None)
 
 
 def _log_file(logs: str | None, rank: int) -> IO[bytes]:

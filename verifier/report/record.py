@@ -19,6 +19,7 @@ from verifier.core.errors import InputError
 SCHEMA_VERSION = 1
 _PACKAGES = ("numpy", "torch", "onnx", "onnx2torch", "onnxruntime", "scipy", "highspy")
 _SCHEMAS = ("bounds", "verify")
+_COVERS_NOTHING = {"real": False, "float32": False, "run": "", "reason": "", "margin": None, "error": None}
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Outcome:
         witness_text: the counterexample as printed in the result file; only after ``sat``.
         witness: the counterexample as numbers; only after ``sat``.
         certified: whether an ``unsat`` rests on certified bounds.
+        covers: what an ``unsat`` holds for, see :class:`verifier.core.result.Covers`.
         seconds: wall time by phase.
         statistics: counters of the run.
         memory: what every rank took, ``None`` when the query ended before its end was orderly.
@@ -39,6 +41,7 @@ class Outcome:
         error: class and message when the query ended in an error.
         exit_code: of the command.
         trace: traceback of an internal error.
+        written: whether the files it was meant for could be written; known only once it is over.
     """
 
     verdict: str
@@ -50,10 +53,12 @@ class Outcome:
     statistics: Mapping[str, Any] = field(default_factory=dict)
     memory: Mapping[str, Any] | None = None
     device: str | None = None
+    covers: Mapping[str, Any] = field(default_factory=lambda: dict(_COVERS_NOTHING))
     notes: tuple[str, ...] = ()
     error: Mapping[str, str] | None = None
     exit_code: int = 0
     trace: str = ""
+    written: bool = True
 
 
 def verify_record(
@@ -87,6 +92,8 @@ def verify_record(
         "verdict": outcome.verdict,
         "reason": outcome.reason,
         "certified": outcome.certified,
+        "covers": dict(outcome.covers),
+        "parity": statistics.pop("parity", None),
         "bounds": statistics.pop("bounds", statistics.pop("root", None)),
         "domains": _domains(statistics),
         "statistics": statistics,
@@ -130,18 +137,25 @@ def to_json(record: Any, indent: int | None = None) -> str:
 def plain(value: Any) -> Any:
     """The value in JSON's own types; what JSON has no type for becomes its text, so that a record is never lost."""
     match value:
-        case None | bool() | str():
+        case None | bool():
             return value
+        case str():
+            return _encodable(value)
         case numbers.Integral():
             return int(value)
         case numbers.Real():
             number = float(value)
             return number if math.isfinite(number) else str(number)
         case Mapping():
-            return {str(k): plain(v) for k, v in value.items()}
+            return {_encodable(str(k)): plain(v) for k, v in value.items()}
         case list() | tuple():
             return [plain(v) for v in value]
-    return str(value)
+    return _encodable(str(value))
+
+
+def _encodable(text: str) -> str:
+    """The text, with lone surrogates, which file names that are no UTF-8 have in Python, escaped."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def schema(name: str) -> dict[str, Any]:

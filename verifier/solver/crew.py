@@ -18,6 +18,7 @@ from verifier.bab import input_split, refine, relu_split
 from verifier.bounds.alpha import Schedule
 from verifier.bounds.api import Method, NetworkBounds, compute_graph_bounds
 from verifier.config import BabConfig, Config
+from verifier.core.claims import Claims
 from verifier.core.deadline import Deadline
 from verifier.core.errors import DeadlineExceeded, MemoryExceeded
 from verifier.core.inventory import Inventory, process_peak
@@ -74,6 +75,7 @@ class Crew:
         self.deadline, self.progress = deadline, progress
         self._replay = accept
         self.roots: list[Root] = []
+        self.claims = Claims()
         self.placed: Placed = place(graph, config, world)
 
     @property
@@ -82,6 +84,10 @@ class Crew:
         return self._problem
 
     # -- phases, on every rank ----------------------------------------------------------------------------------------
+
+    def begin(self, claims: Claims) -> None:
+        """Forget the roots; from now on bounds are to hold for this."""
+        self.claims, self.roots = claims, []
 
     def bound(self, cases: np.ndarray, limit: float) -> Root:
         """Root bounds of the cases of one box."""
@@ -95,6 +101,7 @@ class Crew:
                 self.problem,
                 cases,
                 self.config,
+                self.claims,
                 limit,
                 placed.backend.together(self.deadline),
                 lambda name: self.progress.update(step=name),
@@ -146,6 +153,7 @@ class Crew:
             cases,
             bab,
             self.config.numerics.certify,
+            self.claims,
             self.deadline.sub(seconds),
             self.progress,
             self._accept,
@@ -162,6 +170,7 @@ class Crew:
             found.state,
             found.rows,
             self.config.bab,
+            self.claims,
             self.deadline,
             self.progress,
             self._accept,

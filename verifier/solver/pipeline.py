@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,16 +18,21 @@ import numpy as np
 import torch
 
 from verifier.attack import pgd
+from verifier.attack.runs import run_candidates
 from verifier.config import AttackConfig, Config
+from verifier.core.claims import Claims, Covered, Semantics
 from verifier.core.deadline import Deadline
-from verifier.core.errors import DeadlineExceeded, MemoryExceeded, RankFailed
+from verifier.core.errors import DeadlineExceeded, MemoryExceeded, RankFailed, UnsupportedError
 from verifier.core.handles import WeightStore
 from verifier.core.problem import Problem
 from verifier.core.progress import Progress
-from verifier.core.result import Result, Verdict, Witness
+from verifier.core.result import Covers, Result, Verdict, Witness
+from verifier.core.runtime import RunModel
 from verifier.frontend.network import Network, parity
+from verifier.frontend.runtime import not_covered, optimised_not_covered, run_model
 from verifier.parallel.stores import Resident
 from verifier.parallel.world import World, solo
+from verifier.solver.counts import together
 from verifier.solver.crew import Crew, dismiss, share_query
 from verifier.solver.place import cpu_threads, device_of
 from verifier.solver.root import Root
@@ -43,6 +48,7 @@ from verifier.solver.strategy import (
 from verifier.spec.replay import replay
 
 Phase = Callable[[Crew], None]
+Announce = Callable[[Result], None]
 _HOST = torch.device("cpu")
 
 
@@ -53,6 +59,7 @@ def solve(
     deadline: Deadline,
     progress: Progress,
     world: World | None = None,
+    announce: Announce | None = None,
 ) -> Result:
     """Answer one query.
 
@@ -60,16 +67,19 @@ def solve(
         network: the graph and its reference (onnxruntime or the module).
         deadline: one clock for everything.
         world: the ranks of the job, this one being the first; default this process alone.
+        announce: told of an ``unsat`` that stands while it is tried to make it cover more.
 
     Returns:
         the verdict with its reason; never raises for time or memory.
     """
     world = world or solo(device_of(config))
-    run = _Run(network, problem, config, deadline, progress, world)
+    problem = problem.typed(network.input_dtype)
+    run = _Run(network, problem, config, deadline, progress, world, announce)
     try:
         with world.explained(), cpu_threads(network.graph, config, world.local_size):
             try:
                 run.answer()
+                run.strengthen()
             except DeadlineExceeded as error:
                 run.stop(Verdict.TIMEOUT, str(error))
             except (MemoryExceeded, torch.OutOfMemoryError) as error:
@@ -91,18 +101,29 @@ class _Run:
     deadline: Deadline
     progress: Progress
     world: World
+    announce: Announce | None = None
     witness: Witness | None = None
+    spare: Witness | None = None  # it lies in a box rounded to nearest, but not in the exact one
+    attacking: bool = False
     verdict: Verdict = Verdict.UNKNOWN
     reason: str = ""
     seconds: dict[str, float] = field(default_factory=dict)
     statistics: dict[str, Any] = field(default_factory=dict)
     mismatch: str | None = None
+    compared: dict[str, Any] | None = None  # what parity looked at
     open: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     crew: Crew | None = None
     memory: list[dict[str, Any]] | None = None
     astray: bool = False  # whether other ranks may be in the middle of a phase
+    model: RunModel | None = None
+    uncovered: str = ""  # why no run is covered
+    covered: Covered = field(default_factory=Covered)
+    real: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # open cases, refuted but for runs
+    stands: Result | None = None  # a proof that is being strengthened
+    began: float = field(default_factory=time.monotonic)
 
     def answer(self) -> None:
+        self._look_at_runs()
         share_query(self.world, self.network.graph, self.problem, self.config)
         self.open = np.arange(self.problem.n_cases)
         if not self.open.size:
@@ -111,7 +132,30 @@ class _Run:
         found = features(self.network.graph, self.problem)
         host = starts_on_host(found, self.config, self.world.device, self.world.size)
         crew = self._set_up(solo(_HOST) if host else self.world)
-        for phase in self._phases(found, host):
+        self._search(crew, self._phases(found, host))
+
+    def _look_at_runs(self) -> None:
+        """What is known of float32 runs of this network.
+
+        Raises:
+            UnsupportedError: the proof is to hold for runs, and nothing is known of them.
+        """
+        self.model = run_model()
+        self.uncovered = not_covered(self.network, self.model) or ""
+        if not self.config.numerics.certify:
+            self.uncovered = "numerics.certify is off"
+        if self.uncovered and self.config.numerics.semantics == "float32":
+            raise UnsupportedError(f"numerics.semantics is float32, but {self.uncovered}")
+
+    def _claims(self) -> Claims:
+        """What bounds are made to hold for from the beginning."""
+        if self.config.numerics.semantics == "float32":
+            return Claims(Semantics.FLOAT32, self.model)
+        return Claims() if self.uncovered else Claims(Semantics.BOTH, self.model)
+
+    def _search(self, crew: Crew, phases: Iterable[Phase]) -> None:
+        """Phase after phase, until nothing is open or a counterexample is found."""
+        for phase in phases:
             phase(crew)
             crew = self.crew or crew  # a phase may have moved the query
             if self.witness is not None:
@@ -131,6 +175,7 @@ class _Run:
             graph = self.network.graph
             crew = Crew(graph, self.problem, self.config, world, self.deadline, self.progress, self._accept)
             self.crew = crew
+            crew.together("begin", claims=self._claims())
             self.mismatch = self.mismatch or self._parity(crew)
         return crew
 
@@ -176,14 +221,16 @@ class _Run:
         return host, host.device
 
     def _parity(self, crew: Crew) -> str | None:
-        lower, upper = self.problem.witness_lower[0], self.problem.witness_upper[0]
-        return parity(self.network, self._own(crew)[0], lower, upper, self.config.seed)
+        lower, upper = self.problem.witness_lower, self.problem.witness_upper
+        found = parity(self.network, self._own(crew)[0], lower, upper, self.config.seed, self.deadline)
+        self.compared = found.record
+        return found.mismatch
 
     def _attack(self, crew: Crew, config: AttackConfig) -> None:
         """Look for a counterexample, also near the minimisers of the rows that the root could not refute."""
         points = [r.candidates for r in crew.roots if r.candidates.size]
         store, device = self._own(crew)
-        with self._phase("attack"):
+        with self._phase("attack"), self._looking_inside():
             self.witness = pgd.search(
                 self.network.graph,
                 store,
@@ -203,6 +250,8 @@ class _Run:
             for cases in open_boxes(self.problem, self.open):
                 root: Root = crew.together("bound", cases=cases, limit=self.deadline.limit)
                 self._close(cases, root.open)
+                self.covered.add(root.covered)
+                self.real = np.union1d(self.real, root.real)
             roots = crew.roots
             worst = [float(r.gap.min()) for r in roots if r.gap.size]
             self.statistics["root"] = {
@@ -218,8 +267,9 @@ class _Run:
         seconds = math.inf if share == 1.0 else share * min(self.deadline.remaining(), 600.0)
         with self._phase("branch and bound on inputs"):
             ended = crew.together("split_inputs", cases=self.open, bab=bab, seconds=seconds)
-            self.statistics["input_split"] = dict(ended.statistics)
+            self.statistics["input_split"] = together(self.statistics.get("input_split"), ended.statistics)
             self.witness, self.open, self.reason = ended.witness, np.asarray(ended.open), ended.reason
+            self.covered.add(ended.covered)
 
     def _split_neurons(self, crew: Crew) -> None:
         with self._phase("branch and bound on neurons"):
@@ -231,8 +281,9 @@ class _Run:
                     self.reason = "the configured bounds leave rows open and have no slopes to search with"
                     return
                 ended = crew.together("split_neurons", root=number)
-                self.statistics["relu_split"] = ended.statistics
+                self.statistics["relu_split"] = together(self.statistics.get("relu_split"), ended.statistics)
                 self.witness, self.reason = ended.witness, ended.reason
+                self.covered.add(ended.covered)
                 if ended.witness is not None:
                     return
                 if ended.open:
@@ -244,10 +295,25 @@ class _Run:
     # -- verdicts -----------------------------------------------------------------------------------------------------
 
     def _accept(self, x: np.ndarray) -> Witness | None:
-        found = replay(self.network, self.problem, x)
+        """The judge of candidates. While an attack runs, it goes on looking for a point of the exact box."""
+        found = replay(self.network, self.problem, x, exact=True)
+        if found is None and self.spare is None:
+            self.spare = self.world.witness = replay(self.network, self.problem, x)
+        if found is None and not self.attacking:
+            found = self.spare
         if found is not None:
             self.witness = self.world.witness = found  # it stands, whatever happens to other ranks from here on
         return found
+
+    @contextmanager
+    def _looking_inside(self) -> Iterator[None]:
+        """An attack, after which a point that is only in the box rounded to nearest has to do."""
+        self.attacking = True
+        try:
+            yield
+        finally:
+            self.attacking = False
+            self.witness = self.witness or self.spare
 
     def _close(self, cases: np.ndarray, still: np.ndarray) -> None:
         """Drop the refuted ones among ``cases``."""
@@ -268,12 +334,19 @@ class _Run:
         dismiss(self.world, self.result())
 
     def lost(self, error: RankFailed) -> None:
-        """A rank is gone: nothing is proved any more; a witness stands."""
+        """A rank is gone: nothing more is proved; a witness stands, and so does a proof that was complete."""
+        if self.stands is not None and self.witness is None:
+            self.verdict, self.reason = Verdict.UNSAT, self.stands.reason
+            return
         self.stop(Verdict.UNKNOWN if self.world.heart.memory else Verdict.ERROR, str(error))
 
     def stop(self, verdict: Verdict, reason: str) -> None:
         if self.witness is not None:
             verdict = Verdict.SAT
+        elif verdict in (Verdict.UNKNOWN, Verdict.TIMEOUT) and self._real_proof():
+            self.covered.weak += self.open.size
+            self._proved("every case is refuted by a certified bound")
+            return
         if verdict is Verdict.UNKNOWN and self.deadline.expired():
             verdict = Verdict.TIMEOUT
         self.verdict, self.reason = verdict, reason
@@ -283,7 +356,75 @@ class _Run:
         witness = self.witness if self.verdict is Verdict.SAT else None
         memory = None if self.memory is None else {"ranks": self.memory}
         device = (self.crew.placed.backend if self.crew else self.world).device.type
-        return Result(self.verdict, self.reason, witness, certified, self.seconds, self.statistics, memory, device)
+        figures = self.statistics if self.compared is None else {"parity": self.compared, **self.statistics}
+        return Result(
+            self.verdict, self.reason, witness, certified, self.seconds, figures, memory, device, self._covers()
+        )
+
+    def _covers(self) -> Covers:
+        """What the proof holds for."""
+        if self.verdict is not Verdict.UNSAT or not self.config.numerics.certify:
+            return Covers()
+        found = self.covered
+        name = self.model.name if self.model is not None else ""
+        margin = found.margin if math.isfinite(found.margin) else None
+        reason = self.uncovered
+        if not reason and found.overflow:
+            reason = "a value of the network may leave float32's range"
+        if not reason and found.weak:
+            reason = f"{found.weak} parts of the problem are refuted for the network in real arithmetic alone"
+        return Covers(True, not reason, name, reason, margin, found.error if name and not self.uncovered else None)
+
+    # -- runs -------------------------------------------------------------------------------------------------------
+
+    def _real_proof(self) -> bool:
+        """Whether all that is open is refuted for the network in real arithmetic."""
+        real = self.config.numerics.semantics == "real" and self.open.size
+        return bool(real) and bool(np.isin(self.open, self.real).all())
+
+    def strengthen(self) -> None:
+        """Have an ``unsat`` cover float32 runs too, or find the run that violates it, for as long as it took to prove
+        and for at most half of the time that is left; meanwhile it stands."""
+        if self.verdict is not Verdict.UNSAT or not self.config.numerics.certify:
+            return
+        if not self.uncovered and self.crew is not None:
+            self.uncovered = optimised_not_covered(self.network) or ""
+        if self.crew is None or not self.covered.weak or self.uncovered or self.config.numerics.semantics != "real":
+            return
+        spent = time.monotonic() - self.began
+        self.stands = self.result()
+        if self.announce is not None:
+            self.announce(self.stands)
+        first, covered, self.covered = self.deadline, self.covered, Covered()
+        try:
+            self._again(self.crew, first.sub(min(spent, 0.5 * first.remaining())))
+        except (DeadlineExceeded, MemoryExceeded, torch.OutOfMemoryError) as error:
+            self.astray = self.astray or not isinstance(error, DeadlineExceeded)
+        self.deadline = self.crew.deadline = first
+        if self.witness is not None:
+            self.verdict, self.reason = Verdict.SAT, "a counterexample was replayed in the reference network"
+        elif self.open.size:
+            self.verdict, self.reason, self.covered = Verdict.UNSAT, self.stands.reason, covered
+        self.stands = None
+
+    def _again(self, crew: Crew, deadline: Deadline) -> None:
+        """The whole query once more, for runs alone."""
+        self.deadline = crew.deadline = deadline
+        candidates = [r.candidates for r in crew.roots if r.candidates.size]
+        self.open, self.real = np.arange(self.problem.n_cases), self.real[:0]
+        crew.together("begin", claims=Claims(Semantics.FLOAT32, self.model))
+        if self.config.attack.enabled and self._run_violates(candidates):
+            return
+        found = features(self.network.graph, self.problem)
+        self._search(crew, self._phases(found, host=False))
+
+    def _run_violates(self, candidates: list[np.ndarray]) -> bool:
+        """Whether a run near the points where bounds are smallest, or at random ones, is a counterexample."""
+        with self._phase("runs"):
+            for x in run_candidates(self.problem, candidates, self.config.seed):
+                if self.deadline.expired() or self._accept(x) is not None:
+                    break
+        return self.witness is not None
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:

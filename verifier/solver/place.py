@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from verifier.config import Config
+from verifier.core.arithmetic import check_environment, plain_arithmetic
 from verifier.core.backend import Group, ParallelBackend
 from verifier.core.errors import ConfigError, MemoryExceeded
 from verifier.core.handles import Handle, WeightStore
@@ -91,14 +92,15 @@ def rank_threads(config: Config, ranks: int) -> int:
 
 @contextmanager
 def cpu_threads(graph: Graph, config: Config, ranks: int = 1) -> Iterator[None]:
-    """The number of CPU threads for one query; the process gets its own setting back."""
+    """The number of CPU threads for one query, in plain arithmetic; the process gets its own settings back."""
     before = torch.get_num_threads()
     small = sum(map(node_flops, graph.nodes)) < _ONE_THREAD_FLOPS
     most = before if ranks == 1 else rank_threads(config, ranks)
     wanted = (1 if small else most) if config.threads == "auto" else config.threads
     torch.set_num_threads(wanted)
     try:
-        yield
+        with plain_arithmetic():
+            yield
     finally:
         torch.set_num_threads(before)
 
@@ -192,7 +194,12 @@ def place(graph: Graph, config: Config, world: World | None = None) -> Placed:
 
 
 def plain_kernels(device: torch.device) -> None:
-    """Full precision and the same kernel each time, which the charges for rounding and equal bits rest on."""
+    """Full precision and the same kernel each time, which the charges for rounding and equal bits rest on.
+
+    Raises:
+        ConfigError: the environment makes the device's libraries do something else.
+    """
+    check_environment(device)
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -14,6 +15,7 @@ from verifier.bab.relu_split import CaseRows
 from verifier.bounds.alpha import Optimised, Parameters, Schedule, alpha_hidden, alpha_rows
 from verifier.bounds.crown import (
     BoundState,
+    NoisyRuns,
     Specification,
     crown_hidden,
     crown_rows,
@@ -21,13 +23,16 @@ from verifier.bounds.crown import (
     open_elements,
     preactivations,
 )
+from verifier.bounds.ibp import may_overflow
 from verifier.bounds.relevance import relevant
+from verifier.bounds.touch import touched
 from verifier.bounds.walk import minimiser
 from verifier.config import Config
 from verifier.core.backend import ParallelBackend
+from verifier.core.claims import Claims, Covered, Semantics, real_part
 from verifier.core.deadline import Deadline
 from verifier.core.interval import Interval
-from verifier.core.numerics import gamma, proved
+from verifier.core.numerics import gamma, proved, underflow
 from verifier.core.problem import Problem
 from verifier.graph.graph import Graph
 from verifier.solver.strategy import hidden_iterations
@@ -44,6 +49,8 @@ class Root:
         candidates: (n, n_in) minimisers of the open rows.
         rows: the open cases with their root slopes, for the search.
         method: the last method that ran.
+        covered: what the bounds of the refuted cases hold for.
+        real: among the open cases those that are refuted for the network in real arithmetic.
     """
 
     state: BoundState
@@ -52,6 +59,12 @@ class Root:
     candidates: np.ndarray
     rows: CaseRows | None
     method: str
+    covered: Covered
+    real: np.ndarray
+
+
+# Where the error of a run has a larger part in the width of hidden bounds, the network is bounded in real arithmetic.
+_NOISIEST = 0.01
 
 
 def bound_root(
@@ -61,6 +74,7 @@ def bound_root(
     problem: Problem,
     cases: np.ndarray,
     config: Config,
+    claims: Claims,
     limit: float,
     deadline: Deadline,
     report: Callable[[str], None],
@@ -70,33 +84,63 @@ def bound_root(
     Args:
         search: the backend that will split neurons, which decides how much is worth doing here.
         cases: indices of cases that share one box.
+        claims: what bounds are made to hold for; where runs would cost much, the network in real arithmetic comes
+            first.
         limit: the query's time limit in seconds, for the strategy.
     """
+    try:
+        return _bound_root(graph, backend, search, problem, cases, config, claims, limit, deadline, report)
+    except NoisyRuns:
+        return _bound_root(graph, backend, search, problem, cases, config, Claims(), limit, deadline, report)
+
+
+def _bound_root(
+    graph: Graph,
+    backend: ParallelBackend,
+    search: ParallelBackend,
+    problem: Problem,
+    cases: np.ndarray,
+    config: Config,
+    claims: Claims,
+    limit: float,
+    deadline: Deadline,
+    report: Callable[[str], None],
+) -> Root:
     device = backend.device
     deadline = backend.together(deadline)
     box = _box(graph, backend, problem, int(problem.case_box[cases[0]]))
-    table = _RowTable(graph, problem, cases, device)
+    table = _RowTable(graph, problem, cases, claims, device)
     method = config.bounds.method
     certify = config.numerics.certify
 
     report("IBP")
-    state = initial_state(graph, backend, box, certify)
+    state = initial_state(graph, backend, box, certify, claims.run)
+    noisiest = _NOISIEST if claims.semantics is Semantics.BOTH else math.inf
+    table.covered.overflow = claims.run is not None and may_overflow(state.charges, backend)
+    if table.covered.overflow and claims.semantics is Semantics.BOTH:
+        table.claims = Claims()
+        state = initial_state(graph, backend, box, certify)
     if method == "ibp":
         lower = _output_ibp(graph, backend, state, table)
-        return table.root(state, lower, None, None, "ibp")
+        table.touch(graph, backend, state)
+        return table.root(state, lower, torch.zeros_like(lower), None, None, "ibp")
     report("CROWN")
     rows = hidden_by_rows(config)
     matters = relevant(graph, backend, {graph.output: table.spec.y})
-    state = crown_hidden(graph, backend, state, deadline, nodes=None if rows else (), relevant=matters)
+    state = crown_hidden(
+        graph, backend, state, deadline, nodes=None if rows else (), relevant=matters, noisiest=noisiest
+    )
     lower, walk = crown_rows(graph, backend, state, table.spec)
+    error = walk.error
     candidates = backend.whole(0, minimiser(walk, box.to(torch.float64)))
+    table.touch(graph, backend, state)
     if method == "crown" or table.refuted(lower).all():
-        return table.root(state, lower, None, candidates.float(), "crown")
+        return table.root(state, lower, error, None, candidates.float(), "crown")
 
     alpha = config.bounds.alpha
     schedule = Schedule(alpha.iterations, alpha.learning_rate, decay=alpha.decay)
     report("alpha-CROWN")
-    lower, found = _alpha(graph, backend, state, table, lower, schedule, deadline)
+    lower, error, found = _alpha(graph, backend, state, table, lower, error, schedule, deadline)
     if rows and not table.refuted(lower).all():
         count = {
             i: 2 * open_elements(graph, backend, i, state.bounds[i], matters).shape[0] for i in preactivations(graph)
@@ -108,8 +152,9 @@ def bound_root(
             report("alpha-CROWN of hidden nodes")
             hidden = Schedule(steps, alpha.learning_rate, decay=alpha.decay)
             state = alpha_hidden(graph, backend, replace(state, bounds=dict(state.bounds)), hidden, deadline, matters)
-            lower, found = _alpha(graph, backend, state, table, lower, schedule, deadline)
-    return table.root(state, lower, found.parameters, backend.whole(0, found.candidate), "alpha-crown")
+            lower, error, found = _alpha(graph, backend, state, table, lower, error, schedule, deadline)
+            table.touch(graph, backend, state)
+    return table.root(state, lower, error, found.parameters, backend.whole(0, found.candidate), "alpha-crown")
 
 
 def hidden_by_rows(config: Config) -> bool:
@@ -130,16 +175,22 @@ def _alpha(
     state: BoundState,
     table: _RowTable,
     lower: Tensor,
+    error: Tensor,
     schedule: Schedule,
     deadline: Deadline,
-) -> tuple[Tensor, Optimised]:
-    """Optimise all rows of the table and certify the best slopes; keeps the tighter of old and new bounds."""
+) -> tuple[Tensor, Tensor, Optimised]:
+    """Optimise all rows of the table and certify the best slopes; keeps the tighter of old and new bounds.
+
+    Args:
+        error: of a run, which ``lower`` allows for.
+    """
     found = alpha_rows(graph, backend, state, table.spec, schedule, deadline, _Enough(table))
     backend.usage.note_rows(found.state)
-    sure = found.lower.double()
+    sure, lower = found.lower.double(), lower.double()
     if state.certified:
-        sure, _ = crown_rows(graph, backend, state, table.spec, found.parameters, dtype=torch.float64)
-    return torch.fmax(lower.double(), sure), found
+        sure, walk = crown_rows(graph, backend, state, table.spec, found.parameters, dtype=torch.float64)
+        error = torch.where(sure > lower, walk.error, error.double())
+    return torch.fmax(lower, sure), error, found
 
 
 # Slopes are left alone when no row gained this share of its whole gain since as many looks ago as the second number
@@ -185,14 +236,19 @@ def _output_ibp(graph: Graph, backend: ParallelBackend, state: BoundState, table
         value = value + (x.clamp(min=0) * box.lower.flatten(1) + x.clamp(max=0) * box.upper.flatten(1)).sum(-1)
         size = size + (x.abs() * box.magnitude().flatten(1)).sum(-1)
     terms = y.shape[-1] + box_terms + 4
-    return value - size * gamma(terms, torch.float64)
+    # Bounds are float32, so that a product which underflows costs no more than this for any of them.
+    lost = terms * 2.0**130 * underflow(torch.float64)
+    return value - size * gamma(terms, torch.float64) - lost
 
 
 class _RowTable:
     """The distinct rows of the cases of one box, as a specification, and the way back from rows to cases."""
 
-    def __init__(self, graph: Graph, problem: Problem, cases: np.ndarray, device: torch.device) -> None:
-        self.cases = cases
+    def __init__(
+        self, graph: Graph, problem: Problem, cases: np.ndarray, claims: Claims, device: torch.device
+    ) -> None:
+        self.cases, self.claims = cases, claims
+        self.covered = Covered()
         self.device = device
         self.n_in = problem.n_in
         whole = graph.whole
@@ -203,8 +259,10 @@ class _RowTable:
         self.case_rows = inverse.reshape(rows.shape)
         # Padding (-1) is a row that is never refuted: 0 <= 1 always holds.
         real = used >= 0
-        y, d = np.zeros((len(used), problem.n_out)), np.ones(len(used))
+        y, d, strict = np.zeros((len(used), problem.n_out)), np.ones(len(used)), np.zeros(len(used), dtype=bool)
         y[real], d[real] = problem.row_y[used[real]], problem.row_d[used[real]]
+        if problem.row_strict is not None:
+            strict[real] = problem.row_strict[used[real]]
         x = None
         if problem.row_x is not None:
             x = np.zeros((len(used), problem.n_in))
@@ -214,22 +272,42 @@ class _RowTable:
             None if x is None else torch.from_numpy(x).reshape(1, len(used), *whole.input_shape).to(device),
         )
         self.thresholds = torch.from_numpy(d).to(device)
+        self.strict = torch.from_numpy(strict).to(device) if strict.any() else None
+        self.touched = np.zeros(len(cases), dtype=bool)
 
     def refuted(self, lower: Tensor) -> np.ndarray:
-        """(N,) bool: cases with a refuted row."""
-        rows = proved(lower[0].double(), self.thresholds).cpu().numpy()
-        return np.any(rows[self.case_rows], axis=1)
+        """(N,) bool: cases with a refuted row, or with rows that only touch their thresholds (:meth:`touch`)."""
+        rows = proved(lower[0].double(), self.thresholds, self.strict).cpu().numpy()
+        touched = self.touched if self.claims.semantics is not Semantics.FLOAT32 else False
+        return np.any(rows[self.case_rows], axis=1) | touched
+
+    def touch(self, graph: Graph, backend: ParallelBackend, state: BoundState) -> None:
+        """Note the cases that exact bounds of their strict rows refute."""
+        if self.strict is None:
+            return
+        pick = torch.from_numpy(self.case_rows).to(self.device)
+        found = touched(
+            graph, backend, state.box, state.bounds, self._picked(pick), self.thresholds[pick], self.strict[pick]
+        )
+        self.touched |= found.cpu().numpy()
+
+    def _picked(self, rows: Tensor) -> Specification:
+        """Rows by case, (N, S, ...)."""
+        return Specification(self.spec.y[0][rows], None if self.spec.x is None else self.spec.x[0][rows])
 
     def root(
         self,
         state: BoundState,
         lower: Tensor,
+        error: Tensor,
         parameters: Parameters | None,
         candidates: Tensor | None,
         method: str,
     ) -> Root:
         gap = (lower[0].double() - self.thresholds).cpu().numpy()
         keep = ~self.refuted(lower)
+        self._note(lower, error, ~keep)
+        real = keep & self.refuted(real_part(lower.double(), error)) & (self.claims.semantics is Semantics.BOTH)
         index = self.case_rows[keep]
         points = np.zeros((0, self.n_in), np.float32)
         if candidates is not None and keep.any():
@@ -237,7 +315,16 @@ class _RowTable:
         rows = None
         if parameters is not None and keep.any():
             pick = torch.from_numpy(index).to(self.device)
-            spec = Specification(self.spec.y[0][pick], None if self.spec.x is None else self.spec.x[0][pick])
+            strict = None if self.strict is None else self.strict[pick]
             slopes = {i: {k: v[0][pick] for k, v in group.items()} for i, group in parameters.items()}
-            rows = CaseRows(spec, self.thresholds[pick], slopes)
-        return Root(state, self.cases[keep], gap[index].max(1) if keep.any() else np.zeros(0), points, rows, method)
+            rows = CaseRows(self._picked(pick), self.thresholds[pick], slopes, strict)
+        worst = gap[index].max(1) if keep.any() else np.zeros(0)
+        return Root(state, self.cases[keep], worst, points, rows, method, self.covered, self.cases[real])
+
+    def _note(self, lower: Tensor, error: Tensor, closed: np.ndarray) -> None:
+        """What the bounds of some cases (N,) cover."""
+        pick = torch.from_numpy(self.case_rows[closed]).to(self.device)
+        gap, best = (lower[0].double() - self.thresholds)[pick].max(1)
+        errors = error.double().expand(1, lower.shape[1])[0][pick].gather(1, best[:, None])[:, 0]
+        rests_on_real = closed if self.claims.run is None else closed & self.touched
+        self.covered.note(gap, errors, int(rests_on_real.sum()))

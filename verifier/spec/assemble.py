@@ -220,27 +220,25 @@ def _drop_unused(case_rows: np.ndarray, rows: Rows) -> tuple[np.ndarray, Rows]:
 
 def _finish(cases: _Cases, numbers: Numbers, rows: Rows) -> Problem:
     """Round the boxes and drop repeated boxes and cases."""
-    low, high = cases.low >> 1, (cases.high + 1) >> 1
-    near_low, near_high = numbers.nearest32[low], numbers.nearest32[high]
-    witness_low, witness_high = near_low, near_high
-    strict_low, strict_high = (cases.low & 1).astype(bool), (cases.high & 1).astype(bool)
-    if strict_low.any() or strict_high.any():
-        up, down = np.nextafter(near_low, np.float32(np.inf)), np.nextafter(near_high, np.float32(-np.inf))
-        witness_low = np.where(strict_low & (near_low <= numbers.floor64[low]), up, near_low)
-        witness_high = np.where(strict_high & (near_high >= numbers.ceil64[high]), down, near_high)
-        gone = witness_low > witness_high  # no float32 in the open interval: the rounded bounds stand
-        witness_low, witness_high = np.where(gone, near_low, witness_low), np.where(gone, near_high, witness_high)
-    boxes = np.stack([numbers.floor32[low], numbers.ceil32[high], witness_low, witness_high], axis=1)
-    first, place = unique_rows(boxes.reshape(len(boxes), 4 * boxes.shape[2]))
-    boxes = boxes[first]
+    first, place = unique_rows(np.concatenate([cases.low, cases.high], axis=1))
+    low, high = cases.low[first], cases.high[first]
+    strict = (low & 1).astype(bool), (high & 1).astype(bool)
+    low, high = low >> 1, (high + 1) >> 1
+    witness = _nearest(numbers, numbers.nearest32, low, high, strict)
+    nearest = _nearest(numbers, numbers.nearest64, low, high, strict)
+    inner_low, inner_high = numbers.above64[low], numbers.below64[high]
+    if strict[0].any() or strict[1].any():
+        exact_low, exact_high = (numbers.floor64[at] == numbers.ceil64[at] for at in (low, high))
+        inner_low = np.where(strict[0] & exact_low, np.nextafter(inner_low, np.inf), inner_low)
+        inner_high = np.where(strict[1] & exact_high, np.nextafter(inner_high, -np.inf), inner_high)
     box, case_rows = place[cases.box].astype(np.int64), _tidy_rows(cases.rows)
     distinct, _ = unique_rows(np.concatenate([box[:, None], case_rows], axis=1))
     case_rows, rows = _drop_unused(case_rows[distinct], rows)
     return Problem(
-        lower=np.ascontiguousarray(boxes[:, 0]),
-        upper=np.ascontiguousarray(boxes[:, 1]),
-        witness_lower=np.ascontiguousarray(boxes[:, 2]),
-        witness_upper=np.ascontiguousarray(boxes[:, 3]),
+        lower=numbers.floor32[low],
+        upper=numbers.ceil32[high],
+        witness_lower=witness[0],
+        witness_upper=witness[1],
         row_y=rows.y,
         row_x=rows.x,
         row_d=rows.d,
@@ -248,4 +246,28 @@ def _finish(cases: _Cases, numbers: Numbers, rows: Rows) -> Problem:
         case_rows=case_rows,
         row_strict=rows.strict,
         row_d_inner=rows.d_inner,
+        inner_lower=inner_low,
+        inner_upper=inner_high,
+        nearest_lower=nearest[0],
+        nearest_upper=nearest[1],
     )
+
+
+def _nearest(
+    numbers: Numbers, rounded: np.ndarray, low: np.ndarray, high: np.ndarray, strict: tuple[np.ndarray, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Bounds rounded to nearest; a strict one that would hold with equality moves one step inward.
+
+    Args:
+        rounded: the numbers in some type.
+        low, high: (K, n_in) ranks of the bounds; strict: bool, alike.
+    """
+    near_low, near_high = rounded[low], rounded[high]
+    if not strict[0].any() and not strict[1].any():
+        return near_low, near_high
+    one = rounded.dtype.type
+    up, down = np.nextafter(near_low, one(np.inf)), np.nextafter(near_high, one(-np.inf))
+    inside_low = np.where(strict[0] & (near_low <= numbers.floor64[low]), up, near_low)
+    inside_high = np.where(strict[1] & (near_high >= numbers.ceil64[high]), down, near_high)
+    gone = inside_low > inside_high  # no number of the type in the open interval: the rounded bounds stand
+    return np.where(gone, near_low, inside_low), np.where(gone, near_high, inside_high)

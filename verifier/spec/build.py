@@ -144,4 +144,8 @@ def _problem(
         row_d=np.array([d for _, d in table], dtype=np.float64),
         case_box=np.zeros(len(cases), dtype=np.int64),
         case_rows=np.array([c + [-1] * (width - len(c)) for c in cases], dtype=np.int64).reshape(len(cases), width),
+        inner_lower=lower.above64[None],
+        inner_upper=upper.below64[None],
+        nearest_lower=lower.nearest64[None],
+        nearest_upper=upper.nearest64[None],
     )

@@ -89,7 +89,7 @@ def _read(data: bytes, n_in: int | None, n_out: int | None, deadline: Deadline |
     if (first < 0).any() or (pair & ((first < inputs) | (second < inputs) | (first == second))).any():
         raise _Decline
     bound = first < inputs
-    rank, near, residual = _numbers(right, pair, ~bound & ~pair)
+    rank, near, residual, known = _numbers(right, pair, ~bound & ~pair)
     kind = np.where(bound, np.where(less, UPPER, LOWER), ROW).astype(np.int8)
     key = np.where(bound, 2 * rank, 0)
     base = np.flatnonzero(layout.group < 0)
@@ -100,7 +100,7 @@ def _read(data: bytes, n_in: int | None, n_out: int | None, deadline: Deadline |
         deadline.check("the reading of the property")
     return assemble(
         inputs,
-        roundings(near, residual),
+        roundings(near, residual, known),
         Atoms(kind, target, key),
         rows,
         base,
@@ -206,8 +206,10 @@ def _groups(layout: _Layout) -> list[Group]:
     return out
 
 
-def _numbers(texts: list[bytes], pair: np.ndarray, is_row: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rank of every atom's number, and (near, residual) by rank as :func:`roundings` wants them.
+def _numbers(
+    texts: list[bytes], pair: np.ndarray, is_row: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Rank of every atom's number, and (near, residual, known) by rank as :func:`roundings` wants them.
 
     Args:
         texts: the right operand of each atom; ignored where ``pair``.
@@ -237,7 +239,7 @@ def _numbers(texts: list[bytes], pair: np.ndarray, is_row: np.ndarray) -> tuple[
             raise _Decline  # two numbers closer than a float64 can tell
 
     # The sign of (exact - nearest) matters where float64 is the final precision and where the float64 is a float32;
-    # elsewhere any value gives the same roundings.
+    # elsewhere any value gives the same roundings to float32, and comparing every number would take too long.
     exact = near.astype(np.float32) == near
     exact[inverse[is_row[numeric]]] = True
     residual = np.zeros(len(near), dtype=np.int8)
@@ -247,7 +249,7 @@ def _numbers(texts: list[bytes], pair: np.ndarray, is_row: np.ndarray) -> tuple[
             residual[i] = 1 if decimal > rounded else -1
     rank = np.zeros(len(texts), dtype=np.int64)
     rank[numeric] = inverse.reshape(-1)
-    return rank, near, residual
+    return rank, near, residual, exact
 
 
 def _decimal(word: bytes, cache: dict[bytes, Decimal]) -> Decimal:

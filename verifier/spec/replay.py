@@ -102,22 +102,45 @@ def case_margins(problem: Problem, x: np.ndarray, y: np.ndarray, cases: np.ndarr
     return out
 
 
-def replay(network: Reference, problem: Problem, x: np.ndarray, dtype: np.dtype | type = np.float32) -> Witness | None:
+def replay(
+    network: Reference,
+    problem: Problem,
+    x: np.ndarray,
+    dtype: np.dtype | type | None = None,
+    exact: bool = False,
+) -> Witness | None:
     """A witness made from ``x``, or None.
 
-    The candidate is clamped into the nearest witness boxes, printed, read back, and evaluated with the reference's
-    optimisations on and off; a case's rows must hold under both, in exact arithmetic.
+    The candidate is clamped into the nearest boxes, printed, read back, and evaluated with the reference's
+    optimisations on and off; a case's rows must hold under both, in exact arithmetic. Boxes rounded inward come first,
+    those rounded to nearest after all of them.
 
     Args:
         x: (n_in,), any floating type.
-        dtype: of the network's input; values are representable in it (float32 is right for both).
+        dtype: of the network's input, in which the witness is; default that of the problem's witness bounds.
+        exact: boxes rounded inward alone.
     """
-    for box in _near_boxes(problem, np.asarray(x).reshape(-1)):
-        cases = np.flatnonzero(problem.case_box == box)
-        witness = _replay_in_box(network, problem, clamp(x, *_witness_box(problem, box), dtype).reshape(-1), cases)
-        if witness is not None:
-            return witness
+    problem = problem.typed(dtype or problem.dtype)
+    point = np.asarray(x).reshape(-1)
+    tried: set[tuple[int, bytes]] = set()
+    for bounds in _bounds(problem, exact):
+        for box in _near_boxes(problem, point):
+            clamped = clamp(point, bounds[0][box], bounds[1][box], problem.dtype)
+            if (box, clamped.tobytes()) in tried:
+                continue
+            tried.add((box, clamped.tobytes()))
+            witness = _replay_in_box(network, problem, clamped, np.flatnonzero(problem.case_box == box))
+            if witness is not None:
+                return witness
     return None
+
+
+def _bounds(problem: Problem, exact: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Lower and upper bounds (K, n_in) that a witness may lie in: rounded inward, then to nearest."""
+    if problem.inner_lower is not None and problem.inner_upper is not None:
+        yield problem.inner_lower, problem.inner_upper
+    if not exact or problem.inner_lower is None:
+        yield problem.witness_lower, problem.witness_upper
 
 
 def replay_batch(
@@ -125,7 +148,7 @@ def replay_batch(
     problem: Problem,
     x: np.ndarray,
     deadline: Deadline | None = None,
-    dtype: np.dtype | type = np.float32,
+    dtype: np.dtype | type | None = None,
 ) -> Witness | None:
     """The first witness among many candidates, those with the widest margin first.
 
@@ -133,17 +156,35 @@ def replay_batch(
 
     Args:
         x: (n, n_in).
+        dtype: as for :func:`replay`.
     """
-    points = np.asarray(x).reshape(len(x), -1)
+    problem = problem.typed(dtype or problem.dtype)
+    for bounds in _bounds(problem, exact=False):
+        witness = _replay_batch(network, problem, np.asarray(x).reshape(len(x), -1), bounds, deadline)
+        if witness is not None:
+            return witness
+    return None
+
+
+def _replay_batch(
+    network: Reference,
+    problem: Problem,
+    points: np.ndarray,
+    bounds: tuple[np.ndarray, np.ndarray],
+    deadline: Deadline | None,
+) -> Witness | None:
+    """:func:`replay_batch` in boxes of one rounding."""
     boxes = [next(_near_boxes(problem, point), None) for point in points]
     kept = [i for i, box in enumerate(boxes) if box is not None]
     if not kept:
         return None
-    clamped = np.stack([clamp(points[i], *_witness_box(problem, int(boxes[i] or 0)), dtype) for i in kept])
+    places = [int(boxes[i] or 0) for i in kept]
+    pairs = zip(kept, places, strict=True)
+    clamped = np.stack([clamp(points[i], bounds[0][k], bounds[1][k], problem.dtype) for i, k in pairs])
     outputs = network.evaluate(clamped, optimised=True).reshape(len(kept), -1)
     found: list[tuple[float, int, int]] = []
-    for j, i in enumerate(kept):
-        cases = np.flatnonzero(problem.case_box == boxes[i])
+    for j, box in enumerate(places):
+        cases = np.flatnonzero(problem.case_box == box)
         margins = case_margins(problem, clamped[j : j + 1], outputs[j : j + 1], cases)[0]
         best = int(margins.argmax())
         if margins[best] >= -_tolerance(problem, outputs[j]):
@@ -163,7 +204,8 @@ def check_results(
     """Check the counterexample of a results file by the competition's rules of 2026.
 
     The reference runs the file's X, cast to ``dtype``; the file's Y are ignored. All rows of some case must hold.
-    X inside the case's box, bounds rounded to float32, is ``valid``; within 1e-4 of it is ``tolerance``.
+    X inside the case's box, bounds rounded to float32 and for a float64 network to float64 too, is ``valid``; within
+    1e-4 of it is ``tolerance``.
 
     Raises:
         InputError: the file cannot be read.
@@ -189,11 +231,12 @@ def check_answer(
         )
     if not problem.n_cases:
         return CheckOutcome(Status.INVALID, "the property excludes every input")
+    single, problem = problem, problem.typed(dtype)
     with np.errstate(over="ignore"):
         x = answer.inputs.astype(dtype).astype(np.float64)
     if not np.isfinite(x).all():
         return CheckOutcome(Status.INVALID, "an input is outside the range of the network's input type")
-    distance = _distances(problem, x)
+    distance = np.maximum(_distances(problem, x), _distances(single, x))
     y = network.evaluate(x[None], optimised=True).reshape(-1).astype(np.float64)
     for status, boxes in ((Status.VALID, distance == 0), (Status.TOLERANCE, distance <= TOLERANCE)):
         cases = np.flatnonzero(boxes[problem.case_box])
@@ -208,8 +251,9 @@ def _why(problem: Problem, x: np.ndarray, y: np.ndarray, distance: np.ndarray) -
     lower, upper = _witness_box(problem, box)
     if distance[box] > TOLERANCE:
         worst = int(np.maximum(lower - x, x - upper).argmax())
+        digits = 9 if problem.dtype == np.float32 else 17
         return (
-            f"X_{worst} = {x[worst]:.9g} is outside [{lower[worst]:.9g}, {upper[worst]:.9g}] "
+            f"X_{worst} = {x[worst]:.{digits}g} is outside [{lower[worst]:.{digits}g}, {upper[worst]:.{digits}g}] "
             f"by {distance[box]:.3g}, more than {TOLERANCE:g}"
         )
     cases = np.flatnonzero((distance <= TOLERANCE)[problem.case_box])

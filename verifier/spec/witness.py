@@ -92,7 +92,7 @@ def clamp(x: np.ndarray, lower: np.ndarray, upper: np.ndarray, dtype: np.dtype |
     """The point of ``[lower, upper]`` nearest to ``x``, representable in ``dtype``; NaN becomes the lower bound.
 
     Args:
-        x: (..., n_in); lower, upper: float32 (n_in,) or broadcastable, the witness box.
+        x: (..., n_in); lower, upper: (n_in,) or broadcastable, numbers of ``dtype``, the box.
         dtype: of the network's input, float32 or float64.
 
     Returns:

@@ -6,6 +6,7 @@ the magnitudes behind a bias), so that the certificate charges them.
 
 from __future__ import annotations
 
+from verifier.core.deadline import Deadline
 from verifier.frontend.passes.affine import fold_affine
 from verifier.frontend.passes.moves import compose_moves
 from verifier.frontend.passes.padding import fold_padding
@@ -15,8 +16,10 @@ from verifier.graph.graph import Graph
 PASSES = (share_equal, compose_moves, fold_affine, fold_padding, drop_unused)
 
 
-def simplify(graph: Graph) -> Graph:
-    """All passes in order."""
+def simplify(graph: Graph, deadline: Deadline | None = None) -> Graph:
+    """All passes in order; the deadline is looked at between them."""
     for apply in PASSES:
+        if deadline is not None:
+            deadline.check("simplifying the network")
         graph = apply(graph)
     return graph

@@ -1,7 +1,8 @@
 """Constant factors and offsets go into the affine op before them.
 
 Only steps with a few roundings per parameter are taken: scaling the rows of a weight and adding to a bias. Offsets
-*before* an affine op stay (W t would be a sum over the whole fan-in).
+*before* an affine op stay (W t would be a sum over the whole fan-in). Nothing is folded where a product leaves the
+range of normal float64 numbers: it would be off by more than its roundings.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from verifier.core.numerics import tiny
 from verifier.frontend.passes.rewriter import Rewriter, rewrite
 from verifier.graph.graph import Graph, Node
 from verifier.graph.op import folded_terms
@@ -37,10 +39,72 @@ def fold_affine(graph: Graph) -> Graph:
     return rewrite(graph, visit)
 
 
-def _roundings(scale: Tensor | None, had_shift: bool, has_shift: bool) -> int:
-    """Roundings of one more step: a product unless the factor is a sign, a sum when two offsets meet."""
-    product = scale is not None and not bool(torch.all(scale.abs() == 1))
-    return product + (had_shift and has_shift)
+def _roundings(scale: Tensor | None, weight: Tensor, bias: Tensor | None, shift: Tensor | None) -> int:
+    """Roundings of one more step: a product and, when two offsets meet, a sum; none where float32 holds the result.
+
+    Args:
+        scale: factor of every row of the weight and of the bias, all float64; None for one.
+    """
+    product = scale is not None and not all(_moves_exponents(scale, p) for p in (weight, bias) if p is not None)
+    if bias is None or shift is None:
+        return int(product)
+    old = bias if scale is None else bias * scale
+    total = old + shift
+    part = total - old
+    lost = (old - (total - part)) + (shift - part)  # exactly what the sum lacks (Knuth)
+    return product + (not _float32(total) or bool((lost != 0).any()))
+
+
+def _float32(t: Tensor) -> bool:
+    """Whether all numbers are float32 numbers."""
+    return bool((t.float().double() == t).all())
+
+
+def _moves_exponents(scale: Tensor, p: Tensor) -> bool:
+    """Whether a parameter times any of the factors is a normal float32 number without rounding."""
+    if bool((scale.abs() == 1).all()):
+        return True
+    factors, size = scale.abs(), p.abs()[p != 0]
+    if not bool((torch.frexp(factors).mantissa == 0.5).all()) or not _float32(p):
+        return False
+    return size.numel() == 0 or bool(
+        (size.min() * factors.min() >= 2.0**-126) and (size.max() * factors.max() < 2.0**128)
+    )
+
+
+def _leaves_range(r: Rewriter, scale: Tensor | None, inner: Linear | Conv | ScaleShift) -> bool:
+    """Whether a factor times some parameter of an op may underflow or overflow in float64."""
+    if scale is None:
+        return False
+    least, most = _range(scale)
+    for handle in inner.handles:
+        low, high = _range(r.value(handle))
+        if least * low < tiny(torch.float64) or most * high == float("inf"):
+            return True
+    return False
+
+
+def _range(values: Tensor) -> tuple[float, float]:
+    """The smallest absolute value that is not zero, and the largest."""
+    size = values.abs()
+    size = size[size > 0]
+    return (float(size.min()), float(size.max())) if size.numel() else (1.0, 0.0)
+
+
+def _reach(scale: Tensor | None, *ops: Linear | Conv | ScaleShift) -> float:
+    """How far numbers between the steps of a run can be from the folded op's own, as a factor; infinite for a zero."""
+    own = 1.0
+    if scale is not None and scale.numel():
+        least, most = float(scale.abs().min()), float(scale.abs().max())
+        own = max(1.0, most, 1.0 / least if least > 0 else float("inf"))
+    for op in ops:
+        own *= op.reach
+    return own
+
+
+def _hides(bias: Tensor | None, behind: Tensor | None) -> bool:
+    """Whether offsets cancel where they are folded: a run has their own magnitudes in its numbers."""
+    return bias is not None and behind is not None and bool((behind > bias.abs()).any())
 
 
 def _offset(
@@ -62,8 +126,10 @@ def _offset(
     return bias + shift, grown + behind
 
 
-def _merge(r: Rewriter, node: Node, op: ScaleShift, below: Node, inner: ScaleShift) -> int:
+def _merge(r: Rewriter, node: Node, op: ScaleShift, below: Node, inner: ScaleShift) -> int | None:
     scale = None if op.scale is None else r.value(op.scale)
+    if _leaves_range(r, scale, inner):
+        return None
     old = None if inner.shift is None else r.value(inner.shift)
     magnitude = None if inner.shift_magnitude is None else r.value(inner.shift_magnitude)
     shift, behind = _offset(r, op, scale, old, magnitude)
@@ -71,13 +137,16 @@ def _merge(r: Rewriter, node: Node, op: ScaleShift, below: Node, inner: ScaleShi
     folded = (
         folded_terms(inner.folded, inner.shift_magnitude)
         + folded_terms(op.folded, op.shift_magnitude)
-        + _roundings(scale, inner.shift is not None, op.shift is not None)
+        + _roundings(scale, r.value(inner.scale, 1.0), old, None if op.shift is None else r.value(op.shift))
     )
+    if not folded and _hides(shift, behind):
+        return None
     merged = ScaleShift(
         None if inner.scale is None and op.scale is None else r.param(both, f"{node.name}.scale"),
         None if shift is None else r.param(shift, f"{node.name}.shift"),
         None if behind is None or not folded else r.param(behind, f"{node.name}.shift_magnitude"),
         folded=folded,
+        reach=_reach(scale, inner, op),
     )
     return r.emit(merged, below.inputs, node.shape, node.name)
 
@@ -102,12 +171,12 @@ def _folded_constants(
             return None
         out[name] = vector
     store = {k: None if v is None else r.param(v, f"folded.{k}") for k, v in out.items()}
-    return out["scale"], ScaleShift(store["scale"], store["shift"], store["shift_magnitude"], folded=op.folded)
+    return out["scale"], ScaleShift(store["scale"], store["shift"], store["shift_magnitude"], op.folded, op.reach)
 
 
 def _into_linear(r: Rewriter, node: Node, op: ScaleShift, below: Node, inner: Linear) -> int | None:
     found = _folded_constants(r, op, node.shape, len(node.shape) - 1)
-    if found is None:
+    if found is None or _leaves_range(r, found[0], inner):
         return None
     scale, vectors = found
     weight, bias, magnitude, folded = _fold(r, vectors, scale, inner)
@@ -118,6 +187,7 @@ def _into_linear(r: Rewriter, node: Node, op: ScaleShift, below: Node, inner: Li
         None if bias is None else r.param(bias, f"{node.name}.bias"),
         None if magnitude is None or not folded else r.param(magnitude, f"{node.name}.bias_magnitude"),
         folded=folded,
+        reach=_reach(scale, inner, op),
     )
     return r.emit(merged, below.inputs, node.shape, node.name)
 
@@ -125,7 +195,7 @@ def _into_linear(r: Rewriter, node: Node, op: ScaleShift, below: Node, inner: Li
 def _into_conv(r: Rewriter, node: Node, op: ScaleShift, below: Node, inner: Conv) -> int | None:
     axis = len(node.shape) - inner.dims - 1
     found = _folded_constants(r, op, node.shape, axis)
-    if found is None:
+    if found is None or _leaves_range(r, found[0], inner):
         return None
     scale, vectors = found
     weight, bias, magnitude, folded = _fold(r, vectors, scale, inner)
@@ -149,6 +219,7 @@ def _into_conv(r: Rewriter, node: Node, op: ScaleShift, below: Node, inner: Conv
         inner.transposed,
         inner.dims,
         folded=folded,
+        reach=_reach(scale, inner, op),
     )
     return r.emit(merged, below.inputs, node.shape, node.name)
 
@@ -159,10 +230,10 @@ def _fold(
     """Weight as stored, new bias, magnitudes behind it, roundings."""
     old = None if inner.bias is None else r.value(inner.bias)
     magnitude = None if inner.bias_magnitude is None else r.value(inner.bias_magnitude)
-    bias, behind = _offset(r, op, scale, old, magnitude)
+    weight, (bias, behind) = r.value(inner.weight), _offset(r, op, scale, old, magnitude)
     folded = (
         folded_terms(inner.folded, inner.bias_magnitude)
         + folded_terms(op.folded, op.shift_magnitude)
-        + _roundings(scale, inner.bias is not None, op.shift is not None)
+        + _roundings(scale, weight, old, None if op.shift is None else r.value(op.shift))
     )
-    return r.value(inner.weight), bias, behind, folded
+    return weight, bias, behind, folded or int(_hides(bias, behind))
