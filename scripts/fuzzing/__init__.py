@@ -1,8 +1,8 @@
 """A fuzzer of the whole verifier; ``scripts/fuzz.py`` is its command.
 
-One module per kind of case (``search``, ``frontend``, ``vnnlib``, ``files``, ``ranks``, ``numerics``, ``warm``), and
-what they share: random networks (``networks``), what is true (``truth``, ``formulas``), paths and settings
-(``settings``), what is wrong with an answer (``checks``), how a case becomes small (``reducer``) and a test
+One module per kind of case (``search``, ``frontend``, ``vnnlib``, ``files``, ``ranks``, ``numerics``, ``warm``,
+``parts``), and what they share: random networks (``networks``), what is true (``truth``, ``relus``, ``formulas``),
+paths and settings (``settings``), what is wrong with an answer (``checks``), how a case becomes small (``reducer``) and a test
 (``written``).
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -357,10 +358,14 @@ def step(b: Builder, x: Value) -> Value:
     return b.node(kind, [x], x.shape)
 
 
-def pictures(rng: np.random.Generator) -> onnx.ModelProto:
-    """Convolutions that keep the size of a picture, with residual sums and differences, pools and a linear end."""
+def pictures(rng: np.random.Generator, side: int = 0, channels: int = 0) -> onnx.ModelProto:
+    """Convolutions that keep the size of a picture, with residual sums and differences, pools and a linear end.
+
+    Args:
+        side: height and width, 0: some.
+    """
     b = Builder(rng)
-    c, h, w = int(rng.integers(1, 3)), int(rng.integers(2, 5)), int(rng.integers(2, 5))
+    c, h, w = channels or int(rng.integers(1, 3)), side or int(rng.integers(2, 5)), side or int(rng.integers(2, 5))
     shape: Shape = (1, int(rng.integers(1, 3)), h, w)
     x = same(b, Value("X", shape), c)
     for _ in range(int(rng.integers(1, 4))):
@@ -469,3 +474,25 @@ def _joined(b: Builder, x: Value, seen: list[Value], family: str) -> Value:
             return b.node("Concat", [other, x], (1, x.size + other.size), axis=1)
         other, x = linear(b, other, x.size), flat(b, x)
     return b.node(str(b.rng.choice(["Add", "Add", "Sub"])), [x, other], x.shape)
+
+
+Layers = list[tuple[np.ndarray, np.ndarray]]
+
+
+def layers(rng: np.random.Generator, widths: Sequence[int]) -> Layers:
+    """Weights (m, n) and biases (m,) of a plain network with these widths, inputs first; float32."""
+    b = Builder(rng)
+    gain = float(rng.choice([1.0, 1.5, 2.5]))
+    sizes = itertools.pairwise(widths)
+    return [(b.weights((m, n), gain / math.sqrt(n)), b.weights((m,), 0.5)) for n, m in sizes]
+
+
+def perceptron(layers: Layers) -> onnx.ModelProto:
+    """The plain ReLU network of some layers."""
+    b = Builder(np.random.default_rng(0))
+    shape = (1, layers[0][0].shape[1])
+    x = Value("X", shape)
+    for k, (w, bias) in enumerate(layers):
+        x = relu(b, x) if k else x
+        x = b.node("Gemm", [x, b.constant(w), b.constant(bias)], (1, len(bias)), transB=1)
+    return b.model(shape, x)

@@ -22,7 +22,10 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 # Shares of the time.
-KINDS = {"search": 0.38, "frontend": 0.17, "numerics": 0.17, "vnnlib": 0.05, "files": 0.08, "ranks": 0.09, "warm": 0.06}
+KINDS = {
+    **{"search": 0.3, "frontend": 0.15, "numerics": 0.2, "vnnlib": 0.05, "files": 0.08},
+    **{"ranks": 0.09, "warm": 0.06, "parts": 0.07},
+}
 _LATER = ("ranks", "warm")
 _HANG = 150.0  # seconds without a word from a worker
 _REDUCE = 30.0  # seconds for making one finding small
@@ -106,7 +109,12 @@ def _described(kind: str, found: Any, where: str, reduce: bool, ignore: str) -> 
     if not isinstance(found, search.Found) and found[0] is None:
         return {"what": complaint.what, "detail": complaint.detail, "test": ""}
     if not isinstance(found, search.Found):
-        write = {"frontend": written.test_of_node, "vnnlib": written.test_of_text, "files": written.test_of_files}[kind]
+        write: Callable[..., str] = {
+            "frontend": written.test_of_node,
+            "vnnlib": written.test_of_text,
+            "files": written.test_of_files,
+            "parts": written.test_of_part,
+        }[kind]
         return {"what": complaint.what, "detail": complaint.detail, "test": write(found[0], complaint, where)}
     query, label = found.query, ""
     examine: Callable[[Any], Any] = {"ranks": ranks.confirmed}.get(kind, checks.examine)

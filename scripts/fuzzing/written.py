@@ -118,6 +118,20 @@ def test_it() -> None:
 '''
 
 
+def test_of_part(part: tuple[str, int], complaint: Complaint, where: str) -> str:
+    """A test that a part keeps what it promises."""
+    return f'''"""{_title(complaint, where)}"""
+
+from __future__ import annotations
+
+from scripts.fuzzing.parts import complaint_of
+
+
+def test_it() -> None:
+    assert complaint_of({part[0]!r}, {part[1]}) is None
+'''
+
+
 def test_of_node(case: tuple[onnx.ModelProto, float, float], complaint: Complaint, where: str) -> str:
     """A test that a node computes what onnxruntime computes."""
     model, low, high = case

@@ -1,0 +1,285 @@
+"""Parts of the verifier by themselves, against plain models of what they promise.
+
+A bag that loses one domain in a thousand, or a box that is cut too far at one edge, seldom changes the verdict of a
+small query; seen by itself it is wrong at once. Every check is a function of a number, so that it can be repeated.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from scripts.fuzzing import checks, networks, relus, truth
+from scripts.fuzzing.checks import Complaint
+
+Case = tuple[str, int]
+
+
+def run(rng: np.random.Generator, device: str) -> Iterator[tuple[Case, Complaint] | None]:
+    """Every part several times; those that bound networks once."""
+    for name, (_, often) in CHECKS.items():
+        for _ in range(often):
+            number = int(rng.integers(0, 1 << 40))
+            why = complaint_of(name, number)
+            yield None if why is None else ((name, number), Complaint(f"wrong {name}", why))
+
+
+def complaint_of(name: str, number: int) -> str | None:
+    """What is wrong with a part in one random use of it."""
+    with checks.quiet():
+        try:
+            return CHECKS[name][0](np.random.default_rng(number))
+        except Exception as error:
+            return checks.last_words(error)
+
+
+# ------------------------------------------------------------------------------------------------------ bags of domains
+
+
+def bag(rng: np.random.Generator) -> str | None:
+    """Pushes, pops and samples against a list; every field follows its domain."""
+    import torch
+
+    from verifier.bab.pool import Pool
+
+    pool, held, number = Pool(), {}, 0
+    for _ in range(int(rng.integers(2, 25))):
+        n = int(rng.choice([0, 1, 2, 5, 9, 30, 100]))
+        if rng.random() < 0.55 or not held:
+            gaps = -rng.integers(0, 1000, n) / 8 if rng.random() < 0.5 else rng.normal(size=n)
+            ids = torch.arange(number, number + n)
+            pool.push({"gap": torch.from_numpy(gaps), "id": ids, "twice": torch.stack([ids, 2 * ids], 1)})
+            held |= dict(zip(ids.tolist(), gaps.tolist(), strict=True))
+            number += n
+            out = None
+        elif rng.random() < 0.3:
+            n = min(n, len(held))
+            places = torch.from_numpy(np.sort(rng.choice(len(held), n, replace=False)))
+            right = sorted(sorted(held.values())[int(p)] for p in places)
+            out = pool.sample(places)
+        else:
+            worst = bool(rng.random() < 0.7)
+            right = sorted(sorted(held.values(), reverse=not worst)[:n])
+            out = pool.pop(n, worst)
+        if out is not None:
+            taken = out["id"].tolist()
+            if sorted(out["gap"].tolist()) != right:
+                return f"of {len(held)} domains {sorted(out['gap'].tolist())} were taken, not {right}"
+            if len(set(taken)) != len(taken) or any(held.pop(i, None) != g for i, g in zip(taken, out["gap"].tolist())):
+                return f"domains {taken} were taken that are not there, or twice"
+            if not torch.equal(out["twice"], torch.stack([out["id"], 2 * out["id"]], 1)):
+                return "fields of different domains came together"
+        if pool.count != len(held) or (held and pool.worst() != min(held.values())):
+            return f"{pool.count} domains, the worst at {pool.worst()}; there are {len(held)}"
+    return None
+
+
+def frontier(rng: np.random.Generator) -> str | None:
+    """Domains of many rows: what is given out and what stays are all there are, each once."""
+    import torch
+
+    from verifier.bab.refine import _Frontier
+
+    cases = 2 * int(rng.integers(1, 6))
+    bag, number, outside = _Frontier(), 0, set()
+    for _ in range(int(rng.integers(2, 12))):
+        n = int(rng.choice([1, 2, 7, 40]))
+        domains = {
+            "gap": torch.from_numpy(rng.normal(size=n)),
+            "case": torch.from_numpy(rng.integers(0, cases, n)),
+            "id": torch.arange(number, number + n),
+        }
+        number += n
+        (bag.push_final if rng.random() < 0.2 else bag.push)(domains)
+        before = {int(i): (int(c), float(g)) for i, c, g in zip(*(bag.everything()[k] for k in ("id", "case", "gap")))}
+        out = bag.worst_of_each(int(rng.integers(1, 60)), cases)
+        given, stay = ({k: v.tolist() for k, v in f.items()} for f in (out, bag.everything()))
+        outside |= set(given["id"])
+        if sorted([*given["id"], *stay["id"]]) != sorted(before):
+            return f"{len(before)} domains, {len(given['id'])} given out and {len(stay['id'])} left are others"
+        for part in (given, stay):
+            if any(before[i] != (c, g) for i, c, g in zip(part["id"], part["case"], part["gap"], strict=True)):
+                return "fields of different domains came together"
+        if any(math.isinf(g) for g in given["gap"]):
+            return "a final domain was given out"
+    return None if bag.count + len(outside) == number else f"{number - bag.count - len(outside)} domains are lost"
+
+
+def dealing(rng: np.random.Generator) -> str | None:
+    """Places and moves: distinct, all there, and no more than there are."""
+    import torch
+
+    from verifier.bab.team import Layout, deal, every, plan
+
+    n = int(rng.choice([1, 2, 3, 7, 20, 300]))
+    count = int(rng.integers(0, n + 1)) if rng.random() < 0.7 else n
+    places = every(n, count).tolist()
+    if len(set(places)) != count or any(not 0 <= p < n for p in places):
+        return f"every({n}, {count}) gives {places}"
+    counts = [int(c) for c in rng.choice([0, 0, 1, 2, 5, 40], int(rng.integers(1, 6)))]
+    hands = [h.tolist() for h in deal(counts)]
+    if [len(h) for h in hands] != counts or sorted(p for h in hands for p in h) != list(range(sum(counts))):
+        return f"deal({counts}) gives {hands}"
+    after = list(counts)
+    for move in plan(counts):
+        after[move.source] -= move.count
+        after[move.target] += move.count
+        if move.count <= 0 or move.source == move.target:
+            return f"plan({counts}) has the move {move}"
+    if sum(after) != sum(counts) or min(after) < 0:
+        return f"plan({counts}) leads to {after}"
+    fields = {
+        "gap": torch.from_numpy(rng.normal(size=n)),
+        "signs": torch.from_numpy(rng.integers(-1, 2, (n, 3)).astype(np.int8)),
+        "box": torch.from_numpy(rng.normal(size=(n, 2, 2)).astype(np.float32)),
+        "flag": torch.from_numpy(rng.random(n) < 0.5),
+    }
+    layout = Layout.of(fields)
+    back = layout.unpack(layout.pack(fields))
+    if any(not torch.equal(v, back[k]) for k, v in fields.items()):
+        return "domains that were packed come back as others"
+    return None
+
+
+# ----------------------------------------------------------------------------------------------------------------- cuts
+
+
+def cuts(rng: np.random.Generator) -> str | None:
+    """Boxes cut by halfspaces: no point that satisfies all of them, decided exactly, is cut off."""
+    import torch
+
+    from verifier.bab.clip import Halfspaces, combine, cut, least
+    from verifier.core.interval import Interval
+
+    n, rows = int(rng.integers(1, 7)), int(rng.integers(1, 4))
+    size = float(10.0 ** rng.choice([0, 0, 0, -3, 3, -20, 20]))
+    centre, width = rng.normal(size=n) * size, np.abs(rng.normal(size=n)) * size * rng.choice([0, 1, 1, 1], n)
+    low, up = ((centre + s * width).astype(np.float32).astype(np.float64) for s in (-1, 1))
+    a = rng.normal(size=(rows, n)) * rng.choice([0.0, 1e-6, 1.0, 1.0, 1.0, 1e6], (rows, n))
+    points = [np.where(rng.random(n) < 0.5, low, up) for _ in range(4)]
+    points += [truth.snap(low + rng.random(n) * (up - low), low, up) for _ in range(4)]
+    # The first point satisfies every row, the others as chance has it; it lies at the edge of what is left.
+    edge, best = points[int(rng.integers(0, 8))], a[0]
+    if rng.random() < 0.7:
+        edge = np.where(best > 0, low, up)
+        k = int(rng.integers(0, n))
+        edge[k] = truth.snap(low + rng.random(n) * (up - low), low, up)[k]
+    product = lambda row, x: sum((Fraction(v) * Fraction(w) for v, w in zip(row, x, strict=True)), Fraction(0))  # noqa: E731
+    c = np.array([_below(-product(row.tolist(), edge.tolist())) for row in a])
+    half = Halfspaces(
+        torch.from_numpy(a)[None],
+        torch.from_numpy(c)[None],
+        torch.zeros((1, rows), dtype=torch.float64),
+        torch.from_numpy(rng.random((1, rows)) < 0.0),
+        torch.zeros((1, rows), dtype=torch.float64),
+    )
+    box = Interval(*(torch.from_numpy(v.astype(np.float32))[None] for v in (low, up)))
+    if rows > 1:
+        half = combine(half, box)
+    if bool(half.refuted(least(half, box)).any()):
+        return f"a box is refuted, though {edge.tolist()} satisfies its rows {a.tolist()} + {c.tolist()}"
+    after = [np.asarray(v[0].double()) for v in cut(half, box)]
+    for x in [edge, *points]:
+        if all(product(row.tolist(), x.tolist()) + Fraction(k) <= 0 for row, k in zip(a, c.tolist(), strict=True)):
+            if (x < after[0]).any() or (x > after[1]).any():
+                return f"{x.tolist()} satisfies {a.tolist()} + {c.tolist()} and is cut off by {[v.tolist() for v in after]}"
+    return None
+
+
+def _below(value: Fraction) -> float:
+    """The largest double that does not exceed a number."""
+    near = float(value)
+    return near if Fraction(near) <= value else float(np.nextafter(near, -np.inf))
+
+
+# -------------------------------------------------------------------------------------------------- weights and networks
+
+
+def weights(rng: np.random.Generator) -> str | None:
+    """What a store hands out is what was put there, in the type that was asked for."""
+    import torch
+
+    from verifier.core.handles import Handle
+    from verifier.parallel.stores import Resident
+
+    store = Resident(torch.device("cpu"), int(rng.choice([0, 100, 1 << 20])))
+    held: dict[Any, Any] = {}
+    for k in range(int(rng.integers(1, 6))):
+        shape = tuple(int(s) for s in [(2, 3), (3,), (1, 1), (0, 2), (3, 1)][int(rng.integers(0, 5))])
+        tensor = torch.from_numpy(rng.normal(size=shape)).to(torch.float32 if rng.random() < 0.6 else torch.float64)
+        handle = Handle(f"w{k}", shape, tensor.dtype)
+        store.put(handle, tensor)
+        held[handle] = tensor
+    for _ in range(12):
+        handle = list(held)[int(rng.integers(0, len(held)))]
+        dtype = torch.float64 if rng.random() < 0.6 else torch.float32
+        with store.fetch([handle], dtype) as (found,):
+            if found.dtype != dtype or not torch.equal(found, held[handle].to(dtype)):
+                return f"{handle} comes out as other numbers in {dtype}"
+    return None
+
+
+def refinement(rng: np.random.Generator) -> str | None:
+    """Bounds of hidden neurons after splits below them, against exact least values.
+
+    Neurons of the last hidden layer get offsets that put their least or largest values within a rounding of zero,
+    where a refined bound ends.
+    """
+    import torch
+
+    from verifier.bab import refine
+    from verifier.bounds.crown import crown_hidden, initial_state, preactivations
+    from verifier.config import BabConfig
+    from verifier.core.deadline import Deadline
+    from verifier.core.interval import Interval
+    from verifier.core.progress import SilentProgress
+    from verifier.parallel.single import SingleBackend
+
+    n_in, width = int(rng.integers(1, 4)), int(rng.integers(3, 6))
+    layers = networks.layers(rng, [n_in, *[width] * int(rng.integers(1, 3)), int(rng.integers(2, 5)), 1])
+    low, high = -np.ones(n_in), np.ones(n_in)
+    below, (w, b) = layers[:-2], layers[-2]
+    extreme = []
+    for k, sign in itertools.product(range(len(b)), (1, -1)):
+        row = sign * np.eye(len(b))[k]
+        x = relus.least([*below, (w, b)], row, low, high)
+        if x is None:
+            continue
+        if sign == (1 if rng.random() < 0.5 else -1):
+            total = sign * relus.value([*below, (w, np.zeros_like(b))], row, x)  # without the offset
+            b[k] = np.float32(-float(total))
+            b[k] = np.nextafter(b[k], np.float32(-sign * np.inf)) if sign * (total + Fraction(float(b[k]))) > 0 else b[k]
+        extreme.append((k, sign, row, x))
+    query = checks.Query(networks.perceptron(layers).SerializeToString(), "", tuple(low), tuple(high))
+    with checks.written(query) as (file, _):
+        graph = checks.load(file).graph
+    backend = SingleBackend(graph, torch.device("cpu"), 1 << 20)
+    box = Interval(*(torch.full((1, *graph.input_shape), v) for v in (-1.0, 1.0)))
+    state = crown_hidden(graph, backend, initial_state(graph, backend, box), Deadline())
+    config = BabConfig(iterations=int(rng.integers(0, 4)), batch_size=int(rng.choice([1, 2, 8, 64])))
+    # Time becomes a count of splits: some for every row, or until every row is decided.
+    seconds = float(rng.choice([0.003, 0.01, 0.03]))
+    fine = refine.refine(graph, backend, state, config, seconds, Deadline(20.0), SilentProgress())
+    bounds = fine.bounds[preactivations(graph)[-1]]
+    for k, sign, row, x in extreme:
+        true = sign * relus.value([*below, (w, b)], row, x)
+        found = [float(v.flatten()[k]) for v in bounds]
+        if not Fraction(found[0]) <= true <= Fraction(found[1]):
+            return f"neuron {k} of the last hidden layer is {float(true)!r} at {x.tolist()}, refined bounds {found}"
+    return None
+
+
+# Name of a part: its check, and how often it is tried in one case.
+CHECKS: dict[str, tuple[Callable[[np.random.Generator], str | None], int]] = {
+    "bag": (bag, 4),
+    "frontier": (frontier, 4),
+    "dealing": (dealing, 4),
+    "cuts": (cuts, 12),
+    "weights": (weights, 2),
+    "refinement": (refinement, 1),
+}
