@@ -74,22 +74,23 @@ def bound_root(
     problem: Problem,
     cases: np.ndarray,
     config: Config,
-    claims: Claims,
     limit: float,
     deadline: Deadline,
     report: Callable[[str], None],
+    claims: Claims | None = None,
 ) -> Root:
     """Bound all cases of one box.
 
     Args:
         search: the backend that will split neurons, which decides how much is worth doing here.
         cases: indices of cases that share one box.
-        claims: what bounds are made to hold for; where runs would cost much, the network in real arithmetic comes
-            first.
         limit: the query's time limit in seconds, for the strategy.
+        claims: what bounds are made to hold for (default: the real network); where runs would cost much, the network in
+            real arithmetic comes first.
     """
     try:
-        return _bound_root(graph, backend, search, problem, cases, config, claims, limit, deadline, report)
+        wanted = claims or Claims()
+        return _bound_root(graph, backend, search, problem, cases, config, wanted, limit, deadline, report)
     except NoisyRuns:
         return _bound_root(graph, backend, search, problem, cases, config, Claims(), limit, deadline, report)
 
