@@ -11,6 +11,7 @@ import json
 import platform
 import tempfile
 from collections.abc import Iterable, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,11 +66,9 @@ _SETS = (
 
 def this_run() -> str:
     """Runtime, version, processor and C library in one line; equal lines run the same code."""
-    import onnxruntime
-
     flags = _cpu_flags()
     sets = " ".join(name for name in _SETS if name in flags)
-    return f"onnxruntime {onnxruntime.__version__}, {platform.machine()} {sets}, {'-'.join(platform.libc_ver())}"
+    return f"onnxruntime {metadata.version('onnxruntime')}, {platform.machine()} {sets}, {'-'.join(platform.libc_ver())}"
 
 
 def _cpu_flags() -> frozenset[str]:
