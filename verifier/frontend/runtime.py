@@ -68,7 +68,8 @@ def this_run() -> str:
     """Runtime, version, processor and C library in one line; equal lines run the same code."""
     flags = _cpu_flags()
     sets = " ".join(name for name in _SETS if name in flags)
-    return f"onnxruntime {metadata.version('onnxruntime')}, {platform.machine()} {sets}, {'-'.join(platform.libc_ver())}"
+    version, libc = metadata.version("onnxruntime"), "-".join(platform.libc_ver())
+    return f"onnxruntime {version}, {platform.machine()} {sets}, {libc}"
 
 
 def _cpu_flags() -> frozenset[str]:
