@@ -525,7 +525,9 @@ class _Search:
         left, _ = self._bound(batch, self.arithmetic, hidden)
         if self.arithmetic.dtype == torch.float64 or not self.arithmetic.charged or len(left.domains) == 0:
             return left
-        near = (least(left.rows, left.domains.box) + 4 * left.rows.slack > 0).any(1)
+        # The error of a run stays what it is.
+        charges = left.rows.slack - left.rows.error
+        near = (least(left.rows, left.domains.box) + 4 * charges > 0).any(1)
         if self._exact.pays():
             near = torch.ones_like(near)
         count = int(near.sum())

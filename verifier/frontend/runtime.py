@@ -20,7 +20,8 @@ import numpy as np
 from verifier.core.runtime import REACH, Measured, RunModel
 from verifier.graph.graph import Graph
 from verifier.graph.op import NonlinearOp
-from verifier.ops.power import Power
+from verifier.ops.power import Power, Sqrt
+from verifier.ops.reciprocal import Reciprocal
 from verifier.ops.relu import Relu
 
 if TYPE_CHECKING:
@@ -120,7 +121,16 @@ def not_covered(network: Network, model: RunModel) -> str | None:
         return f"the error of onnxruntime's {', '.join(unknown)} is not known"
     if any(getattr(node.op, "reach", 1.0) > REACH for node in network.graph.nodes):
         return "factors of very different sizes follow one another, or a factor is zero"
+    if _roots_of_powers(network):
+        return "onnxruntime's Pow was measured for whole positive exponents alone"
     return _unmeasured(network.graph, model)
+
+
+def _roots_of_powers(network: Network) -> bool:
+    """Whether a Pow may have been translated into a root or a reciprocal, whose own kernels were measured."""
+    assert network.file is not None
+    powers = any(node.op_type == "Pow" for node in network.file.model.graph.node)
+    return powers and any(isinstance(node.op, Sqrt | Reciprocal) for node in network.graph.nodes)
 
 
 def _other_type(graph: onnx.GraphProto) -> str | None:
