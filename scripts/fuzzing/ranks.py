@@ -88,7 +88,11 @@ def _alone(settings: dict[str, Any]) -> Any:
 
 def run(rng: np.random.Generator, device: str) -> Iterator[Found | None]:
     """One job and its queries; what is found is told when the job has ended, as there can be only one at a time."""
+    import torch
+
     size = int(rng.choice([2, 2, 3]))
+    if device == "cuda" and torch.cuda.device_count() < size:
+        device = "cpu"  # a rank needs a GPU of its own
     told: list[Found] = []
     with job(size, device) as world:
         for _ in range(_QUERIES):

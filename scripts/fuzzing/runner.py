@@ -48,7 +48,7 @@ def work(
     stdout = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what libraries print must not mix with what we say
     say = lambda **words: print(json.dumps(words), file=stdout)  # noqa: E731
-    _prepare()
+    _prepare(device)
     modules = {kind: importlib.import_module(f"scripts.fuzzing.{kind}") for kind in kinds}
     # Kinds that start processes come when the others have had a minute.
     spent = {kind: 60 * KINDS[kind] if kind in _LATER and len(kinds) > 2 else 0.0 for kind in kinds}
@@ -84,7 +84,7 @@ def _guarded(found: Iterator[Any]) -> Iterator[Any]:
         yield (None, checks.Complaint("crash", f"outside of a query: {checks.last_words(error)}"))
 
 
-def _prepare() -> None:
+def _prepare(device: str) -> None:
     """Everything that would make the first answer slow."""
     import scipy.optimize  # noqa: F401
     import torch
@@ -93,7 +93,7 @@ def _prepare() -> None:
 
     torch.set_num_threads(1)
     module = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 1))
-    verifier.compute_bounds(module, [[0.0, 0.0]], [[1.0, 1.0]], "alpha-crown", config={"device": "cpu"})
+    verifier.compute_bounds(module, [[0.0, 0.0]], [[1.0, 1.0]], "alpha-crown", config={"device": device})
 
 
 def _described(kind: str, found: Any, where: str, reduce: bool, ignore: str) -> dict[str, str] | None:
