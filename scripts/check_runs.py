@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 
 import verifier
+from verifier.core.errors import DeadlineExceeded
 from verifier.core.result import Verdict
 
 Layers = "list[tuple[str, ...]]"
@@ -291,7 +292,11 @@ def check(number: int, seed: int, timeout: float, counts: Counter[str], folder: 
     for beyond in (0.0, 1e-7, 1e-6):
         threshold = least - beyond * scale
         vnnlib.write_text(text(low, up, threshold))
-        result = verifier.verify(onnx, vnnlib, timeout=timeout)
+        try:
+            result = verifier.verify(onnx, vnnlib, timeout=timeout)
+        except DeadlineExceeded:
+            counts[f"{kind:14} timeout"] += 1
+            continue
         label = str(result.verdict)
         if result.verdict is Verdict.UNSAT:
             label += " float32" if result.covers.float32 else " real"

@@ -70,7 +70,7 @@ def test_intervals(name: str, dtype: torch.dtype, stored: torch.dtype) -> None:
     for seed in range(2):
         made = extreme(name, seed, dtype, stored)
         if convolves(made, dtype):
-            continue
+            pytest.skip("float32 convolutions have no error bound on this device")
         found, charges = ibp.propagate(made.graph, made.backend, made.box.to(dtype))
         for node in made.graph.nodes[1:]:
             inputs = [found[i] for i in node.inputs]
