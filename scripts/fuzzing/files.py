@@ -212,7 +212,8 @@ def from_outside(files: Files) -> Complaint | None:
         property.write_bytes(files[1])
         command = [sys.executable, "-m", "verifier", "verify", "--onnx", str(network), "--vnnlib", str(property)]
         command += ["--timeout", "10", "--device", "cpu", "--results-file", str(Path(folder) / "r.txt")]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
         try:
             done = subprocess.run(command, env=environment, capture_output=True, timeout=40, check=False)
         except subprocess.TimeoutExpired:

@@ -67,7 +67,7 @@ class _Scripts:
         self.place, self.folder = place, place / "resident"
         self.environment = {
             **os.environ,
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
             "OMP_NUM_THREADS": "1",
             "CUDA_VISIBLE_DEVICES": "",
             "VERIFIER_PYTHON": sys.executable,

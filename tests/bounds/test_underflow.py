@@ -70,7 +70,7 @@ def test_intervals(name: str, dtype: torch.dtype, stored: torch.dtype) -> None:
     for seed in range(2):
         made = extreme(name, seed, dtype, stored)
         if convolves(made, dtype):
-            continue
+            pytest.skip("float32 convolutions have no error bound on this device")
         found, charges = ibp.propagate(made.graph, made.backend, made.box.to(dtype))
         for node in made.graph.nodes[1:]:
             inputs = [found[i] for i in node.inputs]
@@ -177,7 +177,7 @@ def test_concretisation(dtype: torch.dtype, decades: tuple[float, float]) -> Non
         small = torch.from_numpy(random.uniform(*decades, (1, 1, 1)))
         a = (wild((1, 4, 6), random, (-8, 8)) * 10.0**small).to(DEVICE, dtype)
         constant, charge = wild((1, 4), random, decades).to(DEVICE, dtype), torch.zeros((1, 4), dtype=dtype)
-        walked = Walk(a, constant, charge.to(DEVICE))
+        walked = Walk(a, constant, charge.to(DEVICE), torch.zeros_like(charge, device=DEVICE))
         got = numerics.finite_lower(concretise(made.backend, walked, box, charges=True))[0]
         least, most = exact(box.lower[0]), exact(box.upper[0])
         for row, offset, value in zip(a[0], constant[0], got.double().tolist(), strict=True):

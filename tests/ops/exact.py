@@ -18,7 +18,7 @@ from verifier.ops.power import Abs, Power, Sqrt, Square
 from verifier.ops.reciprocal import Reciprocal
 from verifier.ops.relu import Relu
 from verifier.ops.sigmoid import Erf, Sigmoid, Tanh
-from verifier.ops.step import Ceil, Floor, Heaviside, Round, Sign, Single, Trunc
+from verifier.ops.step import Ceil, Floor, Heaviside, Round, Sign, Single
 
 mp.dps = 60
 
@@ -27,11 +27,6 @@ Exact = Callable[[mpf], mpf]
 
 def _leaky(k: float) -> Exact:
     return lambda z: z if z >= 0 else z * mpf(k)
-
-
-def _converted(z: mpf, limit: float) -> mpf:
-    """To an integer type; beyond its limits any of its numbers, here the nearest."""
-    return max(mpf(-limit), min(mpf(limit), mpf(int(z)))) if mpmath.isfinite(z) else mpmath.sign(z) * mpf(limit)
 
 
 def _single(z: mpf) -> mpf:
@@ -74,9 +69,7 @@ UNARY = [
     (Floor(), mpmath.floor, (-math.inf, math.inf)),
     (Ceil(), mpmath.ceil, (-math.inf, math.inf)),
     (Round(), mpmath.nint, (-math.inf, math.inf)),
-    (Trunc(), lambda z: _converted(z, 2.0**63), (-math.inf, math.inf)),
     (Single(), _single, (-math.inf, math.inf)),
-    (Trunc(-5.0, 5.0), lambda z: _converted(z, 5.0), (-math.inf, math.inf)),
 ]
 
 

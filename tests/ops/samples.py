@@ -21,7 +21,6 @@ from verifier.ops.product import MatMul, Mul
 from verifier.ops.reduce import AvgPool, Mean, Sum
 from verifier.ops.scale import ScaleShift
 from verifier.ops.shape import Concat, Gather, Permute, Reshape, inverse_index
-from verifier.ops.step import Same
 
 
 @dataclass(frozen=True)
@@ -120,8 +119,6 @@ AFFINE: list[Sample] = [
 
 NONLINEAR: list[Sample] = [
     *(Sample(f"{op.kind}-{i}", op, ((2, 3),), (), domain) for i, (op, _, domain) in enumerate(UNARY)),
-    Sample("same", Same(), ((2, 3), (2, 3))),
-    Sample("same-broadcast", Same(), ((2, 3), (3,))),
     Sample("mul", Mul(), ((2, 3), (2, 3))),
     Sample("mul-broadcast", Mul(), ((2, 3), (3,))),
     Sample("mul-outer", Mul(), ((3, 1), (1, 2))),

@@ -20,7 +20,6 @@ from verifier.ops.bent import BentOp
 from verifier.ops.curves import CurveOp
 from verifier.ops.reciprocal import Reciprocal
 from verifier.ops.relu import Relu
-from verifier.ops.step import Same
 
 NAMES = [f"{i}-{op.kind}" for i, (op, _, _) in enumerate(UNARY)]
 every_op = pytest.mark.parametrize("case", UNARY, ids=NAMES)
@@ -172,12 +171,3 @@ def test_bent_planes_shrink_with_the_square_of_the_width(case: Case) -> None:
         up = planes.upper_slope * middle + planes.upper_intercept
         gaps.append((up - low).item())
     assert gaps[1] < gaps[0] / 3 and gaps[2] < gaps[1] / 3
-
-
-def test_equality_of_intervals() -> None:
-    """Known and equal, known and different, apart, and everything else."""
-    low = torch.tensor([[1.0, 1.0, 0.0, 0.0, 2.0]])
-    up = torch.tensor([[1.0, 1.0, 1.0, 1.0, 2.0]])
-    other = Interval(torch.tensor([[1.0, 2.0, 1.5, 1.0, 1.0]]), torch.tensor([[1.0, 2.0, 2.0, 1.0, 3.0]]))
-    image = Same().interval([Interval(low, up), other], ())
-    assert image.lower.tolist() == [[1, 0, 0, 0, 0]] and image.upper.tolist() == [[1, 0, 0, 1, 1]]

@@ -112,23 +112,23 @@ def search(
     cases: np.ndarray,
     config: BabConfig,
     certify: bool,
-    claims: Claims,
     deadline: Deadline,
     progress: Progress,
     accept: Accept,
     improve: Improve | None = None,
     team: Group | None = None,
+    claims: Claims | None = None,
 ) -> InputSplitResult:
     """Refute cases by splitting their boxes, or find a counterexample.
 
     Args:
         cases: int64 indices of the cases that are still open.
         certify: charge every rounding; otherwise plain float32.
-        claims: what a bound must hold for to close a box.
         accept: replays a candidate (n_in,) float32 and returns the witness if it holds; with several ranks it is called
             on the first rank of the first group alone.
         improve: moves candidates (P, n_in) of cases (P,) towards the unsafe set.
         team: this rank's peers in the other groups that take part in the search with the same arguments; default: none.
+        claims: what a bound must hold for to close a box. Default: the real network.
     """
     cases = np.asarray(cases, dtype=np.int64)
     real = np.all(problem.lower <= problem.upper, axis=1)
@@ -138,7 +138,7 @@ def search(
     group = Solo() if team is None else team
     with torch.no_grad():
         return _Search(
-            graph, backend, problem, cases, config, certify, claims, deadline, progress, accept, improve, group
+            graph, backend, problem, cases, config, certify, deadline, progress, accept, improve, group, claims
         ).run()
 
 
@@ -306,12 +306,12 @@ class _Search:
         cases: np.ndarray,
         config: BabConfig,
         certify: bool,
-        claims: Claims,
         deadline: Deadline,
         progress: Progress,
         accept: Accept,
         improve: Improve | None,
         group: Group,
+        claims: Claims | None = None,
     ) -> None:
         self.graph, self.backend, self.config = graph, backend, config
         self.progress, self.improve = progress, improve
@@ -319,7 +319,7 @@ class _Search:
         self.team = Team(group, backend, accept, self.deadline, config.max_domains)
         self.accept = self.team.offer
         self.table = _Table.of(problem, cases, backend.device)
-        self.claims, self.covered, self.waiting = claims if certify else Claims(), Covered(), 0
+        self.claims, self.covered, self.waiting = (claims if certify else None) or Claims(), Covered(), 0
         self.arithmetic = SEARCH if not certify else CHARGED_32 if charges_in_float32(graph) else CHARGED_64
         self._look_at_runs()
         self.figures = _Figures()
@@ -525,7 +525,9 @@ class _Search:
         left, _ = self._bound(batch, self.arithmetic, hidden)
         if self.arithmetic.dtype == torch.float64 or not self.arithmetic.charged or len(left.domains) == 0:
             return left
-        near = (least(left.rows, left.domains.box) + 4 * left.rows.slack > 0).any(1)
+        # The error of a run stays what it is.
+        charges = left.rows.slack - left.rows.error
+        near = (least(left.rows, left.domains.box) + 4 * charges > 0).any(1)
         if self._exact.pays():
             near = torch.ones_like(near)
         count = int(near.sum())

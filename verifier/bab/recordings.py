@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import threading
 from collections import Counter
 from collections.abc import Callable, Hashable
 from contextlib import suppress
@@ -51,6 +52,10 @@ class Recorder(Protocol):
         ...
 
 
+# Threads of a process record on one stream.
+_ONE_AT_A_TIME = threading.Lock()
+
+
 class CudaGraphs:
     """Records CUDA graphs that share one pool of memory, since only one of them runs at a time."""
 
@@ -59,6 +64,10 @@ class CudaGraphs:
         self.pool = torch.cuda.graph_pool_handle()
 
     def record(self, work: Callable[[], Outputs]) -> tuple[Outputs, Callable[[], None]]:
+        with _ONE_AT_A_TIME:
+            return self._record(work)
+
+    def _record(self, work: Callable[[], Outputs]) -> tuple[Outputs, Callable[[], None]]:
         current, stream = torch.cuda.current_stream(self.device), _stream(self.device)
         stream.wait_stream(current)
         graph = torch.cuda.CUDAGraph()

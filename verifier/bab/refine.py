@@ -64,12 +64,12 @@ def search(
     state: BoundState,
     cases: CaseRows,
     config: BabConfig,
-    claims: Claims,
     deadline: Deadline,
     progress: Progress,
     accept: Accept,
     memory_limit: int,
     team: Group | None = None,
+    claims: Claims | None = None,
 ) -> SearchResult:
     """:func:`relu_split.search`, with refinements of the hidden bounds between searches of growing size.
 
@@ -96,7 +96,7 @@ def search(
         most = None if last else max(100, int(stage.search * rate))
         part = config if most is None else config.model_copy(update={"max_domains": most})
         ended = relu_split.search(
-            graph, backend, state, cases, part, claims, deadline, progress, accept, memory_limit, team
+            graph, backend, state, cases, part, deadline, progress, accept, memory_limit, team, claims
         )
         counted = ("domains", "closed", "leaves", "rounds", "uncertified", "forced")
         spent = {k: spent.get(k, 0) + ended.statistics[k] for k in counted}
@@ -274,9 +274,7 @@ def _bound_layer(
         parameters,
         torch.ones((2 * n, 1), dtype=torch.bool, device=device),  # a neuron that only reaches zero has its sign
     )
-    search = _Rows(
-        below, backend, state, cases, config, Claims(), deadline, SilentProgress(), _nothing, 1 << 62, Solo()
-    )
+    search = _Rows(below, backend, state, cases, config, deadline, SilentProgress(), _nothing, 1 << 62, Solo())
     if not isinstance(search.bounder, Kernel):
         return None, 0.0
     rate = children_per_second(search.bounder.net.multiplications, device)

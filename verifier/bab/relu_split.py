@@ -87,25 +87,25 @@ def search(
     state: BoundState,
     cases: CaseRows,
     config: BabConfig,
-    claims: Claims,
     deadline: Deadline,
     progress: Progress,
     accept: Accept,
     memory_limit: int,
     team: Group | None = None,
+    claims: Claims | None = None,
 ) -> SearchResult:
     """Refute all cases on one box, or find a counterexample.
 
     Args:
         state: root bounds (1, *shape).
-        claims: what a bound must hold for to close a domain; the root's bounds hold for it.
         accept: replays a candidate (n_in,) and returns a witness when it is one; with several ranks it is called on the
             first rank of the first group alone.
         memory_limit: bytes that the open domains of this rank may take.
         team: this rank's peers in the other groups that take part in the search with the same arguments; default: none.
+        claims: what a bound must hold for to close a domain; the root's bounds hold for it. Default: the real network.
     """
     group = Solo() if team is None else team
-    return _Search(graph, backend, state, cases, config, claims, deadline, progress, accept, memory_limit, group).run()
+    return _Search(graph, backend, state, cases, config, deadline, progress, accept, memory_limit, group, claims).run()
 
 
 def _domains(fields: Fields) -> Domains:
@@ -160,14 +160,14 @@ class _Search:
         state: BoundState,
         cases: CaseRows,
         config: BabConfig,
-        claims: Claims,
         deadline: Deadline,
         progress: Progress,
         accept: Accept,
         memory_limit: int,
         group: Group,
+        claims: Claims | None = None,
     ) -> None:
-        self.claims, self.covered, self.waiting = claims, Covered(), 0
+        self.claims, self.covered, self.waiting = claims or Claims(), Covered(), 0
         self.graph, self.backend, self.state, self.cases = graph, backend, state, cases
         self.config, self.progress = config, progress
         self.deadline = backend.together(deadline)

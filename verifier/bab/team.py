@@ -105,13 +105,13 @@ class Figures:
 
     @staticmethod
     def total(parts: Iterable[Figures]) -> Figures:
-        """Sums; the greatest depth and error, the worst bound and margin."""
+        """Sums; the greatest depth, the worst bound, and the closing bound with the least to spare."""
         parts = list(parts)
         sums: dict[str, Any] = {f.name: sum(getattr(p, f.name) for p in parts) for f in fields(Figures)}
         sums["depth"] = max((p.depth for p in parts), default=0)
-        for name in ("worst", "margin"):
-            sums[name] = min((getattr(p, name) for p in parts), default=math.inf)
-        sums["error"] = max((p.error for p in parts), default=0.0)
+        sums["worst"] = min((p.worst for p in parts), default=math.inf)
+        closest = min((p.covered for p in parts), key=lambda c: c.spare, default=Covered())
+        sums["margin"], sums["error"] = closest.margin, closest.error
         return Figures(**sums)
 
 

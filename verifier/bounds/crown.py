@@ -9,7 +9,6 @@ float32; otherwise it runs in float32 without charges.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -32,6 +31,9 @@ from verifier.ops.maximum import MaxReduce
 from verifier.ops.relu import Relu
 from verifier.ops.scale import ScaleShift
 from verifier.ops.shape import Gather, Permute, Reshape
+
+# Where the error of a run has so much of the width of hidden bounds, bounds that hold for runs lead nowhere.
+_HOPELESS = 0.5
 
 
 class NoisyRuns(Exception):
@@ -269,7 +271,7 @@ def crown_hidden(
     dtype: torch.dtype | None = None,
     nodes: Sequence[int] | None = None,
     relevant: Relevant | None = None,
-    noisiest: float = math.inf,
+    noise: list[float] | None = None,
 ) -> BoundState:
     """CROWN bounds of all pre-activations, tightening ``state``; intervals are propagated anew from every one of them.
 
@@ -278,10 +280,10 @@ def crown_hidden(
             float32 without charges are not certified, and neither is the state that comes back.
         nodes: visit only these; default all pre-activations.
         relevant: elements that matter, see :func:`verifier.bounds.relevance.relevant`; default all.
-        noisiest: what the error of a run may take of the bounds' width at any node.
+        noise: takes, for every node, which share of the bounds' width the error of a run has.
 
     Raises:
-        NoisyRuns: it takes more.
+        NoisyRuns: it has most of it somewhere; only with ``noise``.
     """
     dtype = dtype or (torch.float64 if state.certified else torch.float32)
     certified = state.certified and dtype == torch.float64
@@ -301,9 +303,9 @@ def crown_hidden(
         if certified and float32_can_be_charged(graph, backend.device, index):
             # Most neurons are decided with room to spare: charged float32 is enough for them, and much cheaper.
             narrow = _between(graph, out.bounds, torch.float32, 0, index)
-            _visit(graph, backend, out, index, elements, narrow, torch.float32, deadline, noisiest)
+            _visit(graph, backend, out, index, elements, narrow, torch.float32, deadline, noise)
             elements = open_elements(graph, backend, index, out.bounds[index], relevant)
-        _visit(graph, backend, out, index, elements, planes, dtype, deadline, noisiest)
+        _visit(graph, backend, out, index, elements, planes, dtype, deadline, noise)
         done = index
     _propagate(graph, backend, out, done, len(graph.nodes) - 1)
     return out
@@ -332,7 +334,7 @@ def _visit(
     planes: Mapping[int, Relaxation],
     dtype: torch.dtype,
     deadline: Deadline,
-    noisiest: float,
+    noise: list[float] | None,
 ) -> None:
     """CROWN rows of some elements of one node, intersected into the state."""
     batch, rows = out.box.lower.shape[0], 2 * elements.shape[0]
@@ -344,22 +346,23 @@ def _visit(
         form = hidden_rows(positions, graph.nodes[index].shape, chunk.start, chunk.stop, chunk.size, dtype, here)
         value, walk = lower_bounds(graph, backend, out, {index: form}, planes, dtype, charges, deadline=deadline)
         parts.append((chunk, value.expand(batch, -1)))
-        if noisiest < math.inf:
+        if noise is not None:
             errors.append((chunk, walk.error.to(value.dtype).expand(batch, -1)))
     if parts:
         found = backend.gather_rows(rows, parts)
-        if errors:
-            _check_noise(found, backend.gather_rows(rows, errors), noisiest)
+        if noise is not None:
+            _note_noise(found, backend.gather_rows(rows, errors), noise)
         tighten(out, index, positions, found, here)
 
 
-def _check_noise(found: Tensor, error: Tensor, noisiest: float) -> None:
-    """Refuse rows (B, 2n) in whose widths the error of a run (B, 2n) has too large a part."""
+def _note_noise(found: Tensor, error: Tensor, noise: list[float]) -> None:
+    """The share that the error of a run (B, 2n) has in the widths of rows (B, 2n)."""
     n = found.shape[1] // 2
     width = (-found[:, n:] - found[:, :n]).double()
     known = torch.isfinite(width)
     share = float(error.double().sum()) / max(float(width[known].sum()), 1e-300)
-    if not share <= noisiest:
+    noise.append(share)
+    if not share <= _HOPELESS:
         raise NoisyRuns(share)
 
 

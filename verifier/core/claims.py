@@ -64,8 +64,8 @@ class Covered:
 
     Attributes:
         weak: domains that were closed for the real network alone.
-        margin: the smallest distance of a closing bound from its threshold, in real arithmetic; inf without any.
-        error: the largest error of a run in a row that closed a domain.
+        margin, error: of the closing bound with the least to spare, its distance from the threshold in real arithmetic
+            and the error of a run in its row; inf and 0 without any.
         overflow: whether a run may leave float32's range somewhere.
     """
 
@@ -76,8 +76,14 @@ class Covered:
 
     def add(self, other: Covered) -> None:
         self.weak += other.weak
-        self.margin, self.error = min(self.margin, other.margin), max(self.error, other.error)
         self.overflow |= other.overflow
+        if other.spare < self.spare:
+            self.margin, self.error = other.margin, other.error
+
+    @property
+    def spare(self) -> float:
+        """What the error of a run leaves of the margin; negative where a run is not covered."""
+        return self.margin - self.error
 
     def note(self, gap: Tensor, error: Tensor, weak: int = 0) -> None:
         """Closing bounds.
@@ -89,12 +95,14 @@ class Covered:
         """
         self.weak += weak
         if gap.numel():
-            self.margin = min(self.margin, float((gap.double() + error.double()).min()))
-            self.error = max(self.error, float(error.max()))
+            least, place = gap.double().min(0)
+            spare, own = torch.stack((least, error.double()[place])).tolist()
+            if spare < self.spare:
+                self.margin, self.error = spare + own, own
 
 
 def real_part(lower: Tensor, error: Tensor) -> Tensor:
     """Bounds for the real network from bounds for runs, and the error of a run that was subtracted from them."""
     value = lower + error.to(lower.dtype)
-    return value - value.abs() * (4 * torch.finfo(value.dtype).eps)
+    return torch.where(error > 0, value - value.abs() * (4 * torch.finfo(value.dtype).eps), lower)
 

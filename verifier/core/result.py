@@ -46,8 +46,9 @@ class Covers:
         float32: every run of the network in float32 by ``run``, whatever its threads and graph optimisations are.
         run: runtime, version and processor; empty where nothing is known of any.
         reason: why runs are not covered, one phrase; empty when they are.
-        margin: the smallest distance of a closing bound from its threshold, in real arithmetic; None without any.
-        error: the largest error of a run in a row that closed something, as far as it was looked at.
+        margin: of the closing bound with the least to spare, its distance from the threshold in real arithmetic; None
+            without any.
+        error: of a run in the row of that bound; None where runs were not looked at.
     """
 
     real: bool = False

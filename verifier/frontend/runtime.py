@@ -11,6 +11,7 @@ import json
 import platform
 import tempfile
 from collections.abc import Iterable, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,8 @@ import numpy as np
 from verifier.core.runtime import REACH, Measured, RunModel
 from verifier.graph.graph import Graph
 from verifier.graph.op import NonlinearOp
-from verifier.ops.power import Power
+from verifier.ops.power import Power, Sqrt
+from verifier.ops.reciprocal import Reciprocal
 from verifier.ops.relu import Relu
 
 if TYPE_CHECKING:
@@ -65,11 +67,10 @@ _SETS = (
 
 def this_run() -> str:
     """Runtime, version, processor and C library in one line; equal lines run the same code."""
-    import onnxruntime
-
     flags = _cpu_flags()
     sets = " ".join(name for name in _SETS if name in flags)
-    return f"onnxruntime {onnxruntime.__version__}, {platform.machine()} {sets}, {'-'.join(platform.libc_ver())}"
+    version, libc = metadata.version("onnxruntime"), "-".join(platform.libc_ver())
+    return f"onnxruntime {version}, {platform.machine()} {sets}, {libc}"
 
 
 def _cpu_flags() -> frozenset[str]:
@@ -120,7 +121,16 @@ def not_covered(network: Network, model: RunModel) -> str | None:
         return f"the error of onnxruntime's {', '.join(unknown)} is not known"
     if any(getattr(node.op, "reach", 1.0) > REACH for node in network.graph.nodes):
         return "factors of very different sizes follow one another, or a factor is zero"
+    if _roots_of_powers(network):
+        return "onnxruntime's Pow was measured for whole positive exponents alone"
     return _unmeasured(network.graph, model)
+
+
+def _roots_of_powers(network: Network) -> bool:
+    """Whether a Pow may have been translated into a root or a reciprocal, whose own kernels were measured."""
+    assert network.file is not None
+    powers = any(node.op_type == "Pow" for node in network.file.model.graph.node)
+    return powers and any(isinstance(node.op, Sqrt | Reciprocal) for node in network.graph.nodes)
 
 
 def _other_type(graph: onnx.GraphProto) -> str | None:

@@ -130,7 +130,8 @@ class AffineOp(Op):
         with torch.enable_grad():
             xs = tuple(a.new_zeros((a.shape[0], *s)).requires_grad_() for s in in_shapes)
             y = self.linear(xs, p)
-            return torch.autograd.grad(y, xs, a.detach(), allow_unused=True, materialize_grads=True)
+            further = a.requires_grad  # the result is linear in a
+            return torch.autograd.grad(y, xs, a, create_graph=further, allow_unused=True, materialize_grads=True)
 
     @property
     def local(self) -> AffineOp:

@@ -1,4 +1,4 @@
-"""Piecewise constant functions: Sign, Heaviside, Floor, Ceil, Round, Trunc, Single; and Same: are two values equal?"""
+"""Piecewise constant functions: Sign, Heaviside, Floor, Ceil, Round and Single."""
 
 from __future__ import annotations
 
@@ -15,14 +15,12 @@ from verifier.graph.op import (
     NonlinearOp,
     Params,
     ParamSpec,
-    Relaxation,
     Shape,
     Split,
     UnaryPlanes,
     split_elementwise,
-    times_intercept,
 )
-from verifier.ops.layout import align, sane
+from verifier.ops.layout import sane
 
 _STEEPEST = 2.0**20
 _LARGEST = torch.finfo(torch.float32).max
@@ -182,46 +180,6 @@ class Round(RoundingOp):
 
 
 @dataclass(frozen=True)
-class Trunc(RoundingOp):
-    """Nearest integer between zero and z: what a conversion to an integer type gives.
-
-    Attributes:
-        least, most: of the type; what a conversion of numbers beyond them gives is not defined, so the bounds of such
-            inputs are these two.
-    """
-
-    least: float = -(2.0**63)
-    most: float = 2.0**63
-    below = 1.0
-    above = 1.0
-
-    def step(self, z: Tensor) -> Tensor:
-        return torch.trunc(z)
-
-    def interval(self, xs: Sequence[Interval], p: Params) -> Interval:
-        low, up = sane(xs[0])
-        beyond = self._beyond(low, up)
-        return Interval(
-            torch.where(beyond, self.least, self.step(low)).to(low.dtype),
-            torch.where(beyond, self.most, self.step(up)).to(up.dtype),
-        )
-
-    def relax(self, xs: Sequence[Interval], params: Mapping[str, Tensor] | None = None) -> UnaryPlanes:
-        planes, image = super().relax(xs, params), self.interval(xs, ())
-        beyond = self._beyond(*sane(xs[0]))[:, None]
-        return UnaryPlanes(
-            torch.where(beyond, 0.0, planes.lower_slope),
-            torch.where(beyond, image.lower[:, None], planes.lower_intercept),
-            torch.where(beyond, 0.0, planes.upper_slope),
-            torch.where(beyond, image.upper[:, None], planes.upper_intercept),
-        )
-
-    def _beyond(self, low: Tensor, up: Tensor) -> Tensor:
-        """Intervals with numbers that the type cannot hold."""
-        return ~((self.step(low) >= self.least) & (self.step(up) <= self.most))
-
-
-@dataclass(frozen=True)
 class Single(StepOp):
     """Nearest float32: what a conversion from float64 gives. Beyond float32's range there are no bounds."""
 
@@ -258,51 +216,3 @@ class Single(StepOp):
     def _beyond(self, low: Tensor, up: Tensor) -> Tensor:
         """Intervals with numbers that float32 may not hold."""
         return ~((low >= -_LARGEST) & (up <= _LARGEST))
-
-
-@dataclass(frozen=True)
-class ConstantPlanes(Relaxation):
-    """Numbers (B, 1, *shape) that enclose an elementwise op of several inputs."""
-
-    lower: Tensor
-    upper: Tensor
-    in_shapes: tuple[Shape, ...]
-
-    def backward(self, a: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-        const = times_intercept(a, torch.where(a > 0, self.lower, self.upper)).flatten(2).sum(-1)
-        return tuple(a.new_zeros((*a.shape[:2], *shape)) for shape in self.in_shapes), const
-
-    def forward(self, a: Tensor, zs: Sequence[Tensor]) -> Tensor:
-        return torch.where(a > 0, self.lower, self.upper)
-
-    def constant_magnitude(self, a: Tensor) -> Tensor:
-        return times_intercept(a, torch.where(a > 0, self.lower, self.upper)).abs().flatten(2).sum(-1)
-
-
-@dataclass(frozen=True)
-class Same(NonlinearOp):
-    """1 where two values are equal, else 0, with broadcasting. Exact where both are known or lie apart."""
-
-    def split(self, dims: Sequence[int], in_shapes: Sequence[Shape], out_shape: Shape, ranks: int) -> Split | None:
-        return split_elementwise(self, dims, in_shapes, out_shape)
-
-    def forward(self, xs: Sequence[Tensor], p: Params) -> Tensor:
-        x, y = self._aligned(xs)
-        return (x == y).to(x.dtype)
-
-    def interval(self, xs: Sequence[Interval], p: Params) -> Interval:
-        (a, b), (c, d) = (sane(x) for x in xs)
-        a, c = self._aligned([a, c])
-        b, d = self._aligned([b, d])
-        equal = (a == b) & (c == d) & (a == c)
-        meet = (a <= d) & (c <= b)
-        return Interval(equal.to(a.dtype), meet.to(a.dtype))
-
-    def relax(self, xs: Sequence[Interval], params: Mapping[str, Tensor] | None = None) -> ConstantPlanes:
-        image = self.interval(xs, ())
-        return ConstantPlanes(image.lower[:, None], image.upper[:, None], tuple(x.lower.shape[1:] for x in xs))
-
-    @staticmethod
-    def _aligned(xs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        rank = max(x.ndim for x in xs) - 1
-        return align(xs[0], rank), align(xs[1], rank)

@@ -101,10 +101,10 @@ class Crew:
                 self.problem,
                 cases,
                 self.config,
-                self.claims,
                 limit,
                 placed.backend.together(self.deadline),
                 lambda name: self.progress.update(step=name),
+                self.claims,
             )
         )
         self.roots.append(root)
@@ -153,11 +153,11 @@ class Crew:
             cases,
             bab,
             self.config.numerics.certify,
-            self.claims,
             self.deadline.sub(seconds),
             self.progress,
             self._accept,
             team=placed.team,
+            claims=self.claims,
         )
 
     def split_neurons(self, root: int) -> relu_split.SearchResult:
@@ -170,12 +170,12 @@ class Crew:
             found.state,
             found.rows,
             self.config.bab,
-            self.claims,
             self.deadline,
             self.progress,
             self._accept,
             placed.pool_bytes,
             team=placed.team,
+            claims=self.claims,
         )
 
     def memory(self) -> list[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -63,7 +62,8 @@ class Root:
     real: np.ndarray
 
 
-# Where the error of a run has a larger part in the width of hidden bounds, the network is bounded in real arithmetic.
+# Where the error of a run has a larger part in the width of hidden bounds, and these are not enough, the network is
+# bounded in real arithmetic.
 _NOISIEST = 0.01
 
 
@@ -74,22 +74,23 @@ def bound_root(
     problem: Problem,
     cases: np.ndarray,
     config: Config,
-    claims: Claims,
     limit: float,
     deadline: Deadline,
     report: Callable[[str], None],
+    claims: Claims | None = None,
 ) -> Root:
     """Bound all cases of one box.
 
     Args:
         search: the backend that will split neurons, which decides how much is worth doing here.
         cases: indices of cases that share one box.
-        claims: what bounds are made to hold for; where runs would cost much, the network in real arithmetic comes
-            first.
         limit: the query's time limit in seconds, for the strategy.
+        claims: what bounds are made to hold for (default: the real network); where runs would cost much, the network in
+            real arithmetic comes first.
     """
     try:
-        return _bound_root(graph, backend, search, problem, cases, config, claims, limit, deadline, report)
+        wanted = claims or Claims()
+        return _bound_root(graph, backend, search, problem, cases, config, wanted, limit, deadline, report)
     except NoisyRuns:
         return _bound_root(graph, backend, search, problem, cases, config, Claims(), limit, deadline, report)
 
@@ -115,7 +116,7 @@ def _bound_root(
 
     report("IBP")
     state = initial_state(graph, backend, box, certify, claims.run)
-    noisiest = _NOISIEST if claims.semantics is Semantics.BOTH else math.inf
+    noise: list[float] | None = [] if claims.semantics is Semantics.BOTH else None
     table.covered.overflow = claims.run is not None and may_overflow(state.charges, backend)
     if table.covered.overflow and claims.semantics is Semantics.BOTH:
         table.claims = Claims()
@@ -128,12 +129,14 @@ def _bound_root(
     rows = hidden_by_rows(config)
     matters = relevant(graph, backend, {graph.output: table.spec.y})
     state = crown_hidden(
-        graph, backend, state, deadline, nodes=None if rows else (), relevant=matters, noisiest=noisiest
+        graph, backend, state, deadline, nodes=None if rows else (), relevant=matters, noise=noise
     )
     lower, walk = crown_rows(graph, backend, state, table.spec)
     error = walk.error
     candidates = backend.whole(0, minimiser(walk, box.to(torch.float64)))
     table.touch(graph, backend, state)
+    if noise and max(noise) > _NOISIEST and not table.refuted(lower).all():
+        raise NoisyRuns(max(noise))
     if method == "crown" or table.refuted(lower).all():
         return table.root(state, lower, error, None, candidates.float(), "crown")
 

@@ -1,0 +1,268 @@
+"""What an ``unsat`` covers: bounds that hold for onnxruntime's float32 runs, and claims that say so or why not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import verifier
+from scripts.check_runs import KINDS, Model, Runs, make, text
+from verifier.bounds import ibp
+from verifier.bounds.crown import Specification, crown_hidden, crown_rows, initial_state
+from verifier.cli.worker import Forked, Job, Worker
+from verifier.config import Config
+from verifier.core.claims import Claims, Covered, Semantics, real_part
+from verifier.core.deadline import Deadline
+from verifier.core.errors import UnsupportedError
+from verifier.core.interval import Interval
+from verifier.core.progress import SilentProgress
+from verifier.core.result import Verdict
+from verifier.core.runtime import Measured, RunModel
+from verifier.frontend.network import load_network
+from verifier.frontend.runtime import not_covered, optimised_not_covered, run_model
+from verifier.parallel.single import Resident, SingleBackend
+from verifier.report.record import Outcome
+from verifier.solver.pipeline import solve
+from verifier.spec.vnnlib import parse_vnnlib
+
+# Errors that are generous on any processor: what is tested is not the table.
+MODEL = RunModel("test", {k: Measured(1e-6, 1e-6) for k in ("Sigmoid", "Tanh", "Sin", "Cos")})
+CPU = torch.device("cpu")
+
+
+def written(folder: Path, model: bytes) -> Path:
+    path = folder / "net.onnx"
+    path.write_bytes(model)
+    return path
+
+
+def dense(seed: int = 0, widths: tuple[int, ...] = (6, 6)) -> tuple[Model, tuple[int, ...]]:
+    m = Model(np.random.default_rng(seed), (1, 3))
+    for width in widths:
+        m.dense(width)
+        m.add("Relu")
+    m.dense(1)
+    return m, (1, 3)
+
+
+def asked(folder: Path, model: bytes, low: np.ndarray, up: np.ndarray, threshold: float) -> tuple[Path, Path]:
+    property_ = folder / "property.vnnlib"
+    property_.write_text(text(low, up, threshold))
+    return written(folder, model), property_
+
+
+@pytest.mark.parametrize("number", range(3 * len(KINDS)))
+def test_bounds_contain_every_run(tmp_path: Path, number: int) -> None:
+    """At points and on boxes, by intervals and by CROWN, against onnxruntime with and without optimisations."""
+    _, model, shape, low, up = make(number, 77)
+    network, runs = load_network(written(tmp_path, model)), Runs(model, shape)
+    graph, store = network.graph, Resident(CPU, 0)
+    for handle, tensor in graph.parameters.items():
+        store.put(handle, tensor)
+    backend, rng = SingleBackend(graph, CPU, 1 << 26, store), np.random.default_rng(number)
+    points = np.stack([low, up, *(np.clip(low + (up - low) * rng.random(low.shape), low, up) for _ in range(6))])
+    points = points.astype(np.float32)
+    values = np.array([runs.values(x) for x in points])
+    at = torch.from_numpy(points).reshape(len(points), *graph.input_shape).double()
+    found, _ = ibp.propagate(graph, backend, Interval(at, at), run=MODEL)
+    own = found[graph.output]
+    assert bool((own.lower.flatten() <= torch.from_numpy(values.min(1))).all())
+    assert bool((own.upper.flatten() >= torch.from_numpy(values.max(1))).all())
+
+    box = Interval(*(torch.from_numpy(b).reshape(1, *graph.input_shape) for b in (low, up)))
+    state = crown_hidden(graph, backend, initial_state(graph, backend, box, run=MODEL), Deadline())
+    rows = torch.tensor([1.0, -1.0], dtype=torch.float64).reshape(1, 2, *graph.output_shape)
+    lower, walk = crown_rows(graph, backend, state, Specification(rows))
+    assert float(lower[0, 0]) <= values.min() and -float(lower[0, 1]) >= values.max()
+    assert bool((walk.error > 0).all())
+
+
+def test_without_a_run_nothing_changes(tmp_path: Path) -> None:
+    m, shape = dense()
+    graph = load_network(written(tmp_path, m.bytes(shape))).graph
+    store = Resident(CPU, 0)
+    for handle, tensor in graph.parameters.items():
+        store.put(handle, tensor)
+    backend = SingleBackend(graph, CPU, 1 << 26, store)
+    box = Interval(-torch.ones(1, 1, 3), torch.ones(1, 1, 3))
+    plain, runs = (initial_state(graph, backend, box, run=run) for run in (None, MODEL))
+    rows = Specification(torch.ones(1, 1, 1, 1, dtype=torch.float64))
+    lower, walk = crown_rows(graph, backend, plain, rows)
+    assert float(walk.error.abs().max()) == 0.0 and not plain.charges.rates
+    below, walk = crown_rows(graph, backend, runs, rows)
+    assert float(below) < float(lower) and float(below + walk.error) <= float(lower)
+
+
+def test_a_comfortable_proof_covers_runs(tmp_path: Path) -> None:
+    m, shape = dense()
+    model, low, up = m.bytes(shape), np.full(3, -0.5, np.float32), np.full(3, 0.5, np.float32)
+    least, _ = Runs(model, shape).search(low, up, np.random.default_rng(0), 200)
+    found = verifier.verify(*asked(tmp_path, model, low, up, least - 0.05), timeout=60)
+    assert found.verdict is Verdict.UNSAT and found.covers.real and found.covers.float32
+    assert found.covers.run.startswith("onnxruntime ") and found.covers.reason == ""
+    assert found.covers.margin is not None and found.covers.error is not None
+    assert found.covers.margin > found.covers.error > 0
+    strict = {"numerics.semantics": "float32"}
+    again = verifier.verify(*asked(tmp_path, model, low, up, least - 0.05), config=strict, timeout=60)
+    assert again.verdict is Verdict.UNSAT and again.covers.float32
+
+
+def cancelling() -> tuple[bytes, tuple[int, ...]]:
+    """relu(x + 1e8 - 1e8) - relu(x): a run rounds x away, the network does not."""
+    m = Model(np.random.default_rng(0), (1, 2))
+    m.add("MatMul", m.constant(np.eye(2)))
+    kept = m.last
+    for sign in ("Add", "Sub"):
+        m.add("Relu") if sign == "Sub" else None
+        m.add(sign, m.constant(np.full(2, 1e8)))
+    m.add("Sub", kept)
+    m.add("MatMul", m.constant(np.ones((2, 1))))
+    return m.bytes((1, 2)), (1, 2)
+
+
+@pytest.mark.parametrize("extra", [{}, {"attack.enabled": False}, {"numerics.semantics": "float32"}])
+def test_what_a_run_can_do_is_never_covered(tmp_path: Path, extra: dict[str, object]) -> None:
+    """The real network is zero; runs reach about -6."""
+    model, shape = cancelling()
+    low, up = np.full(2, -3.0, np.float32), np.full(2, 3.0, np.float32)
+    least, _ = Runs(model, shape).search(low, up, np.random.default_rng(0), 50)
+    assert least < -1
+    found = verifier.verify(*asked(tmp_path, model, low, up, -0.5), config=extra, timeout=20)
+    assert found.verdict is not Verdict.UNSAT or not found.covers.float32
+    assert not extra.get("numerics.semantics") or found.verdict is not Verdict.UNSAT
+
+
+def test_offsets_that_cancel_when_they_are_folded_count_for_runs(tmp_path: Path) -> None:
+    m = Model(np.random.default_rng(0), (1, 2))
+    m.add("Gemm", m.constant(np.eye(2)), m.constant(np.full(2, 1e8)))
+    m.add("Sub", m.constant(np.full(2, 1e8)))
+    m.add("Relu")
+    m.add("MatMul", m.constant(np.ones((2, 1))))
+    network = load_network(written(tmp_path, m.bytes((1, 2))))
+    store = Resident(CPU, 0)
+    for handle, tensor in network.graph.parameters.items():
+        store.put(handle, tensor)
+    x = torch.full((1, *network.graph.input_shape), 3.0, dtype=torch.float64)
+    backend = SingleBackend(network.graph, CPU, 1 << 26, store)
+    found, _ = ibp.propagate(network.graph, backend, Interval(x, x), run=MODEL)
+    output = found[network.graph.output]
+    value = float(Runs(m.bytes((1, 2)), (1, 2)).least(np.full(2, 3.0)))
+    assert value > 6.5 or value < 5.5  # rounding moves 3 to 0 or 8
+    assert float(output.lower) <= value <= float(output.upper)
+
+
+def test_factors_of_very_different_sizes_are_not_covered(tmp_path: Path) -> None:
+    m = Model(np.random.default_rng(0), (1, 2))
+    m.add("Mul", m.constant(np.full(2, 1e-30)))
+    m.add("Mul", m.constant(np.full(2, 1e30)))
+    m.add("MatMul", m.constant(np.ones((2, 1))))
+    assert "very different sizes" in (not_covered(load_network(written(tmp_path, m.bytes((1, 2)))), MODEL) or "")
+
+
+def test_values_near_the_end_of_the_range_are_not_covered(tmp_path: Path) -> None:
+    m, shape = dense()
+    m.add("Relu")
+    m.add("MatMul", m.constant(np.array([[1e35]])))
+    model, low, up = m.bytes(shape), np.full(3, -0.5, np.float32), np.full(3, 0.5, np.float32)
+    found = verifier.verify(*asked(tmp_path, model, low, up, -1e37), timeout=30)
+    assert found.verdict is Verdict.UNSAT and not found.covers.float32 and "range" in found.covers.reason
+
+
+def test_other_networks_say_why_they_are_not_covered(tmp_path: Path) -> None:
+    problem = parse_vnnlib(asked(tmp_path, dense()[0].bytes((1, 3)), np.zeros(3), np.ones(3), -100.0)[1])
+    module = nn.Sequential(nn.Linear(3, 1)).eval()
+    found = verifier.verify(module, problem, timeout=30)
+    assert found.verdict is Verdict.UNSAT and found.covers.real and not found.covers.float32
+    assert "torch module" in found.covers.reason
+    with pytest.raises(UnsupportedError, match="torch module"):
+        verifier.verify(module, problem, config={"numerics.semantics": "float32"}, timeout=30)
+    plain = verifier.verify(module, problem, config={"numerics.certify": False}, timeout=30)
+    assert plain.verdict is Verdict.UNSAT and not plain.covers.real
+
+
+def test_unknown_operators_are_named(tmp_path: Path) -> None:
+    m = Model(np.random.default_rng(0), (1, 3))
+    m.add("Softmax", axis=1)
+    m.add("MatMul", m.constant(np.ones((3, 1))))
+    assert not_covered(load_network(written(tmp_path, m.bytes((1, 3)))), MODEL) == (
+        "the error of onnxruntime's Softmax is not known"
+    )
+    m = Model(np.random.default_rng(0), (1, 3))
+    m.add("Sigmoid")
+    m.add("MatMul", m.constant(np.ones((3, 1))))
+    network = load_network(written(tmp_path, m.bytes((1, 3))))
+    assert not_covered(network, MODEL) is None
+    assert "Sigmoid was not measured" in (not_covered(network, RunModel("elsewhere")) or "")
+
+
+def test_fused_kernels_are_looked_at(tmp_path: Path) -> None:
+    """x 0.5 (1 + erf(x / sqrt 2)) becomes a Gelu kernel, whose error is not known; plain layers are fine."""
+    m, shape = dense()
+    assert optimised_not_covered(load_network(written(tmp_path, m.bytes(shape)))) is None
+    m = Model(np.random.default_rng(0), (1, 3))
+    m.dense(4)
+    x = m.last
+    m.add("Div", m.constant(np.array(2**0.5)))
+    m.add("Erf")
+    m.add("Add", m.constant(np.array(1.0)))
+    m.add("Mul", x)
+    m.add("Mul", m.constant(np.array(0.5)))
+    m.dense(1)
+    assert "Gelu" in (optimised_not_covered(load_network(written(tmp_path, m.bytes((1, 3))))) or "")
+
+
+def test_the_proof_stands_while_it_is_strengthened(tmp_path: Path) -> None:
+    m, shape = dense(3)
+    model, low, up = m.bytes(shape), np.full(3, -0.5, np.float32), np.full(3, 0.5, np.float32)
+    least, _ = Runs(model, shape).search(low, up, np.random.default_rng(0), 400)
+    network, property_ = asked(tmp_path, model, low, up, least - 1e-6)
+    told = []
+    settings, silent = Config(), SilentProgress()
+    problem = parse_vnnlib(property_)
+    found = solve(load_network(network), problem, settings, Deadline(30), silent, announce=told.append)
+    if found.verdict is Verdict.UNSAT and not found.covers.float32:
+        assert [r.verdict for r in told] == [Verdict.UNSAT] and not told[0].covers.float32 and told[0].covers.real
+        assert found.covers.reason
+    assert found.verdict in (Verdict.UNSAT, Verdict.SAT, Verdict.UNKNOWN)
+
+
+def test_an_answer_that_stands_outlives_its_worker(tmp_path: Path) -> None:
+    job = Job(tmp_path / "a.onnx", tmp_path / "a.vnnlib", None, 1.0, 0.0)
+
+    class Nobody(Forked):
+        def kill(self) -> None: ...
+
+    worker = Worker(job, Nobody(-1), -1)
+    seen: list[Outcome] = []
+    worker.told = seen.append
+    worker._take({"stands": {"verdict": "unsat", "reason": "proved"}})
+    worker._drain = lambda: False  # type: ignore[method-assign]
+    assert worker.time_out().verdict == "unsat" and [o.verdict for o in seen] == ["unsat"]
+
+
+def test_domains_wait_only_while_they_are_few() -> None:
+    both = Claims(Semantics.BOTH, MODEL)
+    assert not both.real_closes(0, 0) and both.real_closes(1000, 10) and not both.real_closes(1000, 10**6)
+    assert Claims().real_closes(0, 0) and not Claims(Semantics.FLOAT32, MODEL).real_closes(10**9, 0)
+    assert Claims().run is None and both.run is MODEL
+
+
+def test_the_tightest_closing_bound_counts() -> None:
+    covered = Covered()
+    covered.note(torch.tensor([3.0, 0.5]), torch.tensor([1.0, 0.25]))
+    assert (covered.margin, covered.error) == (0.75, 0.25)
+    other = Covered()
+    other.note(torch.tensor([-0.5]), torch.tensor([1.0]), weak=1)
+    covered.add(other)
+    assert (covered.margin, covered.error, covered.weak) == (0.5, 1.0, 1) and covered.spare == -0.5
+    lower = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    assert real_part(lower, torch.zeros(2)).tolist() == [1.0, 2.0]
+    assert bool((real_part(lower, torch.ones(2)) < lower + 1).all())
+
+
+def test_this_run_is_named() -> None:
+    assert run_model().name.startswith("onnxruntime ")
