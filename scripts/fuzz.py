@@ -4,7 +4,8 @@
 
 Random networks over all ops, boxes, properties near the least value that a search of its own finds, under all settings
 that choose a path; single nodes against onnxruntime; properties in odd spellings against an evaluator in rationals;
-broken files; several ranks; magnitudes from the smallest numbers to the largest; a resident worker with many queries; parts by themselves.
+broken files; several ranks; magnitudes from the smallest numbers to the largest; a resident worker with many queries;
+parts by themselves.
 
 Wrong is: an `unsat` with a point that violates in exact arithmetic (or in onnxruntime, where the record covers
 float32), a `sat` whose printed witness does not replay, a bound that a real value leaves, a crash, an answer later

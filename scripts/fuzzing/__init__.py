@@ -2,8 +2,8 @@
 
 One module per kind of case (``search``, ``frontend``, ``vnnlib``, ``files``, ``ranks``, ``numerics``, ``warm``,
 ``parts``), and what they share: random networks (``networks``), what is true (``truth``, ``relus``, ``formulas``),
-paths and settings (``settings``), what is wrong with an answer (``checks``), how a case becomes small (``reducer``) and a test
-(``written``).
+paths and settings (``settings``), what is wrong with an answer (``checks``), how a case becomes small (``reducer``) and
+a test (``written``).
 """
 
 from __future__ import annotations

@@ -70,7 +70,9 @@ def bag(rng: np.random.Generator) -> str | None:
             taken = out["id"].tolist()
             if sorted(out["gap"].tolist()) != right:
                 return f"of {len(held)} domains {sorted(out['gap'].tolist())} were taken, not {right}"
-            if len(set(taken)) != len(taken) or any(held.pop(i, None) != g for i, g in zip(taken, out["gap"].tolist())):
+            if len(set(taken)) != len(taken) or any(
+                held.pop(i, None) != g for i, g in zip(taken, out["gap"].tolist(), strict=False)
+            ):
                 return f"domains {taken} were taken that are not there, or twice"
             if not torch.equal(out["twice"], torch.stack([out["id"], 2 * out["id"]], 1)):
                 return "fields of different domains came together"
@@ -96,7 +98,10 @@ def frontier(rng: np.random.Generator) -> str | None:
         }
         number += n
         (bag.push_final if rng.random() < 0.2 else bag.push)(domains)
-        before = {int(i): (int(c), float(g)) for i, c, g in zip(*(bag.everything()[k] for k in ("id", "case", "gap")))}
+        before = {
+            int(i): (int(c), float(g))
+            for i, c, g in zip(*(bag.everything()[k] for k in ("id", "case", "gap")), strict=False)
+        }
         out = bag.worst_of_each(int(rng.integers(1, 60)), cases)
         given, stay = ({k: v.tolist() for k, v in f.items()} for f in (out, bag.everything()))
         outside |= set(given["id"])
@@ -185,9 +190,10 @@ def cuts(rng: np.random.Generator) -> str | None:
         return f"a box is refuted, though {edge.tolist()} satisfies its rows {a.tolist()} + {c.tolist()}"
     after = [np.asarray(v[0].double()) for v in cut(half, box)]
     for x in [edge, *points]:
-        if all(product(row.tolist(), x.tolist()) + Fraction(k) <= 0 for row, k in zip(a, c.tolist(), strict=True)):
-            if (x < after[0]).any() or (x > after[1]).any():
-                return f"{x.tolist()} satisfies {a.tolist()} + {c.tolist()} and is cut off by {[v.tolist() for v in after]}"
+        holds = all(product(row.tolist(), x.tolist()) + Fraction(k) <= 0 for row, k in zip(a, c.tolist(), strict=True))
+        if holds and bool((x < after[0]).any() or (x > after[1]).any()):
+            box_after = [v.tolist() for v in after]
+            return f"{x.tolist()} satisfies {a.tolist()} + {c.tolist()} and is cut off by {box_after}"
     return None
 
 
@@ -197,7 +203,7 @@ def _below(value: Fraction) -> float:
     return near if Fraction(near) <= value else float(np.nextafter(near, -np.inf))
 
 
-# -------------------------------------------------------------------------------------------------- weights and networks
+# ---------------------------------------------------------------------------------------------- weights and networks
 
 
 def weights(rng: np.random.Generator) -> str | None:
@@ -253,7 +259,9 @@ def refinement(rng: np.random.Generator) -> str | None:
         if sign == (1 if rng.random() < 0.5 else -1):
             total = sign * relus.value([*below, (w, np.zeros_like(b))], row, x)  # without the offset
             b[k] = np.float32(-float(total))
-            b[k] = np.nextafter(b[k], np.float32(-sign * np.inf)) if sign * (total + Fraction(float(b[k]))) > 0 else b[k]
+            b[k] = (
+                np.nextafter(b[k], np.float32(-sign * np.inf)) if sign * (total + Fraction(float(b[k]))) > 0 else b[k]
+            )
         extreme.append((k, sign, row, x))
     query = checks.Query(networks.perceptron(layers).SerializeToString(), "", tuple(low), tuple(high))
     with checks.written(query) as (file, _):

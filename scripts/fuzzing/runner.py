@@ -23,8 +23,14 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 # Shares of the time.
 KINDS = {
-    **{"search": 0.3, "frontend": 0.15, "numerics": 0.2, "vnnlib": 0.05, "files": 0.08},
-    **{"ranks": 0.09, "warm": 0.06, "parts": 0.07},
+    "search": 0.3,
+    "frontend": 0.15,
+    "numerics": 0.2,
+    "vnnlib": 0.05,
+    "files": 0.08,
+    "ranks": 0.09,
+    "warm": 0.06,
+    "parts": 0.07,
 }
 _LATER = ("ranks", "warm")
 _HANG = 150.0  # seconds without a word from a worker
