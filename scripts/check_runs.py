@@ -29,8 +29,6 @@ import verifier
 from verifier.core.errors import DeadlineExceeded
 from verifier.core.result import Verdict
 
-Layers = "list[tuple[str, ...]]"
-
 
 class Model:
     """An ONNX model under construction; one value in, one value out."""

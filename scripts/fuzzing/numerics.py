@@ -24,6 +24,8 @@ _FAMILIES = ("relu", "pictures", "pictures", "piecewise", *("smooth",) * 2, "pro
 
 def run(rng: np.random.Generator, device: str) -> Iterator[Found | None]:
     """Bounds of one network on several boxes, then a query at an exact threshold."""
+    yield from tilted(rng, device)
+    yield from seen_through_windows(rng, device)
     yield from bounded(rng, device)
     for query in random_queries(rng, device):
         complaints = checks.examine(query)
@@ -69,6 +71,73 @@ def bounded(rng: np.random.Generator, device: str) -> Iterator[Found | None]:
         yield from (Found(query, c) for c in complaints[:1])
         if complaints:
             return
+        yield None
+
+
+def tilted(rng: np.random.Generator, device: str) -> Iterator[Found | None]:
+    """One nonlinear op minus a linear function of its argument: a plane that is wrong anywhere shows as a wrong bound.
+
+    Slopes of the linear function are secants of the op, so that the difference is least at either end or between.
+    """
+    n = int(rng.integers(4, 9))
+    layer = (networks.smooth, networks.smooth, networks.bent, networks.step, networks.product)[int(rng.integers(0, 5))]
+    centre = rng.uniform(-1, 1, n) * rng.choice([0.3, 1.0, 3.0, 6.0], n)
+    width = rng.choice([1e-3, 0.1, 0.5, 1.0, 2.0, 4.0], n) * rng.uniform(0.5, 1, n)
+    low, high = ((centre + s * width).astype(np.float32).astype(np.float64) for s in (-1, 1))
+    b = networks.Builder(rng)
+    x = networks.Value("X", (1, n))
+    y = layer(b, x)
+    if y.size != n:
+        return
+    alone = b.model((1, n), y)
+    points = [low, high, *(truth.snap(low + t * (high - low), low, high) for t in np.linspace(0.04, 0.96, 24))]
+    points += [truth.snap(low + rng.random(n) * (high - low), low, high) for _ in range(8)]
+    at = [truth.Runtime(alone).one(p) for p in points]
+    i, j = (int(k) for k in rng.choice(26, 2, replace=False)) if rng.random() < 0.5 else (0, 1)
+    with np.errstate(all="ignore"):
+        slope = np.nan_to_num((at[j] - at[i]) / (points[j] - points[i]), posinf=1.0, neginf=-1.0)
+    slope = slope * rng.choice([1.0, 1.0, 0.9, 1.1, 0.5], n) * float(rng.choice([1, 1, 1, 0]))
+    line = b.node("Mul", [x, b.constant(slope.astype(np.float32))], x.shape)
+    sign = float(rng.choice([-1.0, 1.0]))
+    y = b.node("Sub", [y, line] if sign > 0 else [line, y], (1, n))
+    query = Query(
+        b.model((1, n), y).SerializeToString(),
+        "",
+        tuple(map(float, low)),
+        tuple(map(float, high)),
+        tuple(tuple(map(float, p)) for p in points),
+        {"device": device, "threads": 1},
+        random_paths(rng),
+        methods=("crown", "alpha-crown"),
+    )
+    complaints = checks.examine(query)
+    yield from (Found(query, c) for c in complaints[:1])
+    if not complaints:
+        yield None
+
+
+def seen_through_windows(rng: np.random.Generator, device: str) -> Iterator[Found | None]:
+    """Pictures on small boxes, large enough for rows of hidden neurons to be windows in more than one layer."""
+    model = networks.pictures(rng, int(rng.integers(4, 8)), channels=int(rng.choice([1, 1, 2])))
+    runtime = truth.Runtime(model)
+    n = runtime.n_in
+    radius = float(rng.choice([0.0, 1e-3, 0.05, 0.5]))
+    low, high = ((rng_centre + s * radius).astype(np.float32).astype(np.float64)
+                 for rng_centre in (rng.uniform(-1, 1, n),) for s in (-1, 1))  # fmt: skip
+    points = [np.where(rng.random(n) < 0.5, low, high) for _ in range(5)]
+    query = Query(
+        model.SerializeToString(),
+        "",
+        tuple(map(float, low)),
+        tuple(map(float, high)),
+        tuple(tuple(map(float, p)) for p in points),
+        {"device": device, "threads": 1},
+        ("small windows",) if rng.random() < 0.6 else random_paths(rng),
+        methods=("crown",) if rng.random() < 0.8 else ("alpha-crown",),
+    )
+    complaints = checks.examine(query)
+    yield from (Found(query, c) for c in complaints[:1])
+    if not complaints:
         yield None
 
 

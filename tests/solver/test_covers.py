@@ -17,7 +17,7 @@ from verifier.cli.worker import Forked, Job, Worker
 from verifier.config import Config
 from verifier.core.claims import Claims, Covered, Semantics, real_part
 from verifier.core.deadline import Deadline
-from verifier.core.errors import UnsupportedError
+from verifier.core.errors import RankFailed, UnsupportedError
 from verifier.core.interval import Interval
 from verifier.core.progress import SilentProgress
 from verifier.core.result import Verdict
@@ -25,7 +25,9 @@ from verifier.core.runtime import Measured, RunModel
 from verifier.frontend.network import load_network
 from verifier.frontend.runtime import not_covered, optimised_not_covered, run_model
 from verifier.parallel.single import Resident, SingleBackend
+from verifier.parallel.world import solo
 from verifier.report.record import Outcome
+from verifier.solver import pipeline
 from verifier.solver.pipeline import solve
 from verifier.spec.vnnlib import parse_vnnlib
 
@@ -228,6 +230,70 @@ def test_the_proof_stands_while_it_is_strengthened(tmp_path: Path) -> None:
         assert [r.verdict for r in told] == [Verdict.UNSAT] and not told[0].covers.float32 and told[0].covers.real
         assert found.covers.reason
     assert found.verdict in (Verdict.UNSAT, Verdict.SAT, Verdict.UNKNOWN)
+
+
+class Stopped(RuntimeError):
+    """What nobody expects."""
+
+
+@pytest.mark.parametrize("error", [Stopped("no"), MemoryError("none left"), RankFailed("rank 1 is gone")])
+def test_a_failed_strengthening_takes_and_adds_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """The proof stands as it was: for the network in real arithmetic alone."""
+    model, _ = cancelling()
+    network, property_ = asked(tmp_path, model, np.full(2, -3.0, np.float32), np.full(2, 3.0, np.float32), -40.0)
+
+    def fails(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr(pipeline._Run, "_again", fails)
+    monkeypatch.setattr(pipeline, "optimised_not_covered", lambda network: None)
+    run = pipeline._Run(
+        load_network(network), parse_vnnlib(property_), Config(), Deadline(60), SilentProgress(), solo(CPU)
+    )
+    run._look_at_runs()
+    run.crew = Never()  # type: ignore[assignment]
+    run.verdict, run.reason, run.covered = Verdict.UNSAT, "proved", Covered(weak=3, margin=1.0, error=2.0)
+    run.began -= 10
+    try:
+        run.strengthen()
+    except RankFailed as lost:
+        run.lost(lost)
+    assert run.verdict is Verdict.UNSAT and run.reason == "proved" and run.covered.weak == 3
+    assert run._covers().real and not run._covers().float32
+
+
+class Never:
+    """A crew that nobody asks for anything."""
+
+    deadline = Deadline()
+    roots: tuple[()] = ()
+
+
+def test_what_leaves_the_range_is_no_proof_for_runs(tmp_path: Path) -> None:
+    m, shape = dense()
+    m.add("Relu")
+    m.add("MatMul", m.constant(np.array([[1e35]])))
+    low, up = np.full(3, -0.5, np.float32), np.full(3, 0.5, np.float32)
+    strict = {"numerics.semantics": "float32"}
+    found = verifier.verify(*asked(tmp_path, m.bytes(shape), low, up, -1e37), config=strict, timeout=10)
+    assert found.verdict is Verdict.UNKNOWN and "range" in found.reason
+
+
+def test_magnitudes_that_are_no_numbers_may_overflow(tmp_path: Path) -> None:
+    m, shape = dense()
+    graph = load_network(written(tmp_path, m.bytes(shape))).graph
+    store = Resident(CPU, 0)
+    for handle, tensor in graph.parameters.items():
+        store.put(handle, tensor)
+    backend = SingleBackend(graph, CPU, 1 << 26, store)
+    box = Interval(-torch.ones(1, 1, 3, dtype=torch.float64), torch.ones(1, 1, 3, dtype=torch.float64))
+    for index in range(len(graph.nodes)):
+        _, charges = ibp.propagate(graph, backend, box, run=MODEL)
+        assert not ibp.may_overflow(charges, backend)
+        charges.partial[index] = charges.partial[index] * float("nan")
+        assert ibp.may_overflow(charges, backend)
 
 
 def test_an_answer_that_stands_outlives_its_worker(tmp_path: Path) -> None:

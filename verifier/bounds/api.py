@@ -94,9 +94,10 @@ def compute_graph_bounds(
 
 
 def _one(backend: ParallelBackend, index: int, bounds: Interval) -> Interval:
-    """The whole node's bounds on the one box, on the CPU."""
+    """The whole node's bounds on the one box, on the CPU; what is not a number is no bound."""
     low, up = backend.whole(index, torch.stack((bounds.lower[0], bounds.upper[0])))
-    return Interval(low.cpu(), up.cpu())
+    inf = float("inf")
+    return Interval(low.cpu().nan_to_num(-inf, inf, -inf), up.cpu().nan_to_num(inf, inf, -inf))
 
 
 def _names(graph: Graph, intermediate: bool) -> Sequence[int]:

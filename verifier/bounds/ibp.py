@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from verifier.bounds.walk import Charges
@@ -98,7 +99,7 @@ def _noisy(node: Node, op: Op, charges: Charges, xs: Sequence[Interval], found: 
 
 def may_overflow(charges: Charges, backend: ParallelBackend) -> bool:
     """Whether a value or a partial sum of a float32 run may leave float32's range on some box; equal on all ranks."""
-    most = max(float(t.max()) for t in charges.partial.values())
+    most = float(torch.stack([t.max() for t in charges.partial.values()]).max())  # NaN stays NaN
     return not backend.agree(most if math.isfinite(most) else math.inf, "max") <= LARGEST
 
 

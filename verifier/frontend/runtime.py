@@ -11,6 +11,7 @@ import json
 import platform
 import tempfile
 from collections.abc import Iterable, Sequence
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,6 +66,7 @@ _SETS = (
 )
 
 
+@cache
 def this_run() -> str:
     """Runtime, version, processor and C library in one line; equal lines run the same code."""
     flags = _cpu_flags()
@@ -75,10 +77,10 @@ def this_run() -> str:
 
 def _cpu_flags() -> frozenset[str]:
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
+            found = next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
     except OSError:
         return frozenset()
-    found = next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
     return frozenset(found.partition(":")[2].split())
 
 

@@ -6,6 +6,7 @@ network; ``sat`` only with a witness that was replayed in the reference.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -50,6 +51,9 @@ from verifier.spec.replay import replay
 Phase = Callable[[Crew], None]
 Announce = Callable[[Result], None]
 _HOST = torch.device("cpu")
+_LOG = logging.getLogger(__name__)
+# Seconds that nothing optional is begun in.
+_SPARE_SECONDS = 0.1
 
 
 def solve(
@@ -119,7 +123,7 @@ class _Run:
     uncovered: str = ""  # why no run is covered
     covered: Covered = field(default_factory=Covered)
     real: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # open cases, refuted but for runs
-    stands: Result | None = None  # a proof that is being strengthened
+    stands: tuple[str, Covered] | None = None  # reason and cover of a proof that is being strengthened
     began: float = field(default_factory=time.monotonic)
 
     def answer(self) -> None:
@@ -320,10 +324,16 @@ class _Run:
         self.open = self.open[~np.isin(self.open, np.setdiff1d(cases, still))]
 
     def _proved(self, reason: str) -> None:
-        if self.mismatch is None:
-            self.stop(Verdict.UNSAT, reason)
-        else:
+        if self.mismatch is not None:
             self.stop(Verdict.ERROR, f"the graph does not agree with the reference network: {self.mismatch}")
+            return
+        if self.config.numerics.semantics == "float32":
+            self._look_at_optimised()
+            missing = self._not_covered()
+            if missing:
+                self.stop(Verdict.UNKNOWN, f"what is proved does not hold for float32 runs: {missing}")
+                return
+        self.stop(Verdict.UNSAT, reason)
 
     def finish(self) -> None:
         """Everyone says what it took, and goes."""
@@ -336,7 +346,7 @@ class _Run:
     def lost(self, error: RankFailed) -> None:
         """A rank is gone: nothing more is proved; a witness stands, and so does a proof that was complete."""
         if self.stands is not None and self.witness is None:
-            self.verdict, self.reason = Verdict.UNSAT, self.stands.reason
+            self._fall_back(*self.stands)
             return
         self.stop(Verdict.UNKNOWN if self.world.heart.memory else Verdict.ERROR, str(error))
 
@@ -365,15 +375,19 @@ class _Run:
         """What the proof holds for."""
         if self.verdict is not Verdict.UNSAT or not self.config.numerics.certify:
             return Covers()
-        found = self.covered
+        found, reason = self.covered, self._not_covered()
         name = self.model.name if self.model is not None else ""
         margin = found.margin if math.isfinite(found.margin) else None
-        reason = self.uncovered
-        if not reason and found.overflow:
-            reason = "a value of the network may leave float32's range"
-        if not reason and found.weak:
-            reason = f"{found.weak} parts of the problem are refuted for the network in real arithmetic alone"
         return Covers(True, not reason, name, reason, margin, found.error if name and not self.uncovered else None)
+
+    def _not_covered(self) -> str:
+        """Why what was closed does not hold for runs, one phrase; empty when it does."""
+        if self.uncovered:
+            return self.uncovered
+        if self.covered.overflow:
+            return "a value of the network may leave float32's range"
+        weak = self.covered.weak
+        return f"{weak} parts of the problem are refuted for the network in real arithmetic alone" if weak else ""
 
     # -- runs -------------------------------------------------------------------------------------------------------
 
@@ -382,30 +396,54 @@ class _Run:
         real = self.config.numerics.semantics == "real" and self.open.size
         return bool(real) and bool(np.isin(self.open, self.real).all())
 
+    def _look_at_optimised(self) -> None:
+        """What onnxruntime's optimised graph adds to what is known of runs. It takes about as long as set-up did, where
+        the same graph was made."""
+        if self.uncovered or self.crew is None or self.network.file is None:
+            return
+        if self.deadline.remaining() < _SPARE_SECONDS + 2 * self.seconds.get("set-up", 0.0):
+            self.uncovered = "no time was left for a look at onnxruntime's optimised graph"
+            return
+        try:
+            self.uncovered = optimised_not_covered(self.network) or ""
+        except Exception as error:  # a proof does not hang on it
+            self.uncovered = f"onnxruntime's optimised graph could not be looked at ({type(error).__name__})"
+
     def strengthen(self) -> None:
         """Have an ``unsat`` cover float32 runs too, or find the run that violates it, for as long as it took to prove
-        and for at most half of the time that is left; meanwhile it stands."""
+        and for at most half of the time that is left; meanwhile it stands, whatever happens."""
         if self.verdict is not Verdict.UNSAT or not self.config.numerics.certify:
             return
-        if not self.uncovered and self.crew is not None:
-            self.uncovered = optimised_not_covered(self.network) or ""
-        if self.crew is None or not self.covered.weak or self.uncovered or self.config.numerics.semantics != "real":
+        if self.config.numerics.semantics == "float32":
             return
-        spent = time.monotonic() - self.began
-        self.stands = self.result()
+        self._look_at_optimised()
+        crew, spent = self.crew, time.monotonic() - self.began
+        seconds = min(spent, 0.5 * self.deadline.remaining())
+        if crew is None or not self.covered.weak or self.covered.overflow or self.uncovered or seconds < _SPARE_SECONDS:
+            return
         if self.announce is not None:
-            self.announce(self.stands)
-        first, covered, self.covered = self.deadline, self.covered, Covered()
+            self.announce(self.result())
+        self.stands, first = (self.reason, self.covered), self.deadline
+        self.verdict, self.covered = Verdict.UNKNOWN, Covered()  # only a second proof changes what is claimed
         try:
-            self._again(self.crew, first.sub(min(spent, 0.5 * first.remaining())))
-        except (DeadlineExceeded, MemoryExceeded, torch.OutOfMemoryError) as error:
-            self.astray = self.astray or not isinstance(error, DeadlineExceeded)
-        self.deadline = self.crew.deadline = first
+            self._again(crew, first.sub(seconds))
+        except DeadlineExceeded:
+            pass
+        except RankFailed:
+            raise
+        except Exception as error:
+            _LOG.info("note: the proof was not strengthened (%s: %s)", type(error).__name__, error)
+            self.astray = True
+        self.deadline = crew.deadline = first
         if self.witness is not None:
             self.verdict, self.reason = Verdict.SAT, "a counterexample was replayed in the reference network"
-        elif self.open.size:
-            self.verdict, self.reason, self.covered = Verdict.UNSAT, self.stands.reason, covered
+        elif self.verdict is not Verdict.UNSAT or self._not_covered():
+            self._fall_back(*self.stands)
         self.stands = None
+
+    def _fall_back(self, reason: str, covered: Covered) -> None:
+        """To a proof of the network in real arithmetic."""
+        self.verdict, self.reason, self.covered, self.open = Verdict.UNSAT, reason, covered, self.open[:0]
 
     def _again(self, crew: Crew, deadline: Deadline) -> None:
         """The whole query once more, for runs alone."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -88,11 +89,11 @@ def bound_root(
         claims: what bounds are made to hold for (default: the real network); where runs would cost much, the network in
             real arithmetic comes first.
     """
+    bound = partial(_bound_root, graph, backend, search, problem, cases, config, limit, deadline, report)
     try:
-        wanted = claims or Claims()
-        return _bound_root(graph, backend, search, problem, cases, config, wanted, limit, deadline, report)
+        return bound(claims or Claims())
     except NoisyRuns:
-        return _bound_root(graph, backend, search, problem, cases, config, Claims(), limit, deadline, report)
+        return bound(Claims())
 
 
 def _bound_root(
@@ -102,10 +103,10 @@ def _bound_root(
     problem: Problem,
     cases: np.ndarray,
     config: Config,
-    claims: Claims,
     limit: float,
     deadline: Deadline,
     report: Callable[[str], None],
+    claims: Claims,
 ) -> Root:
     device = backend.device
     deadline = backend.together(deadline)
