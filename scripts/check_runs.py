@@ -91,9 +91,7 @@ class Model:
             [helper.make_tensor_value_info(self.last, TensorProto.FLOAT, [1, 1])],
             self.stored,
         )
-        return helper.make_model(
-            graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8
-        ).SerializeToString()
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8).SerializeToString()
 
 
 def activation(m: Model) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from scripts.fuzzing import checks, networks, relus, truth
+from scripts.fuzzing import checks, networks, planes, relus, replays, truth
 from scripts.fuzzing.checks import Complaint
 
 Case = tuple[str, int]
@@ -290,4 +290,7 @@ CHECKS: dict[str, tuple[Callable[[np.random.Generator], str | None], int]] = {
     "cuts": (cuts, 12),
     "weights": (weights, 2),
     "refinement": (refinement, 1),
+    "relaxation": (planes.relaxation, 20),
+    "adjoint": (planes.adjoint, 6),
+    "replays": (replays.replays, 6),
 }

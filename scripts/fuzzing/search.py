@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from scripts.fuzzing import checks, formulas, networks, truth
+from scripts.fuzzing import checks, formulas, networks, relus, truth
 from scripts.fuzzing.checks import Complaint, Query
 from scripts.fuzzing.settings import random_paths, random_settings
 
@@ -71,19 +71,33 @@ def sharp(rng: np.random.Generator, device: str) -> Iterator[Found | None]:
     inputs = bool(rng.random() < 0.5)
     n_in = int(rng.integers(1, 4)) if inputs else int(rng.integers(2, 7))
     width = int(rng.integers(4, 9)) if inputs else int(rng.integers(6, 16))
-    family = "relu" if rng.random() < 0.7 else "piecewise"
     n_out = int(rng.integers(1, 3))
-    model = networks.random_network(rng, family, n_in, int(rng.integers(1, 4)), n_out, width=width)
-    runtime = truth.Runtime(model)
     low, high = -np.ones(n_in), np.ones(n_in)
     row: Row = {"Y_0": Fraction(int(rng.choice([-1, 1])))} | ({"Y_1": Fraction(1)} if n_out > 1 else {})
+    exact = bool(rng.random() < 0.35)
+    if exact:
+        layers = networks.layers(rng, [n_in, *[width] * int(rng.integers(1, 3)), n_out])
+        model = networks.perceptron(layers)
+    else:
+        family = "relu" if rng.random() < 0.7 else "piecewise"
+        model = networks.random_network(rng, family, n_in, int(rng.integers(1, 4)), n_out, width=width)
+    runtime = truth.Runtime(model)
     try:
         point = truth.minimise(lambda x: of_floats(row, x, runtime.one(x)), low, high, rng, 300).point
+        if exact:
+            over = np.array([float(row.get(f"Y_{j}", Fraction(0))) for j in range(n_out)])
+            best = relus.least(layers, over, low, high)
+            point = point if best is None else min((point, best), key=lambda p: relus.value(layers, over, p))
         y, _ = truth.real_output(model, point)
     except Exception:
         return
     value = value_of(row, formulas.named(list(map(float, point)), y))
-    formula = compared(rng, row, value, Fraction(0), never_strict=True)
+    above = Fraction(0)
+    if rng.random() < 0.3:  # where onnxruntime is lowest; real values may all lie above it
+        runs = [runtime.one(point, optimised) for optimised in (True, False)]
+        named = [formulas.named(list(map(float, point)), list(map(float, run))) for run in runs]
+        above = min(value_of(row, at) for at in named) - value
+    formula = compared(rng, row, value, above, never_strict=True)
     if rng.random() < 0.3:  # a second row that holds there as well
         other = random_row(rng, n_out, n_in)
         at = value_of(other, formulas.named(list(map(float, point)), y))

@@ -45,7 +45,7 @@ def test_of_query(query: Query, complaint: Complaint, where: str) -> str:
     if complaint.what == "unsound bound" and query.methods:
         lines += _bounds(query, complaint)
     else:
-        lines += [f"result = verifier.verify(network, prop, SETTINGS, {max(query.timeout, 5.0)})"]
+        lines += [f"result = verifier.verify(network, prop, SETTINGS, {max(query.timeout, 30.0)})"]
         lines += _verdict(complaint)
     return body + textwrap.indent("\n".join(lines), "    ") + "\n"
 

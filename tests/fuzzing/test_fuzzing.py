@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,10 @@ from scripts.fuzzing import (
     formulas,
     frontend,
     networks,
+    parts,
+    planes,
     reducer,
+    relus,
     runner,
     search,
     settings,
@@ -29,6 +33,10 @@ from scripts.fuzzing import (
     written,
 )
 from verifier.core.result import Result, Verdict
+from verifier.graph.op import NonlinearOp
+from verifier.ops import curves, linear
+from verifier.ops.registry import op_classes
+from verifier.spec import replay
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -156,3 +164,60 @@ def test_arguments() -> None:
     with pytest.raises(SystemExit) as ended:
         fuzz.main(["--only", "nothing"])
     assert ended.value.code == 2
+
+
+# ------------------------------------------------------------------------------------------------- parts by themselves
+
+
+@pytest.mark.parametrize("name", list(parts.CHECKS))
+def test_parts_are_right(name: str) -> None:
+    assert [parts.complaint_of(name, number) for number in range(3 if name == "refinement" else 12)] == [None] * (
+        3 if name == "refinement" else 12
+    )
+
+
+def _found(name: str, count: int) -> bool:
+    return any(parts.complaint_of(name, number) is not None for number in range(count))
+
+
+def test_a_plane_that_is_not_looked_at_at_its_far_end_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = curves.lower_plane
+
+    def wrong(*arguments: Any) -> curves.Plane:
+        plane = right(*arguments)
+        return plane._replace(intercept=plane.intercept + 1e-4 * plane.slope.abs())
+
+    monkeypatch.setattr(curves, "lower_plane", wrong)
+    assert _found("relaxation", 300)
+
+
+def test_a_backward_pass_that_forgets_the_bias_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear.Linear, "bias_dot", lambda self, a, p: None)
+    assert _found("adjoint", 200)
+
+
+def test_a_judge_that_takes_strict_rows_loosely_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = replay.row_holds
+
+    def wrong(problem: Any, row: int, *point: Any) -> bool:
+        return right(replace(problem, row_strict=None), row, *point)
+
+    monkeypatch.setattr(replay, "row_holds", wrong)
+    assert _found("replays", 400)
+
+
+def test_every_nonlinear_op_has_a_truth() -> None:
+    nonlinear = {c.__name__ for c in op_classes() if issubclass(c, NonlinearOp)}
+    assert nonlinear == {*planes.UNARY, *planes.SEVERAL}
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_programs_find_values_that_no_sample_beats(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    layers = networks.layers(rng, [2, 5, 4, 1])
+    low, high, row = -np.ones(2), np.ones(2), np.ones(1)
+    best = relus.least(layers, row, low, high)
+    assert best is not None
+    least = relus.value(layers, row, best)
+    grid = [relus.value(layers, row, np.array([a, b]) / 8) for a in range(-8, 9) for b in range(-8, 9)]
+    assert least <= min(grid) + Fraction(1, 10**9)

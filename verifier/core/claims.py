@@ -105,4 +105,3 @@ def real_part(lower: Tensor, error: Tensor) -> Tensor:
     """Bounds for the real network from bounds for runs, and the error of a run that was subtracted from them."""
     value = lower + error.to(lower.dtype)
     return torch.where(error > 0, value - value.abs() * (4 * torch.finfo(value.dtype).eps), lower)
-

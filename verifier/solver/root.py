@@ -129,9 +129,7 @@ def _bound_root(
     report("CROWN")
     rows = hidden_by_rows(config)
     matters = relevant(graph, backend, {graph.output: table.spec.y})
-    state = crown_hidden(
-        graph, backend, state, deadline, nodes=None if rows else (), relevant=matters, noise=noise
-    )
+    state = crown_hidden(graph, backend, state, deadline, nodes=None if rows else (), relevant=matters, noise=noise)
     lower, walk = crown_rows(graph, backend, state, table.spec)
     error = walk.error
     candidates = backend.whole(0, minimiser(walk, box.to(torch.float64)))
@@ -248,9 +246,7 @@ def _output_ibp(graph: Graph, backend: ParallelBackend, state: BoundState, table
 class _RowTable:
     """The distinct rows of the cases of one box, as a specification, and the way back from rows to cases."""
 
-    def __init__(
-        self, graph: Graph, problem: Problem, cases: np.ndarray, claims: Claims, device: torch.device
-    ) -> None:
+    def __init__(self, graph: Graph, problem: Problem, cases: np.ndarray, claims: Claims, device: torch.device) -> None:
         self.cases, self.claims = cases, claims
         self.covered = Covered()
         self.device = device

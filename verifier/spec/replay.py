@@ -152,7 +152,8 @@ def replay_batch(
 ) -> Witness | None:
     """The first witness among many candidates, those with the widest margin first.
 
-    Candidates are clamped into their nearest box and filtered by one batched evaluation before any is replayed.
+    Candidates are clamped into the boxes that hold them, else into the nearest one, and filtered by one batched
+    evaluation before any is replayed.
 
     Args:
         x: (n, n_in).
@@ -174,25 +175,23 @@ def _replay_batch(
     deadline: Deadline | None,
 ) -> Witness | None:
     """:func:`replay_batch` in boxes of one rounding."""
-    boxes = [next(_near_boxes(problem, point), None) for point in points]
-    kept = [i for i, box in enumerate(boxes) if box is not None]
-    if not kept:
+    pairs = [(i, box) for i, point in enumerate(points) for box in _boxes_around(problem, point)]
+    if not pairs:
         return None
-    places = [int(boxes[i] or 0) for i in kept]
-    pairs = zip(kept, places, strict=True)
+    kept, places = [i for i, _ in pairs], [box for _, box in pairs]
     clamped = np.stack([clamp(points[i], bounds[0][k], bounds[1][k], problem.dtype) for i, k in pairs])
     outputs = network.evaluate(clamped, optimised=True).reshape(len(kept), -1)
-    found: list[tuple[float, int, int]] = []
+    found: list[tuple[float, int, np.ndarray]] = []
     for j, box in enumerate(places):
         cases = np.flatnonzero(problem.case_box == box)
         margins = case_margins(problem, clamped[j : j + 1], outputs[j : j + 1], cases)[0]
-        best = int(margins.argmax())
-        if margins[best] >= -_tolerance(problem, outputs[j]):
-            found.append((-float(margins[best]), j, int(cases[best])))
-    for _, j, case in sorted(found)[:_MAX_REPLAYS]:
+        likely = cases[margins >= -_tolerance(problem, outputs[j])]
+        if len(likely):
+            found.append((-float(margins.max()), j, likely))
+    for _, j, cases in sorted(found, key=lambda entry: entry[:2])[:_MAX_REPLAYS]:
         if deadline is not None:
             deadline.check("the replay of counterexamples")
-        witness = _replay_in_box(network, problem, clamped[j], np.array([case]))
+        witness = _replay_in_box(network, problem, clamped[j], cases)
         if witness is not None:
             return witness
     return None
@@ -240,7 +239,7 @@ def check_answer(
     y = network.evaluate(x[None], optimised=True).reshape(-1).astype(np.float64)
     for status, boxes in ((Status.VALID, distance == 0), (Status.TOLERANCE, distance <= TOLERANCE)):
         cases = np.flatnonzero(boxes[problem.case_box])
-        if _holding(problem, x, y, cases) is not None:
+        if next(_holding(problem, x, y, cases), None) is not None:
             return CheckOutcome(status)
     return CheckOutcome(Status.INVALID, _why(problem, x, y, distance))
 
@@ -268,32 +267,32 @@ def _why(problem: Problem, x: np.ndarray, y: np.ndarray, distance: np.ndarray) -
 def _replay_in_box(network: Reference, problem: Problem, x: np.ndarray, cases: np.ndarray) -> Witness | None:
     """Replay the printed text of a clamped point (n_in,) against some cases of its box."""
     y = network.evaluate(x[None], optimised=True).reshape(-1).astype(np.float64)
-    case = _holding(problem, x, y, cases)
-    if case is None:
-        return None
-    margin = float(case_margins(problem, x[None], y[None], np.array([case]))[0, 0])
-    witness = Witness(x, y, max(margin, 0.0), case)
-    printed, _ = parse_witness(format_witness(witness))
-    lower, upper = _witness_box(problem, int(problem.case_box[case]))
-    if not (np.array_equal(printed, x) and (lower <= printed).all() and (printed <= upper).all()):
-        return None
-    for optimised in (True, False):
-        again = network.evaluate(printed[None], optimised=optimised).reshape(-1).astype(np.float64)
-        if not case_holds(problem, case, printed, again):
+    runs: list[np.ndarray] = []
+    for case in _holding(problem, x, y, cases):
+        margin = float(case_margins(problem, x[None], y[None], np.array([case]))[0, 0])
+        witness = Witness(x, y, max(margin, 0.0), case)
+        printed, _ = parse_witness(format_witness(witness))
+        lower, upper = _witness_box(problem, int(problem.case_box[case]))
+        if not (np.array_equal(printed, x) and (lower <= printed).all() and (printed <= upper).all()):
             return None
-    return witness
+        runs = runs or [
+            network.evaluate(printed[None], optimised=optimised).reshape(-1).astype(np.float64)
+            for optimised in (True, False)
+        ]
+        if all(case_holds(problem, case, printed, again) for again in runs):
+            return witness
+    return None
 
 
-def _holding(problem: Problem, x: np.ndarray, y: np.ndarray, cases: np.ndarray) -> int | None:
-    """Among some cases one whose rows hold exactly, that with the widest margin first."""
+def _holding(problem: Problem, x: np.ndarray, y: np.ndarray, cases: np.ndarray) -> Iterator[int]:
+    """Those among some cases whose rows hold exactly, that with the widest margin first."""
     if not len(cases):
-        return None
+        return
     margins = case_margins(problem, x[None], y[None], cases)[0]
     likely = np.flatnonzero(margins >= -_tolerance(problem, y))
     for i in likely[np.argsort(-margins[likely], kind="stable")]:
         if case_holds(problem, int(cases[i]), x, y):
-            return int(cases[i])
-    return None
+            yield int(cases[i])
 
 
 def _tolerance(problem: Problem, y: np.ndarray) -> float:
@@ -314,6 +313,15 @@ def _distances(problem: Problem, x: np.ndarray) -> np.ndarray:
         lower, upper = problem.witness_lower[i : i + step], problem.witness_upper[i : i + step]
         out[i : i + step] = np.maximum(np.maximum(lower - x, x - upper), 0.0).max(axis=1)
     return np.nan_to_num(out, nan=np.inf)
+
+
+def _boxes_around(problem: Problem, x: np.ndarray) -> list[int]:
+    """The boxes that hold x; the nearest one where none does."""
+    if not problem.n_cases:
+        return []
+    distance = _distances(problem, x.astype(np.float64))
+    inside = np.flatnonzero(distance == 0)[:_MAX_BOXES]
+    return [int(k) for k in inside] or [int(distance.argmin())]
 
 
 def _near_boxes(problem: Problem, x: np.ndarray) -> Iterator[int]:
