@@ -153,11 +153,12 @@ def _sides(text: str) -> list[tuple[str, str, str]]:
 
 def _rows_hold(text: str, x: np.ndarray, y: np.ndarray) -> bool:
     """Whether the last formula holds exactly; comparisons of what is no number do not."""
-    numbers = {**dict(enumerate(x)), **{~j: v for j, v in enumerate(y)}}
-    point = {
-        (f"X_{k}" if k >= 0 else f"Y_{~k}"): Fraction(float(v)) for k, v in numbers.items() if np.isfinite(float(v))
-    }
-    return _holds(formulas.asserted(text)[-1], point)
+    return _holds(formulas.asserted(text)[-1], _named(x, y))
+
+
+def _named(x: np.ndarray, y: np.ndarray) -> dict[str, Fraction]:
+    pairs = [*((f"X_{i}", v) for i, v in enumerate(x)), *((f"Y_{j}", v) for j, v in enumerate(y))]
+    return {name: Fraction(float(v)) for name, v in pairs if np.isfinite(float(v))}
 
 
 def _holds(formula: Any, point: dict[str, Fraction]) -> bool:
@@ -184,4 +185,8 @@ def _right(text: str, table: Table, x: np.ndarray, dtype: Any, box: str) -> bool
     )
     if not (written if box == "as written" else written or rounded):
         return False
-    return all(_rows_hold(text, x, table.evaluate(x[None], optimised)[0]) for optimised in (True, False))
+    runs = [table.evaluate(x[None], optimised)[0] for optimised in (True, False)]
+    formula = formulas.asserted(text)[-1]
+    if box == "as written" and formula[0] == "or":  # the same case in both runs is what is asked for
+        return any(all(_holds(arm, _named(x, y)) for y in runs) for arm in formula[1:])
+    return all(_rows_hold(text, x, y) for y in runs)
