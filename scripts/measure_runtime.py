@@ -5,7 +5,8 @@
 
 Every function is evaluated on all 2^32 bit patterns (numbers that are no finite input are left out), in arrays that
 fill a processor's vectors, and on a share of them in arrays of 1 to 15 numbers, which are the tail of a vector. The
-reference is float64, whose own error is counted in. Written is the smallest pair (relative, absolute) of the form
+reference is float64, whose own error is counted in. Softmax stands for the exponential inside of it. Written is the
+smallest pair (relative, absolute) of the form
 
     |computed - exact| <= relative |exact| + absolute
 
@@ -60,7 +61,12 @@ EXACT: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "Softplus": lambda x: np.logaddexp(x, 0.0),
     "Pow(3)": lambda x: x * x * x,
     "Pow(4)": lambda x: (x * x) * (x * x),
+    "Softmax": lambda x: np.exp(np.where(x <= 0, x, np.nan)),
 }
+# Softmax stands for the exponential inside of it: rows of zero and these many numbers that are not positive, each
+# result relative to that of zero. What the division by the sum costs is taken off again.
+_ROW = 80
+_DIVISION = 4 * 2.0**-24
 
 
 class Evaluator:
@@ -69,6 +75,7 @@ class Evaluator:
     def __init__(self, function: str) -> None:
         from verifier.frontend.normalise import new_session
 
+        self._row = _ROW if function == "Softmax" else 0
         self._sessions = [(new_session(_model(function, None), optimised=False), (-1,))]
         for host, kinds in _HOSTS.items():
             if function in kinds:
@@ -76,7 +83,17 @@ class Evaluator:
                 self._sessions.append((session, (-1, 1) if host == "Gemm" else (1, 1, 1, -1)))
 
     def __call__(self, x: np.ndarray) -> list[np.ndarray]:
+        if self._row:
+            return [self._rows(x, self._row)]
         return [session.run(["y"], {"x": x.reshape(shape)})[0].reshape(-1) for session, shape in self._sessions]
+
+    def _rows(self, x: np.ndarray, length: int) -> np.ndarray:
+        """exp x as softmax finds it; where x is positive, what there is at zero."""
+        count = -(-len(x) // length)
+        rows = np.zeros((count, length + 1), np.float32)
+        rows[:, 1:].flat[: len(x)] = np.minimum(x, 0)
+        y = self._sessions[0][0].run(["y"], {"x": rows})[0].astype(np.float64)
+        return (y[:, 1:] / y[:, :1]).reshape(-1)[: len(x)]
 
     def tails(self, x: np.ndarray) -> list[np.ndarray]:
         """The same in arrays of 1 to 15 numbers."""
@@ -85,7 +102,8 @@ class Evaluator:
             n = 1 + k % 15
             if place >= len(x):
                 break
-            parts.append(self(x[place : place + n]))
+            some = x[place : place + n]
+            parts.append([self._rows(some, len(some))] if self._row else self(some))
             place += n
         return [np.concatenate(found) for found in zip(*parts, strict=True)]
 
@@ -101,7 +119,7 @@ def _model(function: str, host: str | None) -> bytes:
 
     kind, _, rest = function.partition("(")
     constants, nodes, value = [], [], "x"
-    shape: list[object] = ["n"]
+    shape: list[object] = ["n", "m"] if kind == "Softmax" else ["n"]
     if host is not None:
         ones = [1, 1] if host == "Gemm" else [1, 1, 1, 1]
         constants = [helper.make_tensor("w", TensorProto.FLOAT, ones, [1.0])]
@@ -156,7 +174,7 @@ def measure(function: str, every: int, tails: int, jobs: int) -> dict[str, float
             found = pool.starmap(_measure, parts)
     body, tail = ([pair[i] for pair in found] for i in (0, 1))
     return {
-        "relative": _up(max(w.relative for w in (*body, *tail))),
+        "relative": _up(max(w.relative for w in (*body, *tail)) + (_DIVISION if function == "Softmax" else 0.0)),
         "absolute": _up(max(w.absolute for w in (*body, *tail)), 2.0**-48 if function in _BOUNDED else 2.0**-126),
         "points": sum(w.count for w in body),
         "tail_points": sum(w.count for w in tail),
@@ -166,7 +184,8 @@ def measure(function: str, every: int, tails: int, jobs: int) -> dict[str, float
 def _measure(function: str, blocks: range, tails: int) -> tuple[Worst, Worst]:
     """Bodies and tails of vectors."""
     run, exact = Evaluator(function), EXACT[function]
-    worst = Worst(math.inf if function in _BOUNDED else 2.0**-126)
+    # The quotients of softmax lose digits where they are small themselves.
+    worst = Worst(math.inf if function in _BOUNDED else 2.0**-100 if function == "Softmax" else 2.0**-126)
     tail = Worst(worst.small)
     rng = np.random.default_rng(blocks.start)
     with np.errstate(all="ignore"):

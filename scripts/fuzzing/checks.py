@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
+import os
 import re
+import shutil
 import tempfile
 import time
 import traceback
@@ -143,14 +145,24 @@ def _readings(query: Query, x: Sequence[float]) -> Iterator[tuple[str, list[floa
 # -------------------------------------------------------------------------------------------------------------- examine
 
 
+_DEPTH = itertools.count()
+_FREE: list[str] = []
+
+
 @contextlib.contextmanager
 def written(query: Query) -> Iterator[tuple[Path, Path]]:
-    """The two files."""
-    with tempfile.TemporaryDirectory(dir=_memory()) as folder:
-        network, property = Path(folder) / "net.onnx", Path(folder) / "prop.vnnlib"
+    """The two files, under names that earlier queries of this process had too: what is kept by name would be stale."""
+    name = _FREE.pop() if _FREE else f"fuzzed-{os.getpid()}-{next(_DEPTH)}"
+    folder = Path(_memory() or tempfile.gettempdir()) / name
+    folder.mkdir(exist_ok=True)
+    network, property = folder / "net.onnx", folder / "prop.vnnlib"
+    try:
         network.write_bytes(query.model)
         property.write_text(query.text)
         yield network, property
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        _FREE.append(name)
 
 
 def _memory() -> str | None:
@@ -183,12 +195,14 @@ def examine(query: Query, solve: Solve = answer, network: Any = None) -> list[Co
 
     with written(query) as (file, property), taken(query.paths), quiet():
         try:
-            loaded = load(file) if network is None else network
+            loaded = load(file) if network is None and (query.methods or solve is not answer) else network
             out = checked_bounds(query, loaded, query.methods)
             if out or not query.text:
                 return out
             began = time.monotonic(), time.process_time()
-            result = solve(query, loaded, property)
+            # By its file, as users ask, where nothing was loaded before.
+            given = file if network is None and solve is answer else loaded
+            result = solve(query, given, property)
             waited, worked = time.monotonic() - began[0], time.process_time() - began[1]
         except UnsupportedError:
             return []

@@ -224,8 +224,8 @@ def multiplied(s: Lowering, a: int, b: int, name: str) -> int:
     return s.emit(Mul(), [a, b], broadcast(s.shape(a), s.shape(b)), name)
 
 
-def reciprocal_of(s: Lowering, x: int, name: str) -> int:
-    return s.emit(Reciprocal(), [x], s.shape(x), name)
+def reciprocal_of(s: Lowering, x: int, name: str, row: int = 0) -> int:
+    return s.emit(Reciprocal(row), [x], s.shape(x), name)
 
 
 def div(s: Lowering, call: Call) -> int:
@@ -333,8 +333,8 @@ def softmax(s: Lowering, call: Call) -> int:
     x, name = s.the_node(call.args["self"]), call.names[0]
     total, row = _sum_of_exp(s, x, call.args["dim"], name)
     if row is None:
-        return reciprocal_of(s, total, name)
-    return multiplied(s, row, reciprocal_of(s, total, f"{name}/reciprocal"), name)
+        return reciprocal_of(s, total, name, s.shape(x)[call.args["dim"]])
+    return multiplied(s, row, reciprocal_of(s, total, f"{name}/reciprocal", -1), name)
 
 
 def log_softmax(s: Lowering, call: Call) -> int:

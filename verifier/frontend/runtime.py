@@ -47,7 +47,7 @@ _SUMS = (
 )
 # One op of ours each, with a measured error.
 _MEASURED = ("Sigmoid", "Tanh", "Exp", "Log", "Sqrt", "Reciprocal", "Sin", "Cos", "Erf", "Softplus", "Pow")
-KNOWN = frozenset((*_EXACT, *_SUMS, *_MEASURED))
+KNOWN = frozenset((*_EXACT, *_SUMS, *_MEASURED, "Softmax"))
 # What graph optimisations may make of these: the same sums and products, fused or in another layout.
 _FUSED = frozenset(
     (
@@ -157,6 +157,8 @@ def _unmeasured(graph: Graph, model: RunModel) -> str | None:
         op = node.op
         if not isinstance(op, NonlinearOp) or type(op).run_error is NonlinearOp.run_error:
             known = not isinstance(op, NonlinearOp)
+        elif isinstance(op, Reciprocal) and op.row:
+            known = op.row > 0 and "Softmax" in model.functions
         elif type(op).__name__ in _MEASURED:
             known = op.kind in model.functions or type(op) is Relu
         else:

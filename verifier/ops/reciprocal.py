@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from verifier.core.interval import Interval
-from verifier.core.runtime import RunModel
+from verifier.core.runtime import TINY, UNIT, RunModel, rate
 from verifier.graph.op import NonlinearOp, Params, ParamSpec, Shape, Split, UnaryPlanes, split_elementwise
 from verifier.ops.curves import Curve, lower_plane, measured, tangent_limits
 from verifier.ops.layout import sane
@@ -27,12 +27,22 @@ RECIPROCAL = Curve(
 )
 
 
+_SMALLEST_EXPONENT = 105.0
+_SECOND_ORDER = 0.05
+
+
 @dataclass(frozen=True)
 class Reciprocal(NonlinearOp):
     """f(z) = 1 / z; without bounds where the interval contains zero.
 
     Parameter ``point``: where the tangent touches (lower plane for z > 0, upper plane for z < 0).
+
+    Attributes:
+        row: length of the softmax whose last step this is, all of whose error in a run is then this step's; -1 for one
+            that is computed in other steps than ours, 0 for a plain reciprocal.
     """
+
+    row: int = 0
 
     def split(self, dims: Sequence[int], in_shapes: Sequence[Shape], out_shape: Shape, ranks: int) -> Split | None:
         return split_elementwise(self, dims, in_shapes, out_shape)
@@ -48,7 +58,7 @@ class Reciprocal(NonlinearOp):
         return Interval(torch.where(inside, least, -_INF), torch.where(inside, most, _INF))
 
     def run_error(self, model: RunModel, xs: Sequence[Interval], found: Interval) -> Tensor | float | None:
-        return measured(model, self.kind, found)
+        return measured(model, self.kind, found) if self.row == 0 else softmax_error(model, self.row, found)
 
     def parameters(self, xs: Sequence[Interval]) -> Mapping[str, ParamSpec]:
         low, up = sane(xs[0])
@@ -81,3 +91,20 @@ class Reciprocal(NonlinearOp):
             lower,
             upper,
         )
+
+
+def softmax_error(model: RunModel, row: int, found: Interval) -> Tensor | None:
+    """Error of one softmax of ``row`` numbers with results in ``found``, at the numbers that a run fed it.
+
+    A run subtracts the largest number, takes exponentials, adds them up in some order and divides. A difference d has
+    the relative error of one rounding, which an exponential turns into |d| of it; where |d| > 104 the exponential is
+    less than half of the smallest float32 number. The sum is at least 1.
+    """
+    exp = model.functions.get("Softmax")
+    if exp is None or row < 1:
+        return None
+    power = exp.relative + _SMALLEST_EXPONENT * UNIT
+    relative = (2 * power + rate(row) + row * (exp.absolute + TINY)) * (1 + _SECOND_ORDER)
+    if not relative < _SECOND_ORDER / 2:
+        return None
+    return found.magnitude() * relative + 2 * exp.absolute + 4 * TINY

@@ -91,15 +91,35 @@ def _range(values: Tensor) -> tuple[float, float]:
     return (float(size.min()), float(size.max())) if size.numel() else (1.0, 0.0)
 
 
-def _reach(scale: Tensor | None, *ops: Linear | Conv | ScaleShift) -> float:
-    """How far numbers between the steps of a run can be from the folded op's own, as a factor; infinite for a zero."""
+def _reach(r: Rewriter, scale: Tensor | None, inner: Linear | Conv | ScaleShift, outer: ScaleShift) -> float:
+    """How far numbers between the steps of a run can be from those of the folded op and of its inputs, as a factor.
+
+    What a factor f follows is 1 / |f| times the result, and at most |W| |x| + |b| where x was read: the lesser counts,
+    so that factors of zero matter only behind large weights.
+    """
     own = 1.0
     if scale is not None and scale.numel():
-        least, most = float(scale.abs().min()), float(scale.abs().max())
-        own = max(1.0, most, 1.0 / least if least > 0 else float("inf"))
-    for op in ops:
-        own *= op.reach
-    return own
+        size = scale.abs()
+        before = torch.minimum(1 / size, _norms(r, inner, scale))
+        own = max(1.0, float(size.max()), float(before.max()))
+    return own * inner.reach * outer.reach
+
+
+def _norms(r: Rewriter, op: Linear | Conv | ScaleShift, like: Tensor) -> Tensor:
+    """|W| 1 + |b| by output channel (by entry of a ScaleShift), or the largest of all; broadcasts with ``like``."""
+    if isinstance(op, ScaleShift):
+        weights = r.value(op.scale, 1.0).abs()
+    else:
+        weight = r.value(op.weight).abs()
+        transposed = isinstance(op, Conv) and op.transposed
+        weights = weight.flatten(1).sum(1).amax().mul(len(weight)) if transposed else weight.flatten(1).sum(1)
+    offset = op.shift_magnitude or op.shift if isinstance(op, ScaleShift) else op.bias_magnitude or op.bias
+    total = weights if offset is None else weights + r.value(offset).abs()
+    try:
+        torch.broadcast_shapes(total.shape, like.shape)
+    except RuntimeError:
+        return total.amax()
+    return total
 
 
 def _hides(bias: Tensor | None, behind: Tensor | None) -> bool:
@@ -146,7 +166,7 @@ def _merge(r: Rewriter, node: Node, op: ScaleShift, below: Node, inner: ScaleShi
         None if shift is None else r.param(shift, f"{node.name}.shift"),
         None if behind is None or not folded else r.param(behind, f"{node.name}.shift_magnitude"),
         folded=folded,
-        reach=_reach(scale, inner, op),
+        reach=_reach(r, scale, inner, op),
     )
     return r.emit(merged, below.inputs, node.shape, node.name)
 
@@ -187,7 +207,7 @@ def _into_linear(r: Rewriter, node: Node, op: ScaleShift, below: Node, inner: Li
         None if bias is None else r.param(bias, f"{node.name}.bias"),
         None if magnitude is None or not folded else r.param(magnitude, f"{node.name}.bias_magnitude"),
         folded=folded,
-        reach=_reach(scale, inner, op),
+        reach=_reach(r, scale, inner, op),
     )
     return r.emit(merged, below.inputs, node.shape, node.name)
 
@@ -219,7 +239,7 @@ def _into_conv(r: Rewriter, node: Node, op: ScaleShift, below: Node, inner: Conv
         inner.transposed,
         inner.dims,
         folded=folded,
-        reach=_reach(scale, inner, op),
+        reach=_reach(r, scale, inner, op),
     )
     return r.emit(merged, below.inputs, node.shape, node.name)
 
