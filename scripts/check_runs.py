@@ -162,13 +162,24 @@ def products(m: Model) -> None:
     m.dense(1)
 
 
+def attention(m: Model) -> None:
+    """Softmax of scores of several sizes, and factors some of which are zero."""
+    width = int(m.rng.integers(2, 10))
+    m.dense(width, float(10.0 ** m.rng.uniform(-1, 1.5)))
+    m.add("Softmax", axis=1)
+    m.add("Mul", m.constant(m.rng.normal(size=width) * (m.rng.random(width) < 0.7)))
+    m.dense(6)
+    m.add("Relu")
+    m.dense(1)
+
+
 def convolutional(m: Model) -> None:
     for _ in range(m.rng.integers(1, 3)):
         m.conv(int(m.rng.integers(2, 5)), int(m.rng.integers(1, 3)))
         if m.rng.random() < 0.6:
             m.norm()
         m.add("Relu")
-    if m.rng.random() < 0.5:
+    if m.rng.random() < 0.5 and min(m.shape[2:]) > 1:
         m.add("AveragePool", kernel_shape=[2, 2], strides=[1, 1])
         m.shape = (1, m.shape[1], m.shape[2] - 1, m.shape[3] - 1)
     m.flatten()
@@ -182,6 +193,7 @@ KINDS: dict[str, tuple[Callable[[Model], None], bool]] = {
     "residual": (residual, False),
     "scaled": (scaled, False),
     "products": (products, False),
+    "attention": (attention, False),
     "convolutional": (convolutional, True),
 }
 

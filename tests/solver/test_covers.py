@@ -24,6 +24,7 @@ from verifier.core.result import Verdict
 from verifier.core.runtime import Measured, RunModel
 from verifier.frontend.network import load_network
 from verifier.frontend.runtime import not_covered, optimised_not_covered, run_model
+from verifier.ops.reciprocal import Reciprocal
 from verifier.parallel.single import Resident, SingleBackend
 from verifier.parallel.world import solo
 from verifier.report.record import Outcome
@@ -32,7 +33,11 @@ from verifier.solver.pipeline import solve
 from verifier.spec.vnnlib import parse_vnnlib
 
 # Errors that are generous on any processor: what is tested is not the table.
-MODEL = RunModel("test", {k: Measured(1e-6, 1e-6) for k in ("Sigmoid", "Tanh", "Sin", "Cos")})
+MODEL = RunModel(
+    "test",
+    {k: Measured(1e-6, 1e-6) for k in ("Sigmoid", "Tanh", "Sin", "Cos")}
+    | {k: Measured(1e-6, 1e-37) for k in ("Exp", "Reciprocal", "Softmax")},
+)
 CPU = torch.device("cpu")
 
 
@@ -81,6 +86,28 @@ def test_bounds_contain_every_run(tmp_path: Path, number: int) -> None:
     lower, walk = crown_rows(graph, backend, state, Specification(rows))
     assert float(lower[0, 0]) <= values.min() and -float(lower[0, 1]) >= values.max()
     assert bool((walk.error > 0).all())
+
+
+@pytest.mark.parametrize("width", [2, 5, 17, 40])
+@pytest.mark.parametrize("spread", [1.0, 30.0, 300.0])
+def test_every_run_of_a_softmax_is_within_its_error(tmp_path: Path, width: int, spread: float) -> None:
+    m = Model(np.random.default_rng(0), (1, width))
+    m.add("Softmax", axis=1)
+    model = m.bytes((1, width))
+    network, runs, rng = load_network(written(tmp_path, model)), Runs(model, (1, width)), np.random.default_rng(1)
+    x = (spread * rng.normal(size=(200, width))).astype(np.float32)
+    exact = np.exp(x.astype(np.float64) - x.max(1, keepdims=True).astype(np.float64))
+    exact /= exact.sum(1, keepdims=True)
+    op = network.graph.nodes[network.graph.output].op
+    assert isinstance(op, Reciprocal) and op.row == width
+    found = Interval(torch.from_numpy(exact), torch.from_numpy(exact))
+    error = op.run_error(MODEL, [], found)
+    assert isinstance(error, torch.Tensor) and bool((error.numpy() <= 1e-4 * exact + 1e-5).all())
+    for session in runs.sessions:
+        for k, point in enumerate(x):
+            y = session.run(None, {session.get_inputs()[0].name: point[None]})[0][0].astype(np.float64)
+            assert bool((np.abs(y - exact[k]) <= error[k].numpy()).all())
+    assert op.run_error(RunModel("test", {}), [], found) is None  # not measured
 
 
 def test_without_a_run_nothing_changes(tmp_path: Path) -> None:
@@ -188,10 +215,10 @@ def test_other_networks_say_why_they_are_not_covered(tmp_path: Path) -> None:
 
 def test_unknown_operators_are_named(tmp_path: Path) -> None:
     m = Model(np.random.default_rng(0), (1, 3))
-    m.add("Softmax", axis=1)
+    m.add("LogSoftmax", axis=1)
     m.add("MatMul", m.constant(np.ones((3, 1))))
     assert not_covered(load_network(written(tmp_path, m.bytes((1, 3)))), MODEL) == (
-        "the error of onnxruntime's Softmax is not known"
+        "the error of onnxruntime's LogSoftmax is not known"
     )
     m = Model(np.random.default_rng(0), (1, 3))
     m.add("Sigmoid")
