@@ -16,7 +16,7 @@ from tests.frontend.models import check, load, model, save
 from verifier.api import compute_bounds, verify
 from verifier.core.errors import UnsupportedError
 from verifier.core.result import Verdict
-from verifier.frontend import onnx_file
+from verifier.frontend import normalise
 from verifier.frontend.network import Network, from_module
 from verifier.graph.graph import Graph
 from verifier.ops.relu import Relu
@@ -45,14 +45,14 @@ def test_defaults_stand_in_the_nodes_as_float32_numbers(
     stored = {k: v.astype(np.float32) for k, v in zip(names, constants, strict=True)}
     more: dict[str, Any] = {"size": 3} if op == "LRN" else {}
     node = helper.make_node(op, ["x", *names], ["y"], **more)
-    file = onnx_file.load(save(model([node], [1, 3, 2, 4], stored, opset), tmp_path))
+    file = normalise.load(save(model([node], [1, 3, 2, 4], stored, opset), tmp_path))
     (found,) = (a for a in file.model.graph.node[0].attribute if a.name == attribute)
     assert found.f == float(np.float32(decimal))
 
 
 def test_given_attributes_stay(tmp_path: Path) -> None:
     node = helper.make_node("LeakyRelu", ["x"], ["y"], alpha=0.3)
-    file = onnx_file.load(save(model([node], [1, 3]), tmp_path))
+    file = normalise.load(save(model([node], [1, 3]), tmp_path))
     assert [a.f for a in file.model.graph.node[0].attribute] == [float(np.float32(0.3))]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from onnx import helper
 from torch import nn
 
 import verifier
@@ -22,6 +23,7 @@ from verifier.core.interval import Interval
 from verifier.core.progress import SilentProgress
 from verifier.core.result import Verdict
 from verifier.core.runtime import Measured, RunModel
+from verifier.frontend import runtime
 from verifier.frontend.network import load_network
 from verifier.frontend.runtime import not_covered, optimised_not_covered, run_model
 from verifier.ops.reciprocal import Reciprocal
@@ -298,10 +300,37 @@ class Never:
     roots: tuple[()] = ()
 
 
+def test_values_so_large_that_lost_weights_matter_are_not_covered(tmp_path: Path) -> None:
+    """A runtime multiplies weights by the factor behind them beforehand: 1e-30 and 1e-16 give none, times 1e15."""
+    m = Model(np.random.default_rng(0), (1, 3))
+    m.add("MatMul", m.constant(np.ones((3, 1))))
+    for size, covered in ((1e15, False), (1e8, True)):
+        low, up = np.full(3, -size, np.float32), np.full(3, size, np.float32)
+        found = verifier.verify(*asked(tmp_path, m.bytes((1, 3)), low, up, -10 * size), timeout=30)
+        assert found.verdict is Verdict.UNSAT and found.covers.float32 == covered
+        assert covered or "range" in found.covers.reason
+
+
+def test_factors_that_become_one_are_looked_at() -> None:
+    kind = {"domain": "com.microsoft", "alpha": 1e-25}
+    tiny = helper.make_node("FusedMatMul", ["a", "b"], ["y"], **kind)
+    usual = helper.make_node("FusedMatMul", ["a", "b"], ["y"], **{**kind, "alpha": 0.125})
+    assert runtime._strange([tiny]) == "onnxruntime's optimised graph has FusedMatMul, whose error is not known"
+    assert runtime._strange([usual]) is None
+
+
+def test_parameters_that_leave_the_range_are_not_covered(tmp_path: Path) -> None:
+    m = Model(np.random.default_rng(0), (1, 2))
+    m.add("MatMul", m.constant(np.full((2, 1), 1e33)))
+    assert "range" in (not_covered(load_network(written(tmp_path, m.bytes((1, 2)))), MODEL) or "")
+
+
 def test_what_leaves_the_range_is_no_proof_for_runs(tmp_path: Path) -> None:
     m, shape = dense()
     m.add("Relu")
-    m.add("MatMul", m.constant(np.array([[1e35]])))
+    m.add("MatMul", m.constant(np.array([[1e20]])))
+    m.add("Relu")
+    m.add("MatMul", m.constant(np.array([[1e15]])))
     low, up = np.full(3, -0.5, np.float32), np.full(3, 0.5, np.float32)
     strict = {"numerics.semantics": "float32"}
     found = verifier.verify(*asked(tmp_path, m.bytes(shape), low, up, -1e37), config=strict, timeout=10)

@@ -12,7 +12,7 @@ from verifier.bounds.walk import Charges
 from verifier.core.backend import ParallelBackend
 from verifier.core.interval import Interval
 from verifier.core.numerics import CHARGE_SAFETY, gamma, widen
-from verifier.core.runtime import LARGEST, RunModel
+from verifier.core.runtime import LARGEST, MOST_READ, RunModel
 from verifier.graph.graph import Graph, Node
 from verifier.graph.op import AffineOp, NonlinearOp, Op
 
@@ -98,9 +98,15 @@ def _noisy(node: Node, op: Op, charges: Charges, xs: Sequence[Interval], found: 
 
 
 def may_overflow(charges: Charges, backend: ParallelBackend) -> bool:
-    """Whether a value or a partial sum of a float32 run may leave float32's range on some box; equal on all ranks."""
+    """Whether float32's range may not suffice a run on some box; equal on all ranks.
+
+    A value or a partial sum may leave it at its upper end, or the values that a node reads are so large that what its
+    weights have lost at the lower end matters.
+    """
     most = float(torch.stack([t.max() for t in charges.partial.values()]).max())  # NaN stays NaN
-    return not backend.agree(most if math.isfinite(most) else math.inf, "max") <= LARGEST
+    read = [float(charges.fan[i].max()) for i in charges.rates]
+    worst = max([most / LARGEST, *(r / MOST_READ for r in read)], key=lambda v: math.inf if math.isnan(v) else v)
+    return not backend.agree(worst if math.isfinite(worst) else math.inf, "max") <= 1.0
 
 
 def replace(node: Node, tighter: Interval, bounds: dict[int, Interval], charges: Charges) -> None:

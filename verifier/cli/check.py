@@ -11,7 +11,7 @@ import numpy as np
 from verifier.core.errors import InputError
 
 if TYPE_CHECKING:
-    from verifier.frontend.network import OnnxRunner
+    from verifier.frontend.runner import OnnxRunner
     from verifier.spec.replay import CheckOutcome
 
 
@@ -39,15 +39,16 @@ def check_witness(onnx: Path, vnnlib: Path, results: Path) -> CheckOutcome:
     Raises:
         InputError: a file is missing or malformed, or network and property do not belong together.
     """
-    from verifier.frontend import onnx_file
-    from verifier.frontend.network import OnnxRunner
+    from verifier.frontend import normalise
+    from verifier.frontend.runner import OnnxRunner
     from verifier.spec.replay import check_results
     from verifier.spec.vnnlib import parse_vnnlib
 
     if not results.is_file():
-        raise InputError(f"results file {results} does not exist; check the path")
+        state = "is a folder" if results.is_dir() else "does not exist"
+        raise InputError(f"results file {results} {state}; check the path")
     problem = parse_vnnlib(vnnlib)
-    file = onnx_file.load(onnx)
+    file = normalise.load(onnx)
     network = _Original(OnnxRunner(file))
     _check_outputs(network, problem.n_in, problem.n_out)
     return check_results(network, problem, results, file.input_dtype)

@@ -19,10 +19,10 @@ def describe(path: Path) -> str:
     Raises:
         InputError: the file is missing or malformed.
     """
-    from verifier.frontend import onnx_file
+    from verifier.frontend import normalise
     from verifier.frontend.network import load_network
 
-    file = onnx_file.load(path)
+    file = normalise.load(path)
     try:
         network = load_network(path)
     except UnsupportedError as error:

@@ -23,9 +23,12 @@ TINY = 2.0**-126
 # largest number that then is surely inside float32's range.
 REACH = 2.0**20
 LARGEST = 3.4e38 / REACH
-# Added to the magnitude of an affine node's sums: the error of at least one rounding of it is more than all of a sum's
-# products can lose to gradual underflow, 2^-150 each, also when a factor of at most REACH follows.
-RUN_FLOOR = 2.0**-100
+# Added to the magnitude of an affine node's sums, whose error is at least 2^-21 of it. That pays for gradual underflow:
+# products of values lose 2^-150 each, and a weight that a runtime works out beforehand (of a factor and a weight, a
+# scale and a deviation) as much for every value that it meets, times the factors after it, at most REACH. So no node
+# may read more than MOST_READ in all.
+RUN_FLOOR = 2.0**-60
+MOST_READ = 2.0**40
 # Roundings that a runtime may add to those of an op: a factor or offset that it fuses into the op before or after it,
 # a division that it replaces by a product, a bias that it adds apart.
 _FUSED = 8

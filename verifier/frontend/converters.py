@@ -21,7 +21,7 @@ from verifier.frontend.builder import broadcast
 from verifier.frontend.windows import auto_pad, pool_windows
 
 if TYPE_CHECKING:
-    from verifier.frontend.onnx_module import Converter
+    from verifier.frontend.onnx2torch_loader import Converter
 
 Function = Callable[..., Any]
 

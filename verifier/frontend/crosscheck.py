@@ -19,6 +19,7 @@ from torch import Tensor
 from verifier.core.errors import InputError, UnsupportedError, UnsupportedOpError
 from verifier.frontend.normalise import model_of, other_outputs, run_once, runs_in_memory, varying_values
 from verifier.frontend.onnx_file import OnnxFile
+from verifier.frontend.runner import OnnxRunner
 from verifier.graph.graph import Graph
 from verifier.parallel.single import Resident
 
@@ -214,8 +215,6 @@ def _types(
 
 def _agree(alone: OnnxFile, graph: Graph) -> bool:
     """Whether the graph gives onnxruntime's values wherever those are finite and the graph itself is steady."""
-    from verifier.frontend.network import OnnxRunner
-
     run = OnnxRunner(alone)
     store = Resident(torch.device("cpu"), 0)
     for handle, tensor in graph.parameters.items():

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from verifier.core.errors import InputError, UnsupportedError
-from verifier.frontend.lower import MissingRules
+from verifier.frontend.lowering import MissingRules
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,10 @@ def inspect(path: str | Path) -> Inspection:
         InputError: the file is missing or malformed.
         UnsupportedError: more than one input or output, or an input type or shape without a meaning here.
     """
-    from verifier.frontend import onnx_file
+    from verifier.frontend import normalise, onnx_file
     from verifier.frontend.network import translate
 
-    file = onnx_file.load(path)
+    file = normalise.load(path)
     nodes, graph = _nodes(file.model), None
     unsupported: tuple[str, ...] = ()
     try:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from verifier.frontend.builder import broadcast
 from verifier.frontend.capture import Call, Ref
-from verifier.frontend.lower import CannotLower, Lowering, Translator, constant
 from verifier.frontend.lower_shape import reshaped
+from verifier.frontend.lowering import CannotLower, Lowering, Translator, constant
 from verifier.ops.add import Add
 from verifier.ops.conv import Conv
 from verifier.ops.linear import Linear, MatMulConstant

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from verifier.frontend.builder import broadcast
 from verifier.frontend.capture import Call, Ref
-from verifier.frontend.lower import CannotLower, Lowering, Translator, constant
 from verifier.frontend.lower_affine import (
     combine,
     inverse,
@@ -24,6 +23,7 @@ from verifier.frontend.lower_affine import (
     spread,
 )
 from verifier.frontend.lower_shape import gathered, move, reshaped
+from verifier.frontend.lowering import CannotLower, Lowering, Translator, constant
 from verifier.ops.add import Add
 from verifier.ops.bent import Cos, Gelu, Silu, Sin
 from verifier.ops.exponential import Exp, Log, Softplus

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map
 
 from verifier.frontend.capture import Call, Ref
-from verifier.frontend.lower import CannotLower, Lowering, Translator
+from verifier.frontend.lowering import CannotLower, Lowering, Translator
 from verifier.graph.op import Shape
 from verifier.ops.scale import ScaleShift
 from verifier.ops.shape import Concat, Gather, Permute, Reshape, inverse_index

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from verifier.core.deadline import Deadline
 from verifier.core.errors import InputError, UnsupportedError
 from verifier.core.handles import WeightStore
+from verifier.frontend.runner import OnnxRunner
 from verifier.graph.graph import Graph
 from verifier.graph.op import Shape
 
@@ -80,37 +81,6 @@ class Network:
         return np.stack(rows) if rows else np.zeros((0, self.n_out), dtype=self.input_dtype)
 
 
-class OnnxRunner:
-    """Runs the original model; one session with and one without graph optimisations, created on first use."""
-
-    def __init__(self, file: OnnxFile) -> None:
-        self.file = file
-        self.sessions: dict[bool, Any] = {}
-
-    def __call__(self, x: np.ndarray, optimised: bool) -> np.ndarray:
-        if optimised not in self.sessions:
-            self.sessions[optimised] = self._session(optimised)
-        try:
-            return self.sessions[optimised].run([self.file.output_name], {self.file.input_name: x})[0]
-        except Exception as error:
-            raise InputError(f"{self.file.path}: onnxruntime cannot run the network: {_first_line(error)}") from error
-
-    def _session(self, optimised: bool) -> Any:
-        from verifier.frontend.normalise import new_session, runs_in_memory
-
-        try:
-            # A large file has its data beside it, where onnxruntime finds it.
-            inside = runs_in_memory(self.file)
-            data = self.file.model.SerializeToString() if inside else str(self.file.path)
-            return new_session(data, optimised)
-        except Exception as error:
-            raise InputError(f"{self.file.path}: onnxruntime cannot load the network: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
-
-
 def load_network(path: str | Path, deadline: Deadline | None = None) -> Network:
     """Read an ONNX file and translate it.
 
@@ -119,9 +89,9 @@ def load_network(path: str | Path, deadline: Deadline | None = None) -> Network:
         InputError: the file is missing or malformed.
         UnsupportedError: it is well-formed but uses something without a rule.
     """
-    from verifier.frontend import onnx_file
+    from verifier.frontend.normalise import load
 
-    file = onnx_file.load(path, deadline)
+    file = load(path, deadline)
     graph, output_shape = translate(file)
     return Network(
         graph,
@@ -150,7 +120,8 @@ def translate(file: OnnxFile) -> tuple[Graph, Shape]:
 def _translated(file: OnnxFile) -> tuple[Graph, Shape]:
     from verifier.frontend import onnx_module
     from verifier.frontend.capture import capture
-    from verifier.frontend.lower import MissingRules, lower
+    from verifier.frontend.lower import lower
+    from verifier.frontend.lowering import MissingRules
     from verifier.frontend.passes import simplify
 
     module = onnx_module.to_module(file)

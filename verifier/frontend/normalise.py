@@ -16,19 +16,26 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from verifier.core.deadline import Deadline
 from verifier.core.errors import InputError, UnsupportedError
 from verifier.core.telemetry import warn_if_late
+from verifier.frontend.onnx_file import OnnxFile, read
 
 if TYPE_CHECKING:
     import onnx
-
-    from verifier.frontend.onnx_file import OnnxFile
 
 MAX_CONSTANT_BYTES = 1 << 33
 LARGEST_MESSAGE = (1 << 31) - (1 << 24)
 STANDARD = ("", "ai.onnx")
 # Their results differ from call to call; they are left to be refused.
 _RANDOM = ("Random", "Multinomial", "Bernoulli")
+
+
+def load(path: str | Path, deadline: Deadline | None = None) -> OnnxFile:
+    """Read, check and normalise a model; errors as of :func:`onnx_file.read` and :func:`normalise`."""
+    found = read(path, deadline)
+    normalise(found)
+    return found
 
 
 def normalise(file: OnnxFile) -> None:

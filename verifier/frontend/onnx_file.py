@@ -20,7 +20,6 @@ import numpy as np
 
 from verifier.core.deadline import Deadline
 from verifier.core.errors import InputError, UnsupportedError
-from verifier.frontend.normalise import normalise
 
 if TYPE_CHECKING:
     import onnx
@@ -91,8 +90,8 @@ def read_bytes(path: Path, limit: int = MAX_PROTOBUF) -> tuple[bytes, str]:
     return stored, digest
 
 
-def load(path: str | Path, deadline: Deadline | None = None) -> OnnxFile:
-    """Read, check and normalise a model.
+def read(path: str | Path, deadline: Deadline | None = None) -> OnnxFile:
+    """Read and check a model.
 
     Raises:
         DeadlineExceeded: between two of many steps.
@@ -119,9 +118,7 @@ def load(path: str | Path, deadline: Deadline | None = None) -> OnnxFile:
     _set_shape(source, shape)
     target.type.tensor_type.ClearField("shape")
     del model.graph.value_info[:]
-    found = OnnxFile(file, model, source.name, target.name, shape, dtype, opset, digest, deadline)
-    normalise(found)
-    return found
+    return OnnxFile(file, model, source.name, target.name, shape, dtype, opset, digest, deadline)
 
 
 def _parse(data: bytes, path: Path) -> onnx.ModelProto:

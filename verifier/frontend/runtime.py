@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from verifier.core.runtime import REACH, Measured, RunModel
+from verifier.core.runtime import LARGEST, REACH, Measured, RunModel
 from verifier.graph.graph import Graph
 from verifier.graph.op import NonlinearOp
 from verifier.ops.power import Power, Sqrt
@@ -123,6 +123,8 @@ def not_covered(network: Network, model: RunModel) -> str | None:
         return f"the error of onnxruntime's {', '.join(unknown)} is not known"
     if any(getattr(node.op, "reach", 1.0) > REACH for node in network.graph.nodes):
         return "factors of very different sizes follow one another, or a factor is zero"
+    if any(bool((t.abs() > LARGEST).any()) for t in network.graph.parameters.values() if t.is_floating_point()):
+        return "a product of the network's parameters may leave float32's range"
     if _roots_of_powers(network):
         return "onnxruntime's Pow was measured for whole positive exponents alone"
     return _unmeasured(network.graph, model)
@@ -194,6 +196,9 @@ def _strange(nodes: Iterable[onnx.NodeProto]) -> str | None:
 
 def _usual(node: onnx.NodeProto) -> bool:
     if node.domain in _FUSED_DOMAINS:
+        # Factors before and after a product of matrices become one, which must have lost nothing itself.
+        if any(a.name == "alpha" and not 1 / REACH <= abs(a.f) <= REACH for a in node.attribute):
+            return False
         return node.op_type in _FUSED and all(name in _ACTIVATIONS for name in _activations(node))
     return not node.domain and node.op_type in KNOWN
 

@@ -385,7 +385,7 @@ class _Run:
         if self.uncovered:
             return self.uncovered
         if self.covered.overflow:
-            return "a value of the network may leave float32's range"
+            return "values of the network may be too large for float32's range"
         weak = self.covered.weak
         return f"{weak} parts of the problem are refuted for the network in real arithmetic alone" if weak else ""
 
