@@ -71,3 +71,10 @@ def test_contributing_fits_on_a_screen() -> None:
     lines = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").splitlines()
     assert len(lines) <= 40
     assert max(map(len, lines)) <= 120
+
+
+def test_the_glossary_names_files_that_exist() -> None:
+    text = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
+    named = re.findall(r"`((?:core|graph|ops|bounds|bab|attack|parallel)/[a-z_/]*(?:\.py)?)`", text)
+    assert len(named) > 30
+    assert [name for name in named if not (ROOT / "verifier" / name).exists()] == []

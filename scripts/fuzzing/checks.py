@@ -209,13 +209,22 @@ def examine(query: Query, solve: Solve = answer, network: Any = None) -> list[Co
         except DeadlineExceeded:
             return []
         except VerifierError as error:
-            return [Complaint("error", f"{type(error).__name__}: {error}")]
+            return [Complaint("error", f"{type(error).__name__}: {error}")] if _runs(query) else []
         except Exception as error:
             return [Complaint("crash", last_words(error))]
     # On a busy machine only the time that was worked tells; sleeping is no excuse for ever.
     if worked > query.timeout + LATE or waited > 4 * query.timeout + 20 * LATE:
         out.append(Complaint("late", f"an answer after {waited:.1f} s, limit {query.timeout} s"))
     return out + judged(query, result)
+
+
+def _runs(query: Query) -> bool:
+    """Whether onnxruntime runs the network at all; shapes that do not fit are refused rightly."""
+    try:
+        query.runtime.one(np.asarray(query.lower))
+    except Exception:
+        return False
+    return True
 
 
 def judged(query: Query, result: Any) -> list[Complaint]:

@@ -1,5 +1,7 @@
 """Proof steps with the linear rows of a bounded box: cutting the box, and combining several rows.
 
+The cuts are those of Zhou et al., *Clip-and-Verify*, NeurIPS 2025, made valid in exact arithmetic.
+
 A row stands for ``a . x + c - charge <= row(x)`` on the box. A counterexample needs row(x) <= d, so it also has
 ``a . x <= r`` with r = d - c + charge; for a strict row both are strict. Both steps below work on that halfspace in
 float64, charge their own rounding (Higham, ch. 3) and round outward, so they are valid in exact arithmetic whenever the

@@ -1,5 +1,7 @@
 """Linear bounds of every node in few inputs, propagated forward: the cheap bounds of a search over input boxes.
 
+After Weng et al., *Fast-Lin*, ICML 2018.
+
 On a box with centre c and radii r a value is written ``sum_i J_i d_i + e`` with |d_i| <= r_i and e in an interval that
 collects what relaxations lose. One sweep costs k + 3 forward passes for k varying inputs, whatever the number of
 neurons. With charges every rounding ends up in e: a computed J is exact by definition, and what it misses is charged

@@ -1,5 +1,7 @@
 """Branch and bound on input boxes, for problems in which few input coordinates vary.
 
+As in Wang et al., *ReluVal*, USENIX Security 2018, with certified linear bounds instead of symbolic intervals.
+
 A domain is a box and the case whose unsafe set it is searched for. A round takes a batch of domains off the stack,
 bounds them, closes those in which some row (or convex combination of rows) of the case is certified to be violated
 everywhere, tries points of the others as counterexamples, cuts them by the certified rows, and pushes their halves.

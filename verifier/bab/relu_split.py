@@ -1,5 +1,7 @@
 """Branch and bound on ReLU splits with beta-CROWN: the cases of one input box, to a proof or a counterexample.
 
+Bunel et al., JMLR 2020, with the bounds of Wang et al., *Beta-CROWN*, NeurIPS 2021.
+
 A domain is a case of the problem plus the signs of the neurons that were split. Every round takes the worst domains,
 chooses a neuron for each, bounds the two children by optimising slopes and split multipliers from the parent's values,
 closes those whose bound is certified, tries the minimisers of the others as counterexamples and puts them back.

@@ -1,5 +1,7 @@
 """Slope and split-multiplier optimisation (alpha-CROWN, beta-CROWN) with closed-form gradients.
 
+Alpha: Xu et al., *Fast and complete*, ICLR 2021. Beta: Wang et al., *Beta-CROWN*, NeurIPS 2021.
+
 With the intermediate bounds fixed, a row's lower bound is concave in the split multipliers and its gradient needs no
 autograd graph. Let z be the value of a pre-activation when the concretisation's minimiser is pushed *forward* through
 the relaxed network, every nonlinear node replaced by the plane that the backward walk chose. Then

@@ -1,5 +1,7 @@
 """CROWN: bounds of unstable neurons and of specification rows by the backward walk, without optimisation.
 
+Zhang et al., NeurIPS 2018; on general graphs Xu et al., NeurIPS 2020.
+
 A ``BoundState`` is what is known about a batch of boxes. Hidden nodes are visited in topological order; rows start only
 at elements that the tighter of IBP and earlier knowledge leaves undecided, and what is found is intersected with it.
 

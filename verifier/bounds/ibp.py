@@ -1,4 +1,4 @@
-"""Interval bound propagation, and the magnitudes that certificates charge rounding with."""
+"""Interval bound propagation (Gowal et al., 2018), and the magnitudes that certificates charge rounding with."""
 
 from __future__ import annotations
 

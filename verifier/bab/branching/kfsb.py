@@ -1,4 +1,7 @@
-"""kFSB: try the k best-ranked splits with one cheap bound each and keep the best (De Palma et al., 2021)."""
+"""kFSB: try the k best-ranked splits with one cheap bound each and keep the best.
+
+De Palma et al., 2021 (arXiv 2104.06718).
+"""
 
 from __future__ import annotations
 
