@@ -9,12 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.attack.support import Judge, problem, random_network, store
+from tests.attack.support import problem, random_network, store
 from tests.support.device import DEVICE, array
 from verifier.attack.ascent import Points, Style, ascend
-from verifier.attack.local import improve
 from verifier.attack.objective import build_objective, inside
-from verifier.attack.offers import Offers
 from verifier.attack.polish import best_step, polish
 from verifier.attack.starts import prune
 from verifier.attack.threads import one_thread
@@ -155,22 +153,3 @@ def test_thread_count_is_restored() -> None:
             assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
-
-
-def test_improve_stays_in_the_given_boxes_and_finds() -> None:
-    graph, question, objective = _objective(5, rows=1)
-    _, x, case = _starts(32, 1)
-    lower, upper = (x - 0.05).clamp(-1, 1), (x + 0.05).clamp(-1, 1)
-    base = improve(objective, x, case, Deadline(None), steps=0, lower=lower, upper=upper)
-    more = improve(objective, x, case, Deadline(None), steps=4, lower=lower, upper=upper)
-    assert torch.equal(base.x, x)
-    assert (more.score >= base.score).all() and (more.score > base.score).any()
-    assert ((lower <= more.x) & (more.x <= upper)).all()
-    again = improve(objective, x, case, Deadline(None), steps=4, lower=lower, upper=upper)
-    assert torch.equal(again.x, more.x)
-    linear = improve(objective, x, case, Deadline(None), steps=4, linear_steps=6, lower=lower, upper=upper)
-    assert (linear.score >= more.score).all() and ((lower <= linear.x) & (linear.x <= upper)).all()
-    easy = problem(question.lower, question.upper, question.row_y, question.row_d + 1e3, [(0, (0,))])
-    offers = Offers(Judge(graph, easy), build_objective(graph, store(graph), easy, DEVICE))
-    improve(build_objective(graph, store(graph), easy, DEVICE), x, case, Deadline(None), offers=offers)
-    assert offers.witness is not None

@@ -16,7 +16,6 @@ from verifier.graph.op import AffineOp, NonlinearOp, Op, Params, Shape
 from verifier.ops.add import Add
 from verifier.ops.conv import Conv
 from verifier.ops.linear import Linear, MatMulConstant
-from verifier.ops.maximum import MaxReduce
 from verifier.ops.product import MatMul, Mul
 from verifier.ops.reduce import AvgPool, Mean, Sum
 from verifier.ops.scale import ScaleShift
@@ -124,10 +123,6 @@ NONLINEAR: list[Sample] = [
     Sample("mul-outer", Mul(), ((3, 1), (1, 2))),
     Sample("bilinear", MatMul(), ((2, 3), (3, 2))),
     Sample("bilinear-batched", MatMul(), ((2, 2, 3), (2, 3, 1))),
-    Sample("max", MaxReduce(), ((2, 4),)),
-    Sample("max-keep", MaxReduce(0, keepdim=True), ((4, 2),)),
-    Sample("max-one", MaxReduce(-1), ((3, 1),)),
-    Sample("max-middle", MaxReduce(1), ((2, 3, 2),)),
 ]
 
 SAMPLES = [*AFFINE, *NONLINEAR]

@@ -37,6 +37,7 @@ from verifier.core.handles import Handle
 from verifier.core.interval import Interval
 from verifier.graph.graph import Graph, Input, Node, parameter_bytes
 from verifier.ops.linear import Linear
+from verifier.ops.relu import Relu
 from verifier.ops.shape import Gather, Reshape
 from verifier.parallel.tp import CutGraph, Exchanged, Layout, TensorParallel, cut_graph, tensor_parallel
 
@@ -411,13 +412,15 @@ def test_flattening_keeps_blocks() -> None:
 
 
 def test_what_mixes_ranks_is_named() -> None:
-    b = Builder((6,), 0)
-    from verifier.ops.maximum import MaxReduce
+    class Mixing(Relu):
+        def split(self, *_: object) -> None:
+            return None
 
-    b.op(MaxReduce(-1), b.linear(0, 6))
+    b = Builder((6,), 0)
+    b.op(Mixing(), b.linear(0, 6))
     with pytest.raises(UnsupportedError) as caught:
         every_rank(b.graph(), 2, lambda graph, backend: None)
-    assert "MaxReduce 'n2'" in str(caught.value) and "fsdp" in str(caught.value)
+    assert "Mixing 'n2'" in str(caught.value) and "fsdp" in str(caught.value)
 
 
 def test_a_deadline_ends_all_ranks() -> None:

@@ -13,7 +13,7 @@ domains that float32's charges alone keep open are bounded once more in float64.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -53,8 +53,6 @@ from verifier.core.progress import Progress
 from verifier.core.result import Witness
 from verifier.graph.graph import Graph, Node
 from verifier.parallel.group import Solo
-
-Improve = Callable[[Tensor, Tensor], Tensor]
 
 # Bytes of coefficients that one batch keeps alive.
 _BATCH_BYTES = {"cpu": 32 << 20, "cuda": 4 << 30}
@@ -117,7 +115,6 @@ def search(
     deadline: Deadline,
     progress: Progress,
     accept: Accept,
-    improve: Improve | None = None,
     team: Group | None = None,
     claims: Claims | None = None,
 ) -> InputSplitResult:
@@ -128,7 +125,6 @@ def search(
         certify: charge every rounding; otherwise plain float32.
         accept: replays a candidate (n_in,) float32 and returns the witness if it holds; with several ranks it is called
             on the first rank of the first group alone.
-        improve: moves candidates (P, n_in) of cases (P,) towards the unsafe set.
         team: this rank's peers in the other groups that take part in the search with the same arguments; default: none.
         claims: what a bound must hold for to close a box. Default: the real network.
     """
@@ -139,9 +135,7 @@ def search(
         return InputSplitResult(None, cases, "", {"domains": 0, "closed": 0})
     group = Solo() if team is None else team
     with torch.no_grad():
-        return _Search(
-            graph, backend, problem, cases, config, certify, deadline, progress, accept, improve, group, claims
-        ).run()
+        return _Search(graph, backend, problem, cases, config, certify, deadline, progress, accept, group, claims).run()
 
 
 @dataclass(frozen=True)
@@ -311,12 +305,11 @@ class _Search:
         deadline: Deadline,
         progress: Progress,
         accept: Accept,
-        improve: Improve | None,
         group: Group,
         claims: Claims | None = None,
     ) -> None:
         self.graph, self.backend, self.config = graph, backend, config
-        self.progress, self.improve = progress, improve
+        self.progress = progress
         self.deadline = backend.together(deadline)
         self.team = Team(group, backend, accept, self.deadline, config.max_domains)
         self.accept = self.team.offer
@@ -651,11 +644,6 @@ class _Search:
         x = midpoints(full)
         x[: len(domains), self.table.varying] = corner
         slack = self._slack(x, case)
-        if self.improve is not None and self.figures.rounds % 8 == 1:
-            best = slack.topk(min(32, slack.shape[0])).indices
-            moved = self.improve(x[best], case[best])
-            x, case = torch.cat([x, moved]), torch.cat([case, case[best]])
-            slack = torch.cat([slack, self._slack(moved, case[-len(best) :])])
         # Ones that were refused before should not cost a replay each round.
         if self.figures.refused > 20 and self.figures.rounds % 16:
             return False

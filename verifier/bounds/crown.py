@@ -29,7 +29,6 @@ from verifier.core.runtime import RunModel
 from verifier.graph.graph import Graph, Node
 from verifier.graph.op import AffineOp, NonlinearOp, Relaxation
 from verifier.ops.add import Add
-from verifier.ops.maximum import MaxReduce
 from verifier.ops.relu import Relu
 from verifier.ops.scale import ScaleShift
 from verifier.ops.shape import Gather, Permute, Reshape
@@ -174,7 +173,7 @@ def settled_by_ibp(graph: Graph, node: Node, bounds: Mapping[int, Interval]) -> 
     while node.index != 0:
         sources = node.inputs
         if isinstance(node.op, NonlinearOp):
-            if len(sources) != 1 or isinstance(node.op, MaxReduce):
+            if len(sources) != 1:
                 return False
             if not isinstance(node.op, Relu):  # whose input has rows for every element that has a width
                 return True

@@ -13,7 +13,6 @@ from verifier.core.runtime import TINY, UNIT, RunModel
 from verifier.graph.op import Params
 from verifier.ops.curves import Curve, CurveOp, measured
 from verifier.ops.layout import sane
-from verifier.ops.relu import Relu
 
 _INF = float("inf")
 
@@ -32,11 +31,6 @@ SQRT = Curve(
     domain=(0.0, _INF),
     closed=True,
 )
-
-
-def Abs() -> Relu:
-    """|z| is a leaky ReLU of slope -1."""
-    return Relu(-1.0)
 
 
 @dataclass(frozen=True)

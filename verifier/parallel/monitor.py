@@ -13,8 +13,7 @@ import os
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -53,7 +52,6 @@ class Monitor:
         self.failure: str | None = None
         self.memory = False
         self._phase = "start-up"
-        self._lease = 0.0
         self._store, self._children, self._log, self._watched = store, children, log, watched
         self._fatal = fatal
         self._over = threading.Event()
@@ -80,17 +78,6 @@ class Monitor:
         """What this rank does now, for messages about it."""
         self._phase = name
         with contextlib.suppress(Exception):  # a lost store is noticed by the thread
-            self._beat()
-
-    @contextmanager
-    def announced(self, seconds: float) -> Iterator[None]:
-        """A call that may keep the interpreter busy for so long: beats may be missed meanwhile."""
-        self._lease = min(seconds, 1e9)
-        self._beat()
-        try:
-            yield
-        finally:
-            self._lease = 0.0
             self._beat()
 
     def report(self, kind: str, message: str) -> None:
@@ -120,7 +107,7 @@ class Monitor:
     def _beat(self) -> None:
         with self._lock:
             self._count += 1
-            beat = {"count": self._count, "lease": self._lease, "phase": self._phase}
+            beat = {"count": self._count, "phase": self._phase}
             with contextlib.suppress(Exception) if self._over.is_set() else contextlib.nullcontext():
                 self._store.set(f"beat/{self.rank}", json.dumps(beat))
 
@@ -145,7 +132,7 @@ class Monitor:
             if text != before:
                 self._seen[rank] = (text, now)
                 self._phases[rank] = json.loads(text)["phase"]
-            elif now - since > LAPSE_SECONDS + (json.loads(text)["lease"] if text else 4 * LAPSE_SECONDS):
+            elif now - since > LAPSE_SECONDS + (0.0 if text else 4 * LAPSE_SECONDS):
                 during = self._phases.get(rank, "start-up")
                 self._lost(f"rank {rank} has not responded for {now - since:.0f} s during {during}")
                 return

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -53,8 +53,6 @@ class Heart(Protocol):
 
     def phase(self, name: str) -> None: ...
 
-    def announced(self, seconds: float) -> AbstractContextManager[None]: ...
-
     def report(self, kind: str, message: str) -> None: ...
 
     def stop(self) -> None: ...
@@ -68,10 +66,6 @@ class _Heartless:
 
     def phase(self, name: str) -> None:
         pass
-
-    @contextmanager
-    def announced(self, seconds: float) -> Iterator[None]:
-        yield
 
     def report(self, kind: str, message: str) -> None:
         pass
