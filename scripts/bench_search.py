@@ -34,13 +34,12 @@ from scripts.measure import Rates, Work, measured, name_of, roofline, synchronis
 from verifier.api import load_any, load_problem  # noqa: E402
 from verifier.bab import relu_split  # noqa: E402
 from verifier.bab.bounder import Bounded, Domains  # noqa: E402
+from verifier.bab.context import SearchContext  # noqa: E402
 from verifier.bab.kernel import Kernel  # noqa: E402
 from verifier.bounds.alpha import Schedule  # noqa: E402
 from verifier.config import Config, load_config  # noqa: E402
 from verifier.core.deadline import Deadline  # noqa: E402
-from verifier.core.progress import SilentProgress  # noqa: E402
 from verifier.graph.graph import Graph  # noqa: E402
-from verifier.parallel.group import Solo  # noqa: E402
 from verifier.solver.place import Placed, cpu_threads, device_of, place  # noqa: E402
 from verifier.solver.root import Root, bound_root  # noqa: E402
 from verifier.solver.strategy import node_flops, open_boxes  # noqa: E402
@@ -103,18 +102,8 @@ def roots(network: Any, problem: Any, config: Config, seconds: float) -> tuple[P
 def searcher(placed: Placed, root: Root, config: Config) -> Any:
     """A search that has not started."""
     assert root.rows is not None
-    return relu_split._Search(
-        placed.graph,
-        placed.search,
-        root.state,
-        root.rows,
-        config.bab,
-        Deadline(None),
-        SilentProgress(),
-        lambda x: None,
-        placed.pool_bytes,
-        Solo(),
-    )
+    context = SearchContext(placed.graph, placed.search, config.bab, Deadline(None), memory_limit=placed.pool_bytes)
+    return relu_split._Search(context, root.state, root.rows)
 
 
 def per_child(search: Any) -> Work:

@@ -239,11 +239,11 @@ def refinement(rng: np.random.Generator) -> str | None:
     import torch
 
     from verifier.bab import refine
+    from verifier.bab.context import SearchContext
     from verifier.bounds.crown import crown_hidden, initial_state, preactivations
     from verifier.config import BabConfig
     from verifier.core.deadline import Deadline
     from verifier.core.interval import Interval
-    from verifier.core.progress import SilentProgress
     from verifier.parallel.single import SingleBackend
 
     n_in, width = int(rng.integers(1, 4)), int(rng.integers(3, 6))
@@ -272,7 +272,7 @@ def refinement(rng: np.random.Generator) -> str | None:
     config = BabConfig(iterations=int(rng.integers(0, 4)), batch_size=int(rng.choice([1, 2, 8, 64])))
     # Time becomes a count of splits: some for every row, or until every row is decided.
     seconds = float(rng.choice([0.003, 0.01, 0.03]))
-    fine = refine.refine(graph, backend, state, config, seconds, Deadline(20.0), SilentProgress())
+    fine = refine.refine(SearchContext(graph, backend, config, Deadline(20.0)), state, seconds)
     bounds = fine.bounds[preactivations(graph)[-1]]
     for k, sign, row, x in extreme:
         true = sign * relus.value([*below, (w, b)], row, x)

@@ -24,13 +24,13 @@ from verifier.bab.boxes import (
     halve,
 )
 from verifier.bab.clip import combine, cut, halfspaces, least
+from verifier.bab.context import SearchContext
 from verifier.bab.input_split import InputSplitResult, search, varying_inputs
 from verifier.bounds.crown import Specification
 from verifier.config import BabConfig
 from verifier.core.deadline import Deadline
 from verifier.core.interval import Interval
 from verifier.core.problem import Problem
-from verifier.core.progress import SilentProgress
 from verifier.core.result import Witness
 from verifier.graph.graph import Graph
 from verifier.ops.shape import Reshape
@@ -99,7 +99,8 @@ def run(
     chosen = np.arange(question.n_cases) if cases is None else cases
     backend = single(graph)
     deadline = Deadline(seconds)
-    return search(graph, backend, question, chosen, config, certify, deadline, SilentProgress(), accept)
+    context = SearchContext(graph, backend, config, deadline, accept, certify=certify)
+    return search(context, question, chosen)
 
 
 def lattice(low: list[float], up: list[float], steps: int) -> np.ndarray:
@@ -205,9 +206,7 @@ def test_a_tie_is_never_proved() -> None:
     # 0 y <= 0 holds everywhere, and nothing is accepted.
     question = problem([([0.0], [float(np.float32(1e-40))])], [[0, 0]], [0.0], [(0, [0])])
     backend = single(graph)
-    found = search(
-        graph, backend, question, np.arange(1), BabConfig(), True, Deadline(20), SilentProgress(), lambda x: None
-    )
+    found = search(SearchContext(graph, backend, BabConfig(), Deadline(20)), question, np.arange(1))
     assert found.witness is None and found.open.tolist() == [0] and found.reason
 
 
@@ -229,17 +228,14 @@ def test_limits_leave_cases_open() -> None:
     question = problem([([-9.0] * 3, [9.0] * 3)], [[1, 0]], [-1e-3], [(0, [0])])
     backend = single(graph)
 
-    def refuse(x: np.ndarray) -> None:
-        return None
-
     few = BabConfig(max_domains=50, batch_size=4)
-    found = search(graph, backend, question, np.arange(1), few, True, Deadline(20), SilentProgress(), refuse)
+    found = search(SearchContext(graph, backend, few, Deadline(20)), question, np.arange(1))
     assert found.open.tolist() == [0] and "max_domains" in found.reason
     late = Deadline(0.0)
-    found = search(graph, backend, question, np.arange(1), BabConfig(), True, late, SilentProgress(), refuse)
+    found = search(SearchContext(graph, backend, BabConfig(), late), question, np.arange(1))
     assert found.open.tolist() == [0] and "time limit" in found.reason
     short = Deadline(0.5)
-    found = search(graph, backend, question, np.arange(1), BabConfig(), True, short, SilentProgress(), refuse)
+    found = search(SearchContext(graph, backend, BabConfig(), short), question, np.arange(1))
     assert found.open.tolist() == [0] and short.elapsed() < 3.0
 
 

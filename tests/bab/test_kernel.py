@@ -18,6 +18,7 @@ from tests.support.device import DEVICE, ON_DEVICE, single
 from verifier.api import verify
 from verifier.bab import compact, refine, relu_split
 from verifier.bab.bounder import CaseRows, Domains, WalkBounder
+from verifier.bab.context import SearchContext
 from verifier.bab.kernel import Kernel
 from verifier.bab.splits import split_space
 from verifier.bab.team import LostDomains
@@ -25,9 +26,7 @@ from verifier.bounds.alpha import Schedule, initial_parameters
 from verifier.bounds.crown import BoundState, Specification, crown_hidden, initial_state, preactivations
 from verifier.config import BabConfig
 from verifier.core.deadline import Deadline
-from verifier.core.progress import SilentProgress
 from verifier.core.result import Verdict
-from verifier.parallel.group import Solo
 from verifier.spec.build import from_box
 
 NAMES = ["mlp", "conv", "strided", "residual", "preactivation"]
@@ -64,22 +63,8 @@ class Setting:
 
     def search(self, config: BabConfig) -> relu_split._Search:
         made = self.made
-        return relu_split._Search(
-            made.graph,
-            made.backend,
-            self.state,
-            self.cases,
-            config,
-            Deadline(),
-            SilentProgress(),
-            _no_witness,
-            1 << 40,
-            Solo(),
-        )
-
-
-def _no_witness(x: object) -> None:
-    return None
+        context = SearchContext(made.graph, made.backend, config, Deadline(), memory_limit=1 << 40)
+        return relu_split._Search(context, self.state, self.cases)
 
 
 def close(first: Tensor, second: Tensor, tolerance: float = 1e-4) -> bool:
@@ -200,7 +185,7 @@ def test_small_rounds_split_several_columns_at_once() -> None:
 def test_refined_bounds_hold_and_are_tighter(name: str, seed: int) -> None:
     s = Setting(name, seed)
     made, graph = s.made, s.made.graph
-    fine = refine.refine(graph, made.backend, s.state, BabConfig(), 0.5, Deadline(20.0), SilentProgress())
+    fine = refine.refine(SearchContext(graph, made.backend, BabConfig(), Deadline(20.0)), s.state, 0.5)
     assert fine.certified == s.state.certified
     values = made.values(made.samples(4000, seed))
     gained = 0.0
@@ -225,7 +210,7 @@ def test_refinement_that_loses_a_domain_is_an_error(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(relu_split._Search, "_children", losing)
     with pytest.raises(LostDomains):
-        refine.refine(s.made.graph, s.made.backend, s.state, BabConfig(), 0.5, Deadline(20.0), SilentProgress())
+        refine.refine(SearchContext(s.made.graph, s.made.backend, BabConfig(), Deadline(20.0)), s.state, 0.5)
     assert next(calls) > 3
 
 
@@ -238,7 +223,7 @@ def test_layers_that_do_not_fit_into_memory_keep_their_bounds(monkeypatch: pytes
         raise torch.OutOfMemoryError("out of memory")
 
     monkeypatch.setattr(Kernel, "optimise", full)
-    fine = refine.refine(s.made.graph, s.made.backend, s.state, BabConfig(), 0.5, Deadline(20.0), SilentProgress())
+    fine = refine.refine(SearchContext(s.made.graph, s.made.backend, BabConfig(), Deadline(20.0)), s.state, 0.5)
     assert asked
     for index, old in s.state.bounds.items():
         assert torch.equal(fine.bounds[index].lower, old.lower) and torch.equal(fine.bounds[index].upper, old.upper)
@@ -268,7 +253,7 @@ def test_every_refuted_domain_counts_for_its_row(failures: int, monkeypatch: pyt
     monkeypatch.setattr(refine._Rows, "_lower_values", counting)
     monkeypatch.setattr(refine._Rows, "bounds", noting)
     config = BabConfig(batch_size=16)
-    refine.refine(s.made.graph, s.made.backend, s.state, config, 0.5, Deadline(200.0), SilentProgress())
+    refine.refine(SearchContext(s.made.graph, s.made.backend, config, Deadline(200.0)), s.state, 0.5)
     assert ended and all(calls[rows] > failures for rows in ended)
     for rows in ended:
         figures = rows.count()
@@ -305,7 +290,7 @@ def test_fewer_neurons_than_ranks() -> None:
     state = crown_hidden(graph, backend, initial_state(graph, backend, s.state.box), Deadline())
 
     def work(group: ThreadGroup) -> BoundState:
-        return refine.refine(graph, backend, state, BabConfig(), 0.5, Deadline(60.0), SilentProgress(), group)
+        return refine.refine(SearchContext(graph, backend, BabConfig(), Deadline(60.0), team=group), state, 0.5)
 
     index = preactivations(graph)[1]
     first, *others = on_ranks(4, work)
@@ -323,7 +308,7 @@ def test_the_last_look_at_refuted_domains_is_taken_in_parts(monkeypatch: pytest.
     def refined() -> BoundState:
         config = BabConfig(batch_size=16)
         graph, backend = s.made.graph, s.made.backend
-        return refine.refine(graph, backend, s.state, config, 0.5, Deadline(60.0), SilentProgress())
+        return refine.refine(SearchContext(graph, backend, config, Deadline(600.0)), s.state, 0.2)
 
     def narrow(self: relu_split._Search, domains: Domains, *others: Any) -> Tensor:
         if domains.count > 5:
@@ -349,14 +334,14 @@ def test_ranks_agree_on_the_time_that_a_layer_gets(monkeypatch: pytest.MonkeyPat
     given: dict[int, list[float]] = {0: [], 1: []}
 
     def noting(*arguments: Any) -> tuple[Tensor | None, float]:
-        given[rank.number].append(arguments[6])
+        given[rank.number].append(arguments[4])
         found, spent = work(*arguments)
         return found, spent + 0.01 * rank.number
 
     def refined(group: ThreadGroup) -> BoundState:
         rank.number = group.rank
         graph, backend = s.made.graph, s.made.backend
-        return refine.refine(graph, backend, s.state, BabConfig(), 0.5, Deadline(60.0), SilentProgress(), group)
+        return refine.refine(SearchContext(graph, backend, BabConfig(), Deadline(60.0), team=group), s.state, 0.5)
 
     monkeypatch.setattr(refine, "_bound_layer", noting)
     on_ranks(2, refined)

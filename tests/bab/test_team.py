@@ -21,6 +21,7 @@ from tests.parallel.threads import ThreadGroup, on_ranks
 from tests.support.device import DEVICE, single
 from tests.support.planted import Planted, planted
 from verifier.bab import input_split, relu_split
+from verifier.bab.context import SearchContext
 from verifier.bab.pool import Fields, Pool
 from verifier.bab.team import (
     Ending,
@@ -40,7 +41,6 @@ from verifier.core.backend import Group
 from verifier.core.deadline import Deadline
 from verifier.core.errors import MemoryExceeded
 from verifier.core.problem import Problem
-from verifier.core.progress import SilentProgress
 from verifier.core.result import Witness
 from verifier.frontend.network import Network, from_module
 from verifier.graph.graph import Graph
@@ -622,20 +622,17 @@ def neurons(question: Question, team: Group, backend: SingleBackend, config: Bab
     """Splits of neurons."""
     found, replays = root(question), Replays(question)
     assert found.rows is not None, "the root has decided everything"
-    graph, quiet = made(question)[1].graph, SilentProgress()
-    ended = relu_split.search(
-        graph, backend, found.state, found.rows, config, deadline, quiet, replays, 1 << 30, team=team
-    )
+    graph = made(question)[1].graph
+    context = SearchContext(graph, backend, config, deadline, replays, team=team, memory_limit=1 << 30)
+    ended = relu_split.search(context, found.state, found.rows)
     return Answer(ended.witness, ended.open, ended.reason, ended.statistics, replays.count)
 
 
 def inputs(question: Question, team: Group, backend: SingleBackend, config: BabConfig, deadline: Deadline) -> Answer:
     """Splits of inputs."""
     cases, replays = np.arange(question.copies), Replays(question)
-    graph, quiet = made(question)[1].graph, SilentProgress()
-    ended = input_split.search(
-        graph, backend, problem(question), cases, config, True, deadline, quiet, replays, team=team
-    )
+    context = SearchContext(made(question)[1].graph, backend, config, deadline, replays, team=team)
+    ended = input_split.search(context, problem(question), cases)
     return Answer(ended.witness, len(ended.open), ended.reason, dict(ended.statistics), replays.count)
 
 
@@ -746,10 +743,8 @@ def test_single_cells_are_never_a_proof(size: int) -> None:
 
     def work(team: ThreadGroup) -> input_split.InputSplitResult:
         backend, config = single(graph), BabConfig(batch_size=1)
-        deadline, quiet = Deadline(60.0), SilentProgress()
-        return input_split.search(
-            graph, backend, tie, np.arange(1), config, True, deadline, quiet, lambda x: None, team=team
-        )
+        context = SearchContext(graph, backend, config, Deadline(60.0), team=team)
+        return input_split.search(context, tie, np.arange(1))
 
     for found in on_ranks(size, work):
         assert found.witness is None and found.open.tolist() == [0] and "single floating-point cells" in found.reason

@@ -14,11 +14,11 @@ from tests.bab.test_input_split import evaluate, lattice, network, problem, smoo
 from tests.bounds.nets import Builder
 from tests.parallel.threads import ThreadGroup, on_ranks
 from verifier.bab import input_split, relu_split
+from verifier.bab.context import SearchContext
 from verifier.config import Config, as_config
 from verifier.core.backend import ParallelBackend
 from verifier.core.deadline import Deadline
 from verifier.core.problem import Problem
-from verifier.core.progress import SilentProgress
 from verifier.core.result import Witness
 from verifier.graph.graph import Graph
 from verifier.parallel.single import SingleBackend
@@ -63,9 +63,8 @@ def neurons(
     if not root.open.size:
         return Outcome("unsat", b"", 0)
     assert root.rows is not None
-    found = relu_split.search(
-        graph, backend, root.state, root.rows, config.bab, deadline, SilentProgress(), accept, 1 << 30
-    )
+    context = SearchContext(graph, backend, config.bab, deadline, accept, memory_limit=1 << 30)
+    found = relu_split.search(context, root.state, root.rows)
     verdict = "sat" if found.witness is not None else "unknown" if found.open else "unsat"
     witness = b"" if found.witness is None else found.witness.inputs.tobytes()
     return Outcome(verdict, witness, found.statistics["domains"], found.statistics["leaves"])
@@ -73,9 +72,7 @@ def neurons(
 
 def inputs(graph: Graph, backend: ParallelBackend, question: Problem, config: Config, accept: Accept) -> Outcome:
     cases = np.arange(question.n_cases)
-    found = input_split.search(
-        graph, backend, question, cases, config.bab, True, Deadline(60.0), SilentProgress(), accept
-    )
+    found = input_split.search(SearchContext(graph, backend, config.bab, Deadline(60.0), accept), question, cases)
     verdict = "sat" if found.witness is not None else "unknown" if found.open.size else "unsat"
     witness = b"" if found.witness is None else found.witness.inputs.tobytes()
     return Outcome(verdict, witness, float(found.statistics["domains"]))

@@ -36,23 +36,19 @@ from verifier.bab.boxes import (
     midpoints,
 )
 from verifier.bab.clip import Halfspaces, combine, cut, halfspaces, least
+from verifier.bab.context import SearchContext
 from verifier.bab.pool import Fields
-from verifier.bab.team import Accept, Ending, Figures, Stop, Team, every
+from verifier.bab.team import Ending, Figures, Stop, Team, every
 from verifier.bounds import ibp
 from verifier.bounds.crown import Specification, preactivations, row_bytes
 from verifier.bounds.touch import near, touched
-from verifier.config import BabConfig
-from verifier.core.backend import Group, ParallelBackend
 from verifier.core.claims import Claims, Covered, Semantics, real_part
-from verifier.core.deadline import Deadline
 from verifier.core.errors import DeadlineExceeded, MemoryExceeded
 from verifier.core.interval import Interval
 from verifier.core.memory import out_of_memory
 from verifier.core.problem import Problem
-from verifier.core.progress import Progress
 from verifier.core.result import Witness
 from verifier.graph.graph import Graph, Node
-from verifier.parallel.group import Solo
 
 # Bytes of coefficients that one batch keeps alive.
 _BATCH_BYTES = {"cpu": 32 << 20, "cuda": 4 << 30}
@@ -105,37 +101,19 @@ def varying_inputs(problem: Problem, cases: np.ndarray) -> np.ndarray:
     return np.flatnonzero(problem.free(np.unique(problem.case_box[cases])).any(0))
 
 
-def search(
-    graph: Graph,
-    backend: ParallelBackend,
-    problem: Problem,
-    cases: np.ndarray,
-    config: BabConfig,
-    certify: bool,
-    deadline: Deadline,
-    progress: Progress,
-    accept: Accept,
-    team: Group | None = None,
-    claims: Claims | None = None,
-) -> InputSplitResult:
+def search(context: SearchContext, problem: Problem, cases: np.ndarray) -> InputSplitResult:
     """Refute cases by splitting their boxes, or find a counterexample.
 
     Args:
         cases: int64 indices of the cases that are still open.
-        certify: charge every rounding; otherwise plain float32.
-        accept: replays a candidate (n_in,) float32 and returns the witness if it holds; with several ranks it is called
-            on the first rank of the first group alone.
-        team: this rank's peers in the other groups that take part in the search with the same arguments; default: none.
-        claims: what a bound must hold for to close a box. Default: the real network.
     """
     cases = np.asarray(cases, dtype=np.int64)
     real = np.all(problem.lower <= problem.upper, axis=1)
     cases = cases[real[problem.case_box[cases]]]
     if cases.size == 0:
         return InputSplitResult(None, cases, "", {"domains": 0, "closed": 0})
-    group = Solo() if team is None else team
     with torch.no_grad():
-        return _Search(graph, backend, problem, cases, config, certify, deadline, progress, accept, group, claims).run()
+        return _Search(context, problem, cases).run()
 
 
 @dataclass(frozen=True)
@@ -294,28 +272,16 @@ class _Swept:
 class _Search:
     """One search; see :func:`search` for the arguments."""
 
-    def __init__(
-        self,
-        graph: Graph,
-        backend: ParallelBackend,
-        problem: Problem,
-        cases: np.ndarray,
-        config: BabConfig,
-        certify: bool,
-        deadline: Deadline,
-        progress: Progress,
-        accept: Accept,
-        group: Group,
-        claims: Claims | None = None,
-    ) -> None:
-        self.graph, self.backend, self.config = graph, backend, config
-        self.progress = progress
-        self.deadline = backend.together(deadline)
-        self.team = Team(group, backend, accept, self.deadline, config.max_domains)
+    def __init__(self, context: SearchContext, problem: Problem, cases: np.ndarray) -> None:
+        self.graph, self.backend, self.config = context.graph, context.backend, context.config
+        self.progress, backend = context.progress, context.backend
+        self.deadline = backend.together(context.deadline)
+        self.team = Team(context.team, backend, context.accept, self.deadline, self.config.max_domains)
         self.accept = self.team.offer
         self.table = _Table.of(problem, cases, backend.device)
-        self.claims, self.covered, self.waiting = (claims if certify else None) or Claims(), Covered(), 0
-        self.arithmetic = SEARCH if not certify else CHARGED_32 if charges_in_float32(graph) else CHARGED_64
+        certify = context.certify
+        self.claims, self.covered, self.waiting = context.claims if certify else Claims(), Covered(), 0
+        self.arithmetic = SEARCH if not certify else CHARGED_32 if charges_in_float32(self.graph) else CHARGED_64
         self._look_at_runs()
         self.figures = _Figures()
         self._cheap_kind: Hidden = "linear" if self.table.varying.numel() <= _FEW_INPUTS else "interval"

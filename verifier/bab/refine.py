@@ -13,7 +13,6 @@ import math
 from dataclasses import replace
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,22 +20,18 @@ from verifier.bab import relu_split
 from verifier.bab.bounder import Bounded, CaseRows, Domains
 from verifier.bab.compact import compact
 from verifier.bab.compact import size as compact_size
+from verifier.bab.context import SearchContext
 from verifier.bab.kernel import Kernel
 from verifier.bab.pool import Fields, Pool
 from verifier.bab.relu_split import SearchResult, _joined, _Search
 from verifier.bab.splits import split_space
-from verifier.bab.team import Accept, Stop, balance_alone
+from verifier.bab.team import Stop, balance_alone
 from verifier.bounds.alpha import initial_parameters
 from verifier.bounds.crown import BoundState, Specification, exact_by_ibp, preactivations, tighten, undecided
-from verifier.config import BabConfig
-from verifier.core.backend import Group, ParallelBackend
-from verifier.core.claims import Claims
-from verifier.core.deadline import Deadline
+from verifier.core.backend import ParallelBackend
 from verifier.core.errors import MemoryExceeded
 from verifier.core.memory import out_of_memory
-from verifier.core.progress import Progress, SilentProgress
 from verifier.graph.graph import Graph
-from verifier.parallel.group import Solo
 
 # Bounding a child takes about a hundred multiplications and additions per number in the matrices, and elementwise work
 # that is worth a fixed number of them, at this many per second.
@@ -58,26 +53,14 @@ _FEW_ROUNDS = 2
 _WORTHWHILE = 0.01
 
 
-def search(
-    graph: Graph,
-    backend: ParallelBackend,
-    state: BoundState,
-    cases: CaseRows,
-    config: BabConfig,
-    deadline: Deadline,
-    progress: Progress,
-    accept: Accept,
-    memory_limit: int,
-    team: Group | None = None,
-    claims: Claims | None = None,
-) -> SearchResult:
+def search(context: SearchContext, state: BoundState, cases: CaseRows) -> SearchResult:
     """:func:`relu_split.search`, with refinements of the hidden bounds between searches of growing size.
 
     A search that fails goes on with tighter bounds from the start: its domains are worth little in comparison. Groups
     that search apart divide the neurons of a layer among them, and all go on with the bounds that any of them found.
     """
-    group = Solo() if team is None else team
-    limit: float = group.share(min(deadline.remaining(), 600.0))
+    graph, backend, config, group = context.graph, context.backend, context.config, context.team
+    limit: float = group.share(min(context.deadline.remaining(), 600.0))
     net = compact(graph, backend, state.box, split_space(graph, backend, state.bounds), cases.spec, cases.thresholds)
     rate = 0.0 if net is None else children_per_second(net.multiplications, backend.device)
     stages = [Stage(0.0, math.inf)]
@@ -90,14 +73,12 @@ def search(
         last = stage.search == math.inf
         if stage.refinement:
             before = _width(graph, state)
-            state = refine(graph, backend, state, config, stage.refinement, deadline, progress, group)
+            state = refine(context, state, stage.refinement)
             idle = _width(graph, state) > (1 - _WORTHWHILE) * before
             last = group.share(last or (number > 1 and idle))
         most = None if last else max(100, int(stage.search * rate))
         part = config if most is None else config.model_copy(update={"max_domains": most})
-        ended = relu_split.search(
-            graph, backend, state, cases, part, deadline, progress, accept, memory_limit, team, claims
-        )
+        ended = relu_split.search(replace(context, config=part), state, cases)
         counted = ("domains", "closed", "leaves", "rounds", "uncertified", "forced")
         spent = {k: spent.get(k, 0) + ended.statistics[k] for k in counted}
         parts = ended.statistics.get("groups", [])
@@ -181,45 +162,34 @@ def _width(graph: Graph, state: BoundState) -> float:
     return total
 
 
-def refine(
-    graph: Graph,
-    backend: ParallelBackend,
-    state: BoundState,
-    config: BabConfig,
-    seconds: float,
-    deadline: Deadline,
-    progress: Progress,
-    team: Group | None = None,
-) -> BoundState:
-    """Tighten the pre-activations of one box.
+def refine(context: SearchContext, state: BoundState, seconds: float) -> BoundState:
+    """Tighten the pre-activations of one box; the ranks of the team do some of the neurons each.
 
     Args:
         state: root bounds (1, *shape).
         seconds: about how long it may take; turned into a number of rounds by counting, so that equal queries get equal
             bounds unless the deadline comes first.
-        team: ranks that take part, each on some of the neurons; equal bits come back on all of them.
 
     Returns:
-        a state with bounds at least as tight, certified when ``state`` is.
+        a state with bounds at least as tight, certified when ``state`` is; equal bits on all ranks.
     """
-    group = Solo() if team is None else team
+    graph, group, deadline = context.graph, context.team, context.deadline
     state = replace(state, bounds=dict(state.bounds))
     layers = [i for i in preactivations(graph) if not exact_by_ibp(graph, graph.nodes[i])]
     # Half of the time that is left is the most that a slow machine may spend.
     deadline = deadline.sub(0.5 * min(deadline.remaining(), 600.0))
+    context = replace(context, deadline=deadline)
     for place, index in enumerate(layers):
         elements = _undecided(graph, state, index)
         if not elements.numel() or 2 * elements.numel() * graph.nodes[index].size > _MOST_COEFFICIENTS:
             continue
-        progress.update(step=f"splits for the bounds of {graph.nodes[index].name}")
+        context.progress.update(step=f"splits for the bounds of {graph.nodes[index].name}")
         # Layers get equal shares: deeper ones have harder rows and matter more. What one leaves goes to the next ones.
         share = seconds / (len(layers) - place)
         mine = torch.arange(elements.numel(), device=elements.device)[group.rank :: group.size]  # perhaps none
         lower = torch.full((2 * elements.numel(),), -torch.inf, dtype=torch.float64, device=elements.device)
         try:
-            found, spent = _bound_layer(
-                graph, backend, state, config, index, elements[mine], share, group.size, deadline
-            )
+            found, spent = _bound_layer(context, state, index, elements[mine], share)
         except (MemoryExceeded, RuntimeError, MemoryError) as error:
             if not (isinstance(error, MemoryExceeded) or out_of_memory(error)):
                 raise
@@ -239,27 +209,21 @@ def _undecided(graph: Graph, state: BoundState, index: int) -> Tensor:
 
 
 def _bound_layer(
-    graph: Graph,
-    backend: ParallelBackend,
-    state: BoundState,
-    config: BabConfig,
-    index: int,
-    elements: Tensor,
-    seconds: float,
-    groups: int,
-    deadline: Deadline,
+    context: SearchContext, state: BoundState, index: int, elements: Tensor, seconds: float
 ) -> tuple[Tensor | None, float]:
     """Lower bounds (2n,) of +z and of -z of some neurons, or None when they cannot be searched.
 
+    The groups of the team share the layer's neurons. Each has as large a part of the time and of a batch, so that every
+    neuron gets about the splits, in rounds of about the size, that it would get from one group.
+
     Args:
         seconds: for the whole layer.
-        groups: how many share the layer's neurons. Each has as large a part of the time and of a batch, so that every
-            neuron gets about the splits, in rounds of about the size, that it would get from one group.
 
     Returns:
         the bounds, and the seconds that the work is expected to have taken.
     """
-    n, node, device = elements.numel(), graph.nodes[index], backend.device
+    graph, groups = context.graph, context.team.size
+    n, node, device = elements.numel(), graph.nodes[index], context.backend.device
     if not n:
         return None, 0.0
     below = Graph(graph.nodes[: index + 1], index, graph.parameters)
@@ -274,7 +238,8 @@ def _bound_layer(
         parameters,
         torch.ones((2 * n, 1), dtype=torch.bool, device=device),  # a neuron that only reaches zero has its sign
     )
-    search = _Rows(below, backend, state, cases, config, deadline, SilentProgress(), _nothing, 1 << 62, Solo())
+    alone = SearchContext(below, context.backend, context.config, context.deadline)
+    search = _Rows(alone, state, cases)
     if not isinstance(search.bounder, Kernel):
         return None, 0.0
     rate = children_per_second(search.bounder.net.multiplications, device)
@@ -284,10 +249,6 @@ def _bound_layer(
         return None, 0.0
     lower, done = search.bounds(splits, groups)
     return lower, (2 * n + done) / rate
-
-
-def _nothing(x: np.ndarray) -> None:
-    """Rows of hidden neurons have no counterexamples."""
 
 
 class _Rows(_Search):

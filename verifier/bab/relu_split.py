@@ -24,26 +24,21 @@ from torch import Tensor
 from verifier.bab.bounder import Bounded, Bounder, CaseRows, Domains, WalkBounder, domain_parameters
 from verifier.bab.branching import babsr, kfsb, probing
 from verifier.bab.compact import compact
+from verifier.bab.context import SearchContext
 from verifier.bab.kernel import Kernel
 from verifier.bab.leaf_lp import solve_leaf
 from verifier.bab.pool import Fields, Pool
 from verifier.bab.recordings import recordings
 from verifier.bab.splits import SplitSpace, split_space
-from verifier.bab.team import Accept, Ending, Figures, Stop, Team, every
+from verifier.bab.team import Ending, Figures, Stop, Team, every
 from verifier.bounds.alpha import Parameters, Schedule
 from verifier.bounds.crown import BoundState, crown_rows
 from verifier.bounds.touch import near, touched
-from verifier.config import BabConfig
-from verifier.core.backend import Group, ParallelBackend
-from verifier.core.claims import Claims, Covered, Semantics, real_part
-from verifier.core.deadline import Deadline
+from verifier.core.claims import Covered, Semantics, real_part
 from verifier.core.errors import MemoryExceeded
 from verifier.core.memory import out_of_memory
 from verifier.core.numerics import proved
-from verifier.core.progress import Progress
 from verifier.core.result import Witness
-from verifier.graph.graph import Graph
-from verifier.parallel.group import Solo
 
 __all__ = ["CaseRows", "SearchResult", "search"]
 
@@ -83,31 +78,13 @@ class SearchResult:
     covered: Covered = field(default_factory=Covered)
 
 
-def search(
-    graph: Graph,
-    backend: ParallelBackend,
-    state: BoundState,
-    cases: CaseRows,
-    config: BabConfig,
-    deadline: Deadline,
-    progress: Progress,
-    accept: Accept,
-    memory_limit: int,
-    team: Group | None = None,
-    claims: Claims | None = None,
-) -> SearchResult:
+def search(context: SearchContext, state: BoundState, cases: CaseRows) -> SearchResult:
     """Refute all cases on one box, or find a counterexample.
 
     Args:
         state: root bounds (1, *shape).
-        accept: replays a candidate (n_in,) and returns a witness when it is one; with several ranks it is called on the
-            first rank of the first group alone.
-        memory_limit: bytes that the open domains of this rank may take.
-        team: this rank's peers in the other groups that take part in the search with the same arguments; default: none.
-        claims: what a bound must hold for to close a domain; the root's bounds hold for it. Default: the real network.
     """
-    group = Solo() if team is None else team
-    return _Search(graph, backend, state, cases, config, deadline, progress, accept, memory_limit, group, claims).run()
+    return _Search(context, state, cases).run()
 
 
 def _domains(fields: Fields) -> Domains:
@@ -155,28 +132,15 @@ def _rows(fields: Fields, index: Tensor | slice) -> Fields:
 class _Search:
     """One search: the root's data and the pool. Every method is one step of a round."""
 
-    def __init__(
-        self,
-        graph: Graph,
-        backend: ParallelBackend,
-        state: BoundState,
-        cases: CaseRows,
-        config: BabConfig,
-        deadline: Deadline,
-        progress: Progress,
-        accept: Accept,
-        memory_limit: int,
-        group: Group,
-        claims: Claims | None = None,
-    ) -> None:
-        self.claims, self.covered, self.waiting = claims or Claims(), Covered(), 0
-        self.graph, self.backend, self.state, self.cases = graph, backend, state, cases
-        self.config, self.progress = config, progress
-        self.deadline = backend.together(deadline)
-        self.team = Team(group, backend, accept, self.deadline, config.max_domains)
+    def __init__(self, context: SearchContext, state: BoundState, cases: CaseRows) -> None:
+        self.claims, self.covered, self.waiting = context.claims, Covered(), 0
+        self.graph, self.backend, self.state, self.cases = context.graph, context.backend, state, cases
+        self.config, self.progress = context.config, context.progress
+        self.deadline = self.backend.together(context.deadline)
+        self.team = Team(context.team, self.backend, context.accept, self.deadline, self.config.max_domains)
         self.accept = self.team.offer
-        self.memory_limit = int(backend.agree(float(memory_limit), "min"))
-        self.space: SplitSpace = split_space(graph, backend, state.bounds)
+        self.memory_limit = int(self.backend.agree(float(context.memory_limit), "min"))
+        self.space: SplitSpace = split_space(self.graph, self.backend, state.bounds)
         self.rows = cases.thresholds.shape[1]
         self.bounder = self._bounder()
         self.batch = self._batch_size()

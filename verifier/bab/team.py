@@ -32,6 +32,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from verifier.bab.context import Accept
 from verifier.bab.pool import Fields
 from verifier.core.backend import Group, ParallelBackend
 from verifier.core.claims import Covered
@@ -39,8 +40,6 @@ from verifier.core.deadline import Deadline
 from verifier.core.errors import DeadlineExceeded, MemoryExceeded, VerifierError
 from verifier.core.memory import out_of_memory
 from verifier.core.result import Witness
-
-Accept = Callable[[np.ndarray], Witness | None]
 
 # Seconds between meetings that nobody calls: at least the first number, doubled after every meeting that moved nothing
 # up to the second, and never less than some rounds, since at a meeting all wait for the slowest round.

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from verifier.bab import input_split, refine, relu_split
+from verifier.bab.context import SearchContext
 from verifier.bounds.alpha import Schedule
 from verifier.bounds.api import Method, NetworkBounds, compute_graph_bounds
 from verifier.config import BabConfig, Config
@@ -145,37 +146,27 @@ class Crew:
 
     def split_inputs(self, cases: np.ndarray, bab: BabConfig, seconds: float) -> input_split.InputSplitResult:
         """Branch and bound on input boxes."""
-        placed = self.placed
-        return input_split.search(
-            placed.graph,
-            placed.search,
-            self.problem,
-            cases,
-            bab,
-            self.config.numerics.certify,
-            self.deadline.sub(seconds),
-            self.progress,
-            self._accept,
-            team=placed.team,
-            claims=self.claims,
-        )
+        return input_split.search(self._context(bab, self.deadline.sub(seconds)), self.problem, cases)
 
     def split_neurons(self, root: int) -> relu_split.SearchResult:
         """Branch and bound on ReLU splits of one box."""
-        placed, found = self.placed, self.roots[root]
+        found = self.roots[root]
         assert found.rows is not None
-        return refine.search(
+        return refine.search(self._context(self.config.bab, self.deadline), found.state, found.rows)
+
+    def _context(self, bab: BabConfig, deadline: Deadline) -> SearchContext:
+        placed = self.placed
+        return SearchContext(
             placed.graph,
             placed.search,
-            found.state,
-            found.rows,
-            self.config.bab,
-            self.deadline,
-            self.progress,
+            bab,
+            deadline,
             self._accept,
+            self.progress,
+            self.claims,
+            self.config.numerics.certify,
+            placed.team,
             placed.pool_bytes,
-            team=placed.team,
-            claims=self.claims,
         )
 
     def memory(self) -> list[dict[str, Any]]:

@@ -1,0 +1,50 @@
+"""What every search of one query works with: one argument instead of ten that travel together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from verifier.config import BabConfig
+from verifier.core.backend import Group, ParallelBackend
+from verifier.core.claims import Claims
+from verifier.core.deadline import Deadline
+from verifier.core.progress import Progress, SilentProgress
+from verifier.core.result import Witness
+from verifier.graph.graph import Graph
+from verifier.parallel.group import Solo
+
+# Replays a candidate (n_in,) and returns a witness when it is one. With several ranks it is called on the first rank of
+# the first group alone.
+Accept = Callable[[np.ndarray], Witness | None]
+
+
+def accept_nothing(x: np.ndarray) -> None:
+    """Rows that have no counterexamples, such as those of hidden neurons."""
+
+
+@dataclass(frozen=True)
+class SearchContext:
+    """The network, how it is computed, the limits of a search, and who listens.
+
+    Attributes:
+        graph: the network, or what there is of it up to a hidden layer.
+        accept: the judge of candidates.
+        claims: what a bound must hold for to close a domain; root bounds hold for it. Default: the real network.
+        certify: proofs account for every rounding error; otherwise they are plain float32.
+        team: this rank's peers in the other groups, which take part in a search with the same arguments.
+        memory_limit: bytes that the open domains of this rank may take.
+    """
+
+    graph: Graph
+    backend: ParallelBackend
+    config: BabConfig
+    deadline: Deadline
+    accept: Accept = accept_nothing
+    progress: Progress = field(default_factory=SilentProgress)
+    claims: Claims = field(default_factory=Claims)
+    certify: bool = True
+    team: Group = field(default_factory=Solo)
+    memory_limit: int = 1 << 62
