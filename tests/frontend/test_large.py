@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from scripts.networks import save_mlp
-from verifier.frontend import normalise, onnx_module
+from verifier.frontend import normalise, onnx2torch_loader
 from verifier.frontend.network import load_network, parity
 
 
@@ -16,8 +16,8 @@ def test_large_models_take_another_way_to_the_same_network(tmp_path: Path, monke
     save_mlp(tmp_path / "net.onnx", (6, 20, 20, 3))
     low, up = np.zeros(6, np.float32), np.ones(6, np.float32)
     usual = load_network(tmp_path / "net.onnx")
-    monkeypatch.setattr(onnx_module, "_LARGE_BYTES", 0)
-    monkeypatch.setattr(onnx_module, "_LIGHT_BYTES", 100)
+    monkeypatch.setattr(onnx2torch_loader, "_LARGE_BYTES", 0)
+    monkeypatch.setattr(onnx2torch_loader, "_LIGHT_BYTES", 100)
     monkeypatch.setattr(normalise, "LARGEST_MESSAGE", 0)
     large = load_network(tmp_path / "net.onnx")
     assert [(n.op, n.shape) for n in large.graph.nodes] == [(n.op, n.shape) for n in usual.graph.nodes]

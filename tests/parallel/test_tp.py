@@ -420,7 +420,7 @@ def test_what_mixes_ranks_is_named() -> None:
     b.op(Mixing(), b.linear(0, 6))
     with pytest.raises(UnsupportedError) as caught:
         every_rank(b.graph(), 2, lambda graph, backend: None)
-    assert "Mixing 'n2'" in str(caught.value) and "fsdp" in str(caught.value)
+    assert "Relu 'n2'" in str(caught.value) and "fsdp" in str(caught.value)
 
 
 def test_a_deadline_ends_all_ranks() -> None:
