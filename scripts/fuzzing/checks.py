@@ -69,6 +69,14 @@ class Query:
     timeout: float = 2.0
     methods: tuple[str, ...] = ()
 
+    @classmethod
+    def on(
+        cls, model: bytes, text: str, low: np.ndarray, high: np.ndarray, points: Sequence[np.ndarray], **rest: Any
+    ) -> Query:
+        """A query about a box and points that are arrays."""
+        low, high, *points = (tuple(map(float, v)) for v in (low, high, *points))
+        return cls(model, text, low, high, tuple(points), **rest)
+
     @cached_property
     def proto(self) -> onnx.ModelProto:
         return onnx.load_from_string(self.model)

@@ -408,7 +408,7 @@ def complaint_of(model: onnx.ModelProto, low: float, high: float, rng: np.random
         with checks.written(query) as (file, _), checks.quiet():
             network = checks.load(file)
     except UnsupportedError as error:
-        known = _REFUSED.search(str(error)) or _odd(model)
+        known = _REFUSED.search(str(error)) or ("otherwise than by" in str(error) and _odd(model))
         return None if known else Complaint("refused", str(error).split(": ", 1)[-1])
     except VerifierError as error:
         return Complaint("refused", f"{type(error).__name__}: {error}")

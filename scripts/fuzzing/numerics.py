@@ -51,13 +51,13 @@ def claimed(rng: np.random.Generator, device: str) -> Iterator[Found | None]:
     if not np.isfinite(least):
         return
     for beyond in (0.0, float(rng.choice([1e-7, 1e-6]))):
-        query = Query(
+        query = Query.on(
             model,
             check_runs.text(low, high, least - beyond * max(abs(least), 1e-3)),
-            tuple(map(float, low)),
-            tuple(map(float, high)),
-            (tuple(map(float, point)),),
-            {"device": device, "threads": 1, "attack.enabled": bool(rng.random() < 0.3)},
+            low,
+            high,
+            [point],
+            settings={"device": device, "threads": 1, "attack.enabled": bool(rng.random() < 0.3)},
         )
         # Where a run is mostly noise, a translation cannot be told from a wrong one: refusing it is right.
         complaints = [c for c in checks.examine(query) if not _NOISY.search(c.detail)]
@@ -90,14 +90,14 @@ def bounded(rng: np.random.Generator, device: str) -> Iterator[Found | None]:
                 points.append(found.point)
         points.reverse()
         settings = random_settings(rng, device)
-        query = Query(
+        query = Query.on(
             model.SerializeToString(),
             "",
-            tuple(map(float, low)),
-            tuple(map(float, high)),
-            tuple(tuple(map(float, p)) for p in points),
-            {k: v for k, v in settings.items() if k in ("device", "threads", "memory.chunk_bytes")},
-            random_paths(rng),
+            low,
+            high,
+            points,
+            settings={k: v for k, v in settings.items() if k in ("device", "threads", "memory.chunk_bytes")},
+            paths=random_paths(rng),
             methods=("ibp", "crown", "alpha-crown")[: int(rng.choice([2, 3]))],
         )
         complaints = checks.examine(query)
@@ -158,14 +158,14 @@ def seen_through_windows(rng: np.random.Generator, device: str) -> Iterator[Foun
     low, high = ((rng_centre + s * radius).astype(np.float32).astype(np.float64)
                  for rng_centre in (rng.uniform(-1, 1, n),) for s in (-1, 1))  # fmt: skip
     points = [np.where(rng.random(n) < 0.5, low, high) for _ in range(5)]
-    query = Query(
+    query = Query.on(
         model.SerializeToString(),
         "",
-        tuple(map(float, low)),
-        tuple(map(float, high)),
-        tuple(tuple(map(float, p)) for p in points),
-        {"device": device, "threads": 1},
-        ("small windows",) if rng.random() < 0.6 else random_paths(rng),
+        low,
+        high,
+        points,
+        settings={"device": device, "threads": 1},
+        paths=("small windows",) if rng.random() < 0.6 else random_paths(rng),
         methods=("crown",) if rng.random() < 0.8 else ("alpha-crown",),
     )
     complaints = checks.examine(query)

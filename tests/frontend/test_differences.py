@@ -15,6 +15,7 @@ from onnx import TensorProto, helper
 
 from tests.frontend.models import load, model, resident, save
 from verifier.core.errors import InputError, UnsupportedError, UnsupportedOpError
+from verifier.frontend import crosscheck, normalise
 from verifier.frontend.network import Network, load_network
 
 
@@ -253,3 +254,12 @@ def test_slopes_without_meaning_are_refused_in_one_sentence(op: str, alpha: floa
     with pytest.raises(UnsupportedOpError, match=r"slope|division") as caught:
         load(model([node(op, ["x"], ["y"], alpha=alpha)], (1, 3)), tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("offset", "agrees"), [(0.0, True), (0.01, False)])
+def test_large_values_elsewhere_hide_no_difference(offset: float, agrees: bool, tmp_path: Path) -> None:
+    """A node that grows fast is compared at small values as well, where another graph is off by a hundredth."""
+    right = normalise.load(save(model([node("Exp", ["x"], ["y"])], (1, 40)), tmp_path, "right.onnx"))
+    nodes = [node("Exp", ["x"], ["e"]), node("Add", ["e", "o"], ["y"])]
+    ours = load(model(nodes, (1, 40), {"o": floats(offset)}), tmp_path)
+    assert crosscheck._agree(right, ours.graph) is agrees

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from verifier.core.runtime import Measured, RunModel
 from verifier.frontend import runtime
 from verifier.frontend.network import load_network
 from verifier.frontend.runtime import not_covered, optimised_not_covered, run_model
+from verifier.graph.graph import Graph
 from verifier.ops.reciprocal import Reciprocal
 from verifier.parallel.single import Resident, SingleBackend
 from verifier.parallel.world import solo
@@ -49,6 +51,13 @@ def written(folder: Path, model: bytes) -> Path:
     return path
 
 
+def backend_of(graph: Graph) -> SingleBackend:
+    store = Resident(CPU, 0)
+    for handle, tensor in graph.parameters.items():
+        store.put(handle, tensor)
+    return SingleBackend(graph, CPU, 1 << 26, store)
+
+
 def dense(seed: int = 0, widths: tuple[int, ...] = (6, 6)) -> tuple[Model, tuple[int, ...]]:
     m = Model(np.random.default_rng(seed), (1, 3))
     for width in widths:
@@ -69,10 +78,8 @@ def test_bounds_contain_every_run(tmp_path: Path, number: int) -> None:
     """At points and on boxes, by intervals and by CROWN, against onnxruntime with and without optimisations."""
     _, model, shape, low, up = make(number, 77)
     network, runs = load_network(written(tmp_path, model)), Runs(model, shape)
-    graph, store = network.graph, Resident(CPU, 0)
-    for handle, tensor in graph.parameters.items():
-        store.put(handle, tensor)
-    backend, rng = SingleBackend(graph, CPU, 1 << 26, store), np.random.default_rng(number)
+    graph, rng = network.graph, np.random.default_rng(number)
+    backend = backend_of(graph)
     points = np.stack([low, up, *(np.clip(low + (up - low) * rng.random(low.shape), low, up) for _ in range(6))])
     points = points.astype(np.float32)
     values = np.array([runs.values(x) for x in points])
@@ -115,10 +122,7 @@ def test_every_run_of_a_softmax_is_within_its_error(tmp_path: Path, width: int, 
 def test_without_a_run_nothing_changes(tmp_path: Path) -> None:
     m, shape = dense()
     graph = load_network(written(tmp_path, m.bytes(shape))).graph
-    store = Resident(CPU, 0)
-    for handle, tensor in graph.parameters.items():
-        store.put(handle, tensor)
-    backend = SingleBackend(graph, CPU, 1 << 26, store)
+    backend = backend_of(graph)
     box = Interval(-torch.ones(1, 1, 3), torch.ones(1, 1, 3))
     plain, runs = (initial_state(graph, backend, box, run=run) for run in (None, MODEL))
     rows = Specification(torch.ones(1, 1, 1, 1, dtype=torch.float64))
@@ -325,6 +329,12 @@ def test_parameters_that_leave_the_range_are_not_covered(tmp_path: Path) -> None
     assert "range" in (not_covered(load_network(written(tmp_path, m.bytes((1, 2)))), MODEL) or "")
 
 
+@pytest.mark.parametrize(("value", "inside"), [(0.0, True), (1e33, False), (-1e33, False), (math.nan, False)])
+def test_parameters_that_are_no_numbers_are_out_of_range(value: float, inside: bool) -> None:
+    assert runtime._in_range(torch.tensor([1.0, value, 2.0])) == inside
+    assert runtime._in_range(torch.zeros(0)) and runtime._in_range(torch.tensor([1]))
+
+
 def test_what_leaves_the_range_is_no_proof_for_runs(tmp_path: Path) -> None:
     m, shape = dense()
     m.add("Relu")
@@ -340,10 +350,7 @@ def test_what_leaves_the_range_is_no_proof_for_runs(tmp_path: Path) -> None:
 def test_magnitudes_that_are_no_numbers_may_overflow(tmp_path: Path) -> None:
     m, shape = dense()
     graph = load_network(written(tmp_path, m.bytes(shape))).graph
-    store = Resident(CPU, 0)
-    for handle, tensor in graph.parameters.items():
-        store.put(handle, tensor)
-    backend = SingleBackend(graph, CPU, 1 << 26, store)
+    backend = backend_of(graph)
     box = Interval(-torch.ones(1, 1, 3, dtype=torch.float64), torch.ones(1, 1, 3, dtype=torch.float64))
     for index in range(len(graph.nodes)):
         _, charges = ibp.propagate(graph, backend, box, run=MODEL)

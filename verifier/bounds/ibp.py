@@ -103,9 +103,9 @@ def may_overflow(charges: Charges, backend: ParallelBackend) -> bool:
     A value or a partial sum may leave it at its upper end, or the values that a node reads are so large that what its
     weights have lost at the lower end matters.
     """
-    most = float(torch.stack([t.max() for t in charges.partial.values()]).max())  # NaN stays NaN
-    read = [float(charges.fan[i].max()) for i in charges.rates]
-    worst = max([most / LARGEST, *(r / MOST_READ for r in read)], key=lambda v: math.inf if math.isnan(v) else v)
+    parts = [t.max() / LARGEST for t in charges.partial.values()]
+    parts += [charges.fan[i].max() / MOST_READ for i in charges.rates]
+    worst = float(torch.stack(parts).max())  # NaN stays NaN
     return not backend.agree(worst if math.isfinite(worst) else math.inf, "max") <= 1.0
 
 

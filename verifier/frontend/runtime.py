@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from torch import Tensor
 
 from verifier.core.runtime import LARGEST, REACH, Measured, RunModel
 from verifier.graph.graph import Graph
@@ -123,11 +124,19 @@ def not_covered(network: Network, model: RunModel) -> str | None:
         return f"the error of onnxruntime's {', '.join(unknown)} is not known"
     if any(getattr(node.op, "reach", 1.0) > REACH for node in network.graph.nodes):
         return "factors of very different sizes follow one another, or a factor is zero"
-    if any(bool((t.abs() > LARGEST).any()) for t in network.graph.parameters.values() if t.is_floating_point()):
+    if not all(_in_range(t) for t in network.graph.parameters.values()):
         return "a product of the network's parameters may leave float32's range"
     if _roots_of_powers(network):
         return "onnxruntime's Pow was measured for whole positive exponents alone"
     return _unmeasured(network.graph, model)
+
+
+def _in_range(parameter: Tensor) -> bool:
+    """Whether all numbers of a parameter are far from the end of float32's range; NaN is not."""
+    if not parameter.is_floating_point() or not parameter.numel():
+        return True
+    low, high = (float(v) for v in parameter.aminmax())
+    return -LARGEST <= low <= high <= LARGEST
 
 
 def _roots_of_powers(network: Network) -> bool:
