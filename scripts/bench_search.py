@@ -32,10 +32,13 @@ sys.path.insert(0, str(ROOT))
 
 from scripts.measure import Rates, Work, measured, name_of, roofline, synchronise, timed  # noqa: E402
 from verifier.api import load_any, load_problem  # noqa: E402
-from verifier.bab import relu_split  # noqa: E402
-from verifier.bab.bounder import Bounded, Domains  # noqa: E402
+from verifier.bab.bounder import Bounded  # noqa: E402
 from verifier.bab.context import SearchContext  # noqa: E402
+from verifier.bab.domains import NeuronDomains, OpenNeuronDomains  # noqa: E402
+from verifier.bab.exchange import Exchange  # noqa: E402
 from verifier.bab.kernel import Kernel  # noqa: E402
+from verifier.bab.relu_split import NeuronSplitting, Refutation  # noqa: E402
+from verifier.bab.search import branch_and_bound, step  # noqa: E402
 from verifier.bounds.alpha import Schedule  # noqa: E402
 from verifier.config import Config, load_config  # noqa: E402
 from verifier.core.deadline import Deadline  # noqa: E402
@@ -61,14 +64,14 @@ class Watch:
     def __post_init__(self) -> None:
         self.widest = self.inner.widest
 
-    def optimise(self, domains: Domains, schedule: Schedule, deadline: Deadline) -> Bounded:
+    def optimise(self, domains: NeuronDomains, schedule: Schedule, deadline: Deadline) -> Bounded:
         found = self.inner.optimise(domains, schedule, deadline)
         gap = found.gap.amax(1).clamp(max=0).double().sum()
         self.total = gap if self.total is None else self.total + gap
         self.count += domains.count
         return found
 
-    def evaluate(self, domains: Domains) -> torch.Tensor:
+    def evaluate(self, domains: NeuronDomains) -> torch.Tensor:
         return self.inner.evaluate(domains)
 
     def close(self) -> None:
@@ -99,58 +102,73 @@ def roots(network: Any, problem: Any, config: Config, seconds: float) -> tuple[P
     return placed, None
 
 
-def searcher(placed: Placed, root: Root, config: Config) -> Any:
+@dataclass
+class Search:
     """A search that has not started."""
+
+    splitting: NeuronSplitting
+    exchange: Exchange[OpenNeuronDomains]
+
+
+def searcher(placed: Placed, root: Root, config: Config, seconds: float) -> Search:
+    """A search for some time."""
     assert root.rows is not None
-    context = SearchContext(placed.graph, placed.search, config.bab, Deadline(None), memory_limit=placed.pool_bytes)
-    return relu_split._Search(context, root.state, root.rows)
+    deadline = Deadline(seconds)
+    context = SearchContext(placed.graph, placed.search, config.bab, deadline, memory_limit=placed.pool_bytes)
+    exchange: Exchange[OpenNeuronDomains] = Exchange(context)
+    goal = Refutation(context, exchange.offer)
+    return Search(NeuronSplitting(context, root.state, root.rows, exchange.deadline, goal), exchange)
 
 
-def per_child(search: Any) -> Work:
-    """What the optimiser's passes take for one child."""
-    inner = search.bounder.inner
-    passes = (search.config.iterations + 1) * search.rows
+def per_child(splitting: NeuronSplitting, inner: Any) -> Work:
+    """What the optimiser's passes take for one child.
+
+    Args:
+        inner: what bounds it.
+    """
+    passes = (splitting.config.iterations + 1) * splitting.cases.rows
     if isinstance(inner, Kernel):
         net = inner.net
         traffic = 4.0 * (_COLUMN_TRAFFIC * net.size + _INPUT_TRAFFIC * net.free.shape[0])
         return Work(4.0 * net.multiplications * passes, bytes=traffic * passes)
-    flops = 2.0 * sum(map(node_flops, search.graph.nodes))
-    return Work(flops * passes, bytes=4.0 * _COLUMN_TRAFFIC * sum(n.size for n in search.graph.nodes) * passes)
+    nodes = splitting.graph.nodes
+    flops = 2.0 * sum(map(node_flops, nodes))
+    return Work(flops * passes, bytes=4.0 * _COLUMN_TRAFFIC * sum(n.size for n in nodes) * passes)
 
 
-def sustained(search: Any, device: torch.device, seconds: float) -> tuple[float, float, dict[str, float]]:
+def sustained(search: Search, device: torch.device, seconds: float) -> tuple[float, float, dict[str, float]]:
     """A search for some time: (children per second, seconds, statistics)."""
-    search.deadline = search.team.deadline = Deadline(seconds)
-    spent, result = timed(device, search.run)
-    return result.statistics["domains"] / spent, spent, result.statistics | {"reason": result.reason or "finished"}
+    spent, ending = timed(device, lambda: branch_and_bound(search.splitting, search.exchange))
+    total = ending.total
+    statistics = {"domains": total.bounded, "closed": total.closed, "open": total.open + total.stuck}
+    return total.bounded / spent, spent, {**statistics, "rounds": total.rounds, "worst": total.worst}
 
 
-def bound_only(search: Any, device: torch.device, seconds: float) -> tuple[float, float, dict[str, float]]:
+def bound_only(search: Search, device: torch.device, seconds: float) -> tuple[float, float, dict[str, float]]:
     """The optimiser alone on one full batch of children that a search met."""
-    search.deadline = Deadline(None)
-    search._push_roots()
-    while search.pool.count and search.pool.count < search.batch // 2:
-        search._bound(search._branch(search.pool.pop(search._take())))
-    if not search.pool.count:
+    splitting = search.splitting
+    splitting.deadline = Deadline(None)
+    splitting.start()
+    half = splitting.batch // 2
+    while splitting.pool.count and splitting.pool.count < half:
+        step(splitting)
+    if not splitting.pool.count:
         return 0.0, 0.0, {}
-    parents = search.pool.pop(search.batch // 2)
-    children = search._branch({k: v[: search.batch // 2] for k, v in parents.items()})
-    domains = relu_split._domains({k: v[: search.batch] for k, v in children.items()})
-    bab = search.config
-    schedule = Schedule(bab.iterations, bab.learning_rate_alpha, bab.learning_rate_beta, 0.98)
-    search.bounder.optimise(domains, schedule, search.deadline)
+    domains = splitting.branch(splitting.pool.by_gap(half))[: splitting.batch]
+    bounder: Any = splitting.bounder
+    bounder.optimise(domains, splitting.schedule, splitting.deadline)
     synchronise(device)
-    search.bounder.count, search.bounder.total, count = 0, None, 0
+    bounder.count, bounder.total, count = 0, None, 0
     start = time.perf_counter()
     while time.perf_counter() - start < seconds:
-        search.bounder.optimise(domains, schedule, search.deadline)
+        bounder.optimise(domains, splitting.schedule, splitting.deadline)
         count += domains.count
         synchronise(device)
     spent = time.perf_counter() - start
     return count / spent, spent, {"batch": domains.count}
 
 
-MODES: Mapping[str, Callable[[Any, torch.device, float], tuple[float, float, dict[str, float]]]] = {
+MODES: Mapping[str, Callable[[Search, torch.device, float], tuple[float, float, dict[str, float]]]] = {
     "search": sustained,
     "bound only": bound_only,
 }
@@ -196,11 +214,13 @@ def measure(ready: Ready, rates: Rates, mode: str = "search", seconds: float = 2
     """
     device = ready.placed.backend.device
     with cpu_threads(ready.graph, ready.config):
-        search = searcher(ready.placed, ready.root, ready.config)
-        search.bounder = watch = Watch(search.bounder)
+        search = searcher(ready.placed, ready.root, ready.config, seconds)
+        splitting = search.splitting
+        splitting.bounder = splitting.brancher.bounder = watch = Watch(splitting.bounder)
         rate, spent, statistics = MODES[mode](search, device, seconds)
+        splitting.bounder.close()
         name = name_of(device)
-    child = per_child(search)
+    child = per_child(splitting, watch.inner)
     return {
         "instance": ready.name,
         "mode": mode,
@@ -208,9 +228,9 @@ def measure(ready: Ready, rates: Rates, mode: str = "search", seconds: float = 2
         "mean_bound": watch.mean,
         "seconds": spent,
         "root_seconds": ready.seconds,
-        "columns": int(search.space.size),
+        "columns": int(splitting.space.size),
         "steps": ready.config.bab.iterations,
-        "batch": search.batch,
+        "batch": splitting.batch,
         "device": name,
         "mflop_per_child": child.flops / 1e6,
         "mbyte_per_child": child.bytes / 1e6,

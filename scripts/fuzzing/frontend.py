@@ -77,7 +77,7 @@ def elementwise(m: Maker) -> tuple[int, ...]:
         attributes["gamma"] = float(np.float32(m.pick(1.05, 0.5)))
     if op == "Gelu":
         attributes["approximate"] = m.pick("none", "tanh")
-    m.opset = max(m.opset, {"HardSwish": 14, "Celu": 12, "Gelu": 20, "Mish": 18}.get(op, 0))
+    m.opset = max(m.opset, {"HardSwish": 14, "Celu": 12, "Gelu": 20, "Mish": 18, "ThresholdedRelu": 10}.get(op, 0))
     if op in ("Log", "Sqrt", "Reciprocal"):
         m.low, m.high = 0.5, 3.0
     m.node(op, ["X"], **attributes)

@@ -42,42 +42,60 @@ def complaint_of(name: str, number: int) -> str | None:
 
 
 def bag(rng: np.random.Generator) -> str | None:
-    """Pushes, pops and samples against a list; every field follows its domain."""
+    """Pushes, and domains taken in every way, against a list; every field follows its domain."""
     import torch
 
+    from verifier.bab.domains import BoxDomains
     from verifier.bab.pool import Pool
 
-    pool, held, number = Pool(), {}, 0
+    pool: Pool[BoxDomains] = Pool()
+    held: list[tuple[int, float]] = []  # in the order of the store, as long as every step keeps it
+    ordered, number = True, 0
     for _ in range(int(rng.integers(2, 25))):
         n = int(rng.choice([0, 1, 2, 5, 9, 30, 100]))
         if rng.random() < 0.55 or not held:
-            gaps = -rng.integers(0, 1000, n) / 8 if rng.random() < 0.5 else rng.normal(size=n)
+            gaps = torch.from_numpy(-rng.integers(0, 1000, n) / 8 if rng.random() < 0.5 else rng.normal(size=n))
             ids = torch.arange(number, number + n)
-            pool.push({"gap": torch.from_numpy(gaps), "id": ids, "twice": torch.stack([ids, 2 * ids], 1)})
-            held |= dict(zip(ids.tolist(), gaps.tolist(), strict=True))
+            pool.push(BoxDomains(ids, torch.stack([ids, 2 * ids], 1), 3 * ids[:, None], ids.to(torch.int16), gaps))
+            held += zip(ids.tolist(), gaps.tolist(), strict=True)
             number += n
             out = None
-        elif rng.random() < 0.3:
-            n = min(n, len(held))
-            places = torch.from_numpy(np.sort(rng.choice(len(held), n, replace=False)))
-            right = sorted(sorted(held.values())[int(p)] for p in places)
-            out = pool.sample(places)
         else:
-            worst = bool(rng.random() < 0.7)
-            right = sorted(sorted(held.values(), reverse=not worst)[:n])
-            out = pool.pop(n, worst)
-        if out is not None:
-            taken = out["id"].tolist()
-            if sorted(out["gap"].tolist()) != right:
-                return f"of {len(held)} domains {sorted(out['gap'].tolist())} were taken, not {right}"
-            if len(set(taken)) != len(taken) or any(
-                held.pop(i, None) != g for i, g in zip(taken, out["gap"].tolist(), strict=False)
-            ):
-                return f"domains {taken} were taken that are not there, or twice"
-            if not torch.equal(out["twice"], torch.stack([out["id"], 2 * out["id"]], 1)):
+            n = min(n, len(held))
+            kind = str(rng.choice(["worst", "best", "last", "any", "in order"]))
+            places = torch.from_numpy(rng.choice(len(held), n, replace=False))
+            right = sorted(gap for _, gap in held)
+            right = right[:n] if kind == "worst" else right[len(right) - n :]
+            match kind:
+                case "worst" | "best":
+                    out = pool.by_gap(n, kind == "worst")
+                case "last":
+                    out, right = pool.last(n), sorted(gap for _, gap in held[len(held) - n :]) if ordered else None
+                case "any":
+                    chosen = pool.domains.gap[places].tolist()
+                    out, right = pool.take(places), sorted(chosen)
+                case _:
+                    chosen = pool.domains.gap[places.sort().values].tolist()
+                    out = pool.take_in_order(places)
+                    right = sorted(chosen)
+                    if out.gap.tolist() != chosen:
+                        return f"of {len(held)} domains {out.gap.tolist()} were taken, not {chosen} in this order"
+            ordered &= kind in ("last", "in order")
+            taken = dict(zip(out.case.tolist(), out.gap.tolist(), strict=True))
+            if right is not None and sorted(taken.values()) != right:
+                return f"of {len(held)} domains {sorted(taken.values())} were taken by {kind}, not {right}"
+            if len(taken) != out.count or not set(taken.items()) <= set(held):
+                return f"domains {out.case.tolist()} were taken that are not there, or twice"
+            held = [part for part in held if part[0] not in taken]
+        for part in [out] if out is not None else []:
+            same = torch.equal(part.lower, torch.stack([part.case, 2 * part.case], 1))
+            if not same or not torch.equal(part.upper, 3 * part.case[:, None]):
                 return "fields of different domains came together"
-        if pool.count != len(held) or (held and pool.worst() != min(held.values())):
+        if pool.count != len(held) or (held and pool.worst() != min(gap for _, gap in held)):
             return f"{pool.count} domains, the worst at {pool.worst()}; there are {len(held)}"
+        stored = list(zip(pool.domains.case.tolist(), pool.domains.gap.tolist(), strict=True)) if held else []
+        if sorted(stored) != sorted(held) or (ordered and stored != held):
+            return f"{len(held)} domains are held and others, or others in order, are stored"
     return None
 
 
@@ -85,41 +103,48 @@ def frontier(rng: np.random.Generator) -> str | None:
     """Domains of many rows: what is given out and what stays are all there are, each once."""
     import torch
 
-    from verifier.bab.refine import _Frontier
+    from verifier.bab.domains import OpenNeuronDomains
+    from verifier.bab.pool import Pool
+    from verifier.bab.refine import worst_of_each
 
     cases = 2 * int(rng.integers(1, 6))
-    bag, number, outside = _Frontier(), 0, set()
+    pool: Pool[OpenNeuronDomains] = Pool()
+    number, outside = 0, set()
     for _ in range(int(rng.integers(2, 12))):
         n = int(rng.choice([1, 2, 7, 40]))
-        domains = {
-            "gap": torch.from_numpy(rng.normal(size=n)),
-            "case": torch.from_numpy(rng.integers(0, cases, n)),
-            "id": torch.arange(number, number + n),
-        }
+        gap = torch.from_numpy(rng.normal(size=n))
+        if rng.random() < 0.2:
+            gap[:] = math.inf
+        case, ids = torch.from_numpy(rng.integers(0, cases, n)), torch.arange(number, number + n)
+        nothing = gap.new_zeros((n, 0))
+        pool.push(OpenNeuronDomains(case, nothing, nothing, gap, ids[:, None], ids[:, None], nothing))
         number += n
-        (bag.push_final if rng.random() < 0.2 else bag.push)(domains)
-        before = {
-            int(i): (int(c), float(g))
-            for i, c, g in zip(*(bag.everything()[k] for k in ("id", "case", "gap")), strict=False)
-        }
-        out = bag.worst_of_each(int(rng.integers(1, 60)), cases)
-        given, stay = ({k: v.tolist() for k, v in f.items()} for f in (out, bag.everything()))
-        outside |= set(given["id"])
-        if sorted([*given["id"], *stay["id"]]) != sorted(before):
-            return f"{len(before)} domains, {len(given['id'])} given out and {len(stay['id'])} left are others"
-        for part in (given, stay):
-            if any(before[i] != (c, g) for i, c, g in zip(part["id"], part["case"], part["gap"], strict=True)):
+
+        def facts(domains: OpenNeuronDomains) -> dict[int, tuple[int, float]]:
+            columns = (t.flatten().tolist() for t in (domains.candidates, domains.case, domains.gap))
+            return {i: (c, g) for i, c, g in zip(*columns, strict=True)}
+
+        before, count = facts(pool.domains), pool.count
+        out = worst_of_each(pool, int(rng.integers(1, 60)), cases)
+        given, stay = facts(out), facts(pool.domains)
+        outside |= set(given)
+        if out.count + pool.count != count or {**given, **stay} != before:
+            return f"{count} domains, {out.count} given out and {pool.count} left are others"
+        for part in (out, pool.domains):
+            if not torch.equal(part.candidates, part.probes):
                 return "fields of different domains came together"
-        if any(math.isinf(g) for g in given["gap"]):
+        if any(math.isinf(g) for _, g in given.values()):
             return "a final domain was given out"
-    return None if bag.count + len(outside) == number else f"{number - bag.count - len(outside)} domains are lost"
+    return None if pool.count + len(outside) == number else f"{number - pool.count - len(outside)} domains are lost"
 
 
 def dealing(rng: np.random.Generator) -> str | None:
     """Places and moves: distinct, all there, and no more than there are."""
     import torch
 
-    from verifier.bab.team import Layout, deal, every, plan
+    from verifier.bab.balance import deal, every, plan
+    from verifier.bab.domains import BoxDomains
+    from verifier.bab.layout import Layout
 
     n = int(rng.choice([1, 2, 3, 7, 20, 300]))
     count = int(rng.integers(0, n + 1)) if rng.random() < 0.7 else n
@@ -138,15 +163,16 @@ def dealing(rng: np.random.Generator) -> str | None:
             return f"plan({counts}) has the move {move}"
     if sum(after) != sum(counts) or min(after) < 0:
         return f"plan({counts}) leads to {after}"
-    fields = {
-        "gap": torch.from_numpy(rng.normal(size=n)),
-        "signs": torch.from_numpy(rng.integers(-1, 2, (n, 3)).astype(np.int8)),
-        "box": torch.from_numpy(rng.normal(size=(n, 2, 2)).astype(np.float32)),
-        "flag": torch.from_numpy(rng.random(n) < 0.5),
-    }
-    layout = Layout.of(fields)
-    back = layout.unpack(layout.pack(fields))
-    if any(not torch.equal(v, back[k]) for k, v in fields.items()):
+    domains = BoxDomains(
+        torch.from_numpy(rng.integers(-(1 << 62), 1 << 62, n)),
+        torch.from_numpy(rng.normal(size=(n, 2, 2)).astype(np.float32)),
+        torch.from_numpy(rng.integers(-1, 2, (n, 3)).astype(np.int8)),
+        torch.from_numpy(rng.random(n) < 0.5),
+        torch.from_numpy(rng.normal(size=n)),
+    )
+    layout = Layout.of(domains)
+    back = layout.unpack(layout.pack(domains), BoxDomains)
+    if any(not torch.equal(v, getattr(back, k)) for k, v in vars(domains).items()):
         return "domains that were packed come back as others"
     return None
 

@@ -132,8 +132,9 @@ def complaints_of(query: Query, world: Any) -> list[Complaint]:
     try:
         with checks.written(query) as (file, _), checks.quiet():
             network = checks.load(file)
-            # Small chunks, so that rows are dealt.
-            again = checks.at(query, settings={**query.settings, "memory.chunk_bytes": 512})
+            # Small chunks, so that rows are dealt; ranks talk at every step of every chunk, and bounds know no limit.
+            few = {"memory.chunk_bytes": 512, "bounds.alpha.iterations": 2, "bounds.alpha.intermediate_iterations": 2}
+            again = checks.at(query, settings={**query.settings, **few})
             wrong = bounds_differ(again, network, world)
         return [wrong] if wrong else checks.examine(checks.at(query, methods=()), asked(world), network)
     except UnsupportedError:

@@ -24,14 +24,14 @@ PATHS: dict[str, list[tuple[str, str, Any]]] = {
     "no compact network": [("verifier.bab.compact", "_MOST_NUMBERS", 0)],
     # Every proof in float64.
     "float64": [
-        ("verifier.bab.input_split", "charges_in_float32", lambda *_, **__: False),
+        ("verifier.bab.sweeps", "charges_in_float32", lambda *_, **__: False),
         ("verifier.bounds.crown", "float32_can_be_charged", lambda *_, **__: False),
     ],
     # Windows on planes of any size, long sums from few terms on, blocks of few rows.
     "small windows": [("verifier.bounds.forms", "_SMALLEST_PLANE", 1)],
     "long sums": [("verifier.bounds.walk", "_LONG_SUM", 2), ("verifier.core.sums", "BLOCK", 3)],
-    "small batches": [("verifier.bab.input_split", "_BATCH_BYTES", {"cpu": 4096, "cuda": 4096})],
-    "many splits": [("verifier.bab.input_split", "_SUBTREE", 8), ("verifier.bab.input_split", "_SPLITS_PER_ROUND", 6)],
+    "small batches": [("verifier.bab.sweeps", "_BATCH_BYTES", {"cpu": 4096, "cuda": 4096})],
+    "many splits": [("verifier.bab.sweeps", "_SUBTREE", 8), ("verifier.bab.input_split", "_SPLITS_PER_ROUND", 6)],
     "early recordings": [("verifier.bab.recordings", "_AFTER", 1)],
 }
 

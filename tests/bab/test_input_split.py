@@ -16,7 +16,6 @@ from verifier.bab.boxes import (
     CHARGED_32,
     CHARGED_64,
     Arithmetic,
-    Domains,
     Hidden,
     _scatter,
     bound_boxes,
@@ -25,6 +24,7 @@ from verifier.bab.boxes import (
 )
 from verifier.bab.clip import combine, cut, halfspaces, least
 from verifier.bab.context import SearchContext
+from verifier.bab.domains import BoxDomains
 from verifier.bab.input_split import InputSplitResult, search, varying_inputs
 from verifier.bounds.crown import Specification
 from verifier.config import BabConfig
@@ -243,15 +243,15 @@ def test_halves_cover_their_parent() -> None:
     random = torch.Generator().manual_seed(0)
     low = torch.randn(500, 3, generator=random)
     up = low + torch.rand(500, 3, generator=random) * 10.0 ** torch.randint(-9, 3, (500, 3), generator=random)
-    parts = low, up, torch.arange(500), torch.zeros(500, dtype=torch.int16), torch.zeros(500)
-    domains = Domains(*(part.to(DEVICE) for part in parts))
+    parts = torch.arange(500), low, up, torch.zeros(500, dtype=torch.int16), torch.zeros(500)
+    domains = BoxDomains(*(part.to(DEVICE) for part in parts))
     can = cuttable(domains.box)
     dim = torch.randint(0, 3, (500,), generator=random).to(DEVICE)
     keep = can[torch.arange(500, device=DEVICE), dim]
     assert 100 < int(keep.sum()) < 500
     domains, dim = domains[keep], dim[keep]
     halves = halve(domains, dim)
-    n = len(domains)
+    n = domains.count
     at = torch.arange(n, device=DEVICE)
     left, right = halves[:n], halves[n:]
     assert torch.equal(left.upper[at, dim], right.lower[at, dim])

@@ -16,12 +16,19 @@ from tests.bounds.nets import Builder, make
 from tests.parallel.threads import ThreadGroup, on_ranks
 from tests.support.device import DEVICE, ON_DEVICE, single
 from verifier.api import verify
-from verifier.bab import compact, refine, relu_split
-from verifier.bab.bounder import CaseRows, Domains, WalkBounder
+from verifier.bab import compact, refine
+from verifier.bab.balance import LostDomains
+from verifier.bab.bounder import CaseRows, WalkBounder
+from verifier.bab.branching import neurons
+from verifier.bab.branching.neurons import NeuronBrancher
+from verifier.bab.certify import Certificates
 from verifier.bab.context import SearchContext
+from verifier.bab.domains import NeuronDomains, OpenNeuronDomains
+from verifier.bab.exchange import Exchange
 from verifier.bab.kernel import Kernel
+from verifier.bab.refine import RaisedRows
+from verifier.bab.relu_split import NeuronSplitting, Refutation
 from verifier.bab.splits import split_space
-from verifier.bab.team import LostDomains
 from verifier.bounds.alpha import Schedule, initial_parameters
 from verifier.bounds.crown import BoundState, Specification, crown_hidden, initial_state, preactivations
 from verifier.config import BabConfig
@@ -59,12 +66,12 @@ class Setting:
         signs[torch.rand(signs.shape, generator=random) < 0.6] = 0
         theta = torch.rand((DOMAINS, ROWS, self.space.size), generator=random)
         case = torch.randint(0, CASES, (DOMAINS,), generator=random)
-        self.domains = Domains(case.to(DEVICE), signs.to(DEVICE), theta.to(DEVICE))
+        self.domains = NeuronDomains(case.to(DEVICE), signs.to(DEVICE), theta.to(DEVICE))
 
-    def search(self, config: BabConfig) -> relu_split._Search:
-        made = self.made
-        context = SearchContext(made.graph, made.backend, config, Deadline(), memory_limit=1 << 40)
-        return relu_split._Search(context, self.state, self.cases)
+    def search(self, config: BabConfig) -> NeuronSplitting:
+        context = SearchContext(self.made.graph, self.made.backend, config, Deadline(), memory_limit=1 << 40)
+        goal = Refutation(context, Exchange(context).offer)
+        return NeuronSplitting(context, self.state, self.cases, context.deadline, goal)
 
 
 def close(first: Tensor, second: Tensor, tolerance: float = 1e-4) -> bool:
@@ -111,7 +118,7 @@ def test_optimisation_reaches_the_same_bounds(name: str, seed: int) -> None:
     assert gained > 0
     assert abs(float((first.gap - second.gap).mean())) < 0.02 * float(gained) + 1e-4
     # The values belong to the bound: evaluating them gives it again.
-    again = Domains(s.domains.case, s.domains.signs, second.theta)
+    again = NeuronDomains(s.domains.case, s.domains.signs, second.theta)
     assert close(kernel.evaluate(again), second.gap.amax(1))
 
 
@@ -126,7 +133,7 @@ def test_proved_domains_leave_and_the_others_stay_in_their_place(name: str) -> N
     found = kernel.optimise(s.domains, Schedule(20, 0.1, 0.05, 0.98), Deadline())
     proved = found.gap.amax(1) > 0
     assert proved.any()
-    again = Domains(s.domains.case, s.domains.signs, found.theta)
+    again = NeuronDomains(s.domains.case, s.domains.signs, found.theta)
     assert close(kernel.evaluate(again), found.gap.amax(1))
 
 
@@ -135,7 +142,8 @@ def test_certificates_take_no_negative_multipliers() -> None:
     search, split = s.search(BabConfig()), s.domains.signs[:, None] != 0
     wrong = torch.where(split, -5.0, s.domains.theta)
     right = torch.where(split, 0.0, s.domains.theta)
-    lower = [search._lower(Domains(s.domains.case, s.domains.signs, theta))[0] for theta in (wrong, right)]
+    certificates = search.certificates
+    lower = [certificates.lower(replace(s.domains, theta=theta))[0] for theta in (wrong, right)]
     assert torch.equal(*lower)
 
 
@@ -144,18 +152,20 @@ def test_children_cover_their_parents(depth: int, monkeypatch: pytest.MonkeyPatc
     """Every full assignment of signs that a parent allows is allowed by exactly one child."""
     s = Setting("mlp", 1)
     search = s.search(BabConfig(candidates=3, probes=0))
-    monkeypatch.setattr(search, "_depth", lambda count, candidates: depth)
+    monkeypatch.setattr(search.brancher, "depth", lambda count, candidates, batch: depth)
     random = torch.Generator().manual_seed(3)
     parents = s.domains
     # Split and repeated ones too.
     candidates = torch.randint(0, s.space.size, (DOMAINS, 6), generator=random).to(DEVICE)
-    ordered = search._ordered(
-        {"case": parents.case, "signs": parents.signs, "theta": parents.theta, "candidates": candidates}
+    gap = torch.zeros(DOMAINS, device=DEVICE)
+    given = OpenNeuronDomains(
+        parents.case, parents.signs, parents.theta, gap, candidates, candidates[:, :0], parents.theta[:, 0, :0]
     )
-    children, split, between = search._children(ordered)
+    ordered = search.brancher.ordered(given, search.batch)
+    children, split, between = search.brancher.split(ordered, search.batch)
     # Every split replaces a domain by two, some of which are split in turn.
     assert split - between == DOMAINS
-    assert children["case"].shape[0] == 2 * split - between
+    assert children.count == 2 * split - between
     assert (between > 0) == (depth > 1)
     for _ in range(200):
         full = torch.randint(0, 2, (s.space.size,), generator=random, dtype=torch.int8).to(DEVICE) * 2 - 1
@@ -164,18 +174,19 @@ def test_children_cover_their_parents(depth: int, monkeypatch: pytest.MonkeyPatc
             def members(signs: Tensor, cases: Tensor, wanted: int = case, point: Tensor = full) -> int:
                 return int((((signs == 0) | (signs == point)).all(1) & (cases == wanted)).sum())
 
-            assert members(children["signs"], children["case"]) == members(parents.signs, parents.case)
+            assert members(children.signs, children.case) == members(parents.signs, parents.case)
 
 
 def test_small_rounds_split_several_columns_at_once() -> None:
     """While more children cost nothing: at the head and at the tail of a search, never in a full round."""
     search = Setting("mlp", 1).search(BabConfig())
-    free = search.batch
+    brancher, batch = search.brancher, search.batch
+    free = batch
     if DEVICE.type == "cpu":
-        free = min(free, relu_split._FREE_NUMBERS // (search.bounder.widest * search.rows))
-    assert search._depth(1, 6) == relu_split._MOST_DEPTH
-    assert search._depth(1, 2) == 2
-    depths = [search._depth(count, 6) for count in range(1, search.batch)]
+        free = min(free, neurons._FREE_NUMBERS // (search.bounder.widest * ROWS))
+    assert brancher.depth(1, 6, batch) == neurons._MOST_DEPTH
+    assert brancher.depth(1, 2, batch) == 2
+    depths = [brancher.depth(count, 6, batch) for count in range(1, batch)]
     assert all(d == 1 or count << d < free for count, d in enumerate(depths, 1))
     assert depths[-1] == 1
 
@@ -201,14 +212,13 @@ def test_refined_bounds_hold_and_are_tighter(name: str, seed: int) -> None:
 def test_refinement_that_loses_a_domain_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is left of a row's domains would not cover the box, so its bound would prove nothing."""
     s = Setting(NAMES[0], 0)
-    children, calls = relu_split._Search._children, itertools.count()
+    halves, calls = NeuronBrancher.split, itertools.count()
 
-    def losing(self: relu_split._Search, domains: dict[str, Tensor]) -> object:
-        fields, split, between = children(self, domains)
-        keep = slice(1 if next(calls) == 2 else 0, None)
-        return {k: v[keep] for k, v in fields.items()}, split, between
+    def losing(self: NeuronBrancher, domains: OpenNeuronDomains, batch: int) -> object:
+        children, split, between = halves(self, domains, batch)
+        return children[1 if next(calls) == 2 else 0 :], split, between
 
-    monkeypatch.setattr(relu_split._Search, "_children", losing)
+    monkeypatch.setattr(NeuronBrancher, "split", losing)
     with pytest.raises(LostDomains):
         refine.refine(SearchContext(s.made.graph, s.made.backend, BabConfig(), Deadline(20.0)), s.state, 0.5)
     assert next(calls) > 3
@@ -233,32 +243,33 @@ def test_layers_that_do_not_fit_into_memory_keep_their_bounds(monkeypatch: pytes
 def test_every_refuted_domain_counts_for_its_row(failures: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also when memory fails while they are looked at."""
     s = Setting("mlp", 0)
-    lower, bounds = refine._Rows._lower_values, refine._Rows.bounds
-    seen: Counter[refine._Rows] = Counter()
-    calls: Counter[refine._Rows] = Counter()
-    ended = []
+    lower, ended = Certificates.lower, RaisedRows.lower
+    seen: Counter[Certificates] = Counter()
+    calls: Counter[Certificates] = Counter()
+    searches: list[NeuronSplitting] = []
 
-    def counting(self: refine._Rows, domains: Domains) -> None:
+    def counting(self: Certificates, domains: NeuronDomains) -> tuple[Tensor, Tensor]:
         calls[self] += 1
         if calls[self] <= failures:
             raise torch.OutOfMemoryError("out of memory")
-        lower(self, domains)
+        found = lower(self, domains)
         seen[self] += domains.count
-
-    def noting(self: refine._Rows, splits: int, groups: int) -> tuple[Tensor, int]:
-        found = bounds(self, splits, groups)
-        ended.append(self)
         return found
 
-    monkeypatch.setattr(refine._Rows, "_lower_values", counting)
-    monkeypatch.setattr(refine._Rows, "bounds", noting)
+    def noting(self: RaisedRows, splitting: NeuronSplitting) -> Tensor:
+        found = ended(self, splitting)
+        searches.append(splitting)
+        return found
+
+    monkeypatch.setattr(Certificates, "lower", counting)
+    monkeypatch.setattr(RaisedRows, "lower", noting)
     config = BabConfig(batch_size=16)
     refine.refine(SearchContext(s.made.graph, s.made.backend, config, Deadline(200.0)), s.state, 0.5)
-    assert ended and all(calls[rows] > failures for rows in ended)
-    for rows in ended:
-        figures = rows.count()
-        assert figures.closed > 0 and not rows.refuted
-        assert seen[rows] >= figures.closed + figures.open
+    assert searches and all(calls[s.certificates] > failures for s in searches)
+    for search in searches:
+        figures = search.count()
+        assert figures.closed > 0
+        assert seen[search.certificates] >= figures.closed + figures.open
 
 
 @pytest.mark.parametrize("rows", [1, 2])
@@ -303,20 +314,20 @@ def test_fewer_neurons_than_ranks() -> None:
 def test_the_last_look_at_refuted_domains_is_taken_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where memory holds few domains at a time the bounds are those of all at once."""
     s = Setting("mlp", 0)
-    lower = relu_split._Search._lower
+    lower = Certificates.lower
 
     def refined() -> BoundState:
         config = BabConfig(batch_size=16)
         graph, backend = s.made.graph, s.made.backend
         return refine.refine(SearchContext(graph, backend, config, Deadline(600.0)), s.state, 0.2)
 
-    def narrow(self: relu_split._Search, domains: Domains, *others: Any) -> Tensor:
+    def narrow(self: Certificates, domains: NeuronDomains, *others: Any) -> tuple[Tensor, Tensor]:
         if domains.count > 5:
             raise torch.OutOfMemoryError("out of memory")
         return lower(self, domains, *others)
 
     whole = refined()
-    monkeypatch.setattr(relu_split._Search, "_lower", narrow)
+    monkeypatch.setattr(Certificates, "lower", narrow)
     parts = refined()
     gained = 0.0
     for index, b in whole.bounds.items():

@@ -10,11 +10,15 @@ from torch import Tensor
 
 from tests.bab.test_kernel import CASES, DEVICE, DOMAINS, Setting
 from verifier.bab import relu_split
+from verifier.bab.balance import LostDomains
 from verifier.bab.bounder import CaseRows
 from verifier.bab.branching import probing
-from verifier.bab.pool import Fields
-from verifier.bab.team import LostDomains
+from verifier.bab.branching.neurons import NeuronBrancher
+from verifier.bab.context import SearchContext
+from verifier.bab.domains import NeuronDomains, OpenNeuronDomains
+from verifier.bab.search import settle
 from verifier.config import BabConfig
+from verifier.core.deadline import Deadline
 
 EVERY = 1 << 20  # more sides than there are
 
@@ -79,38 +83,42 @@ def test_counterexamples_stay_in_a_child(seed: int, lying: bool, monkeypatch: py
     search.start()
     seen = 0
 
-    def members(domains: Fields, case: int) -> Tensor:
-        signs = domains["signs"][domains["case"] == case]
+    def members(domains: NeuronDomains, case: int) -> Tensor:
+        signs = domains.signs[domains.case == case]
         conflict = (signs[:, None] * points[None] < 0).any(-1)
         return (~conflict).sum(0)[bad[:, case]]
 
     for _ in range(12):
         if not search.pool.count:
             break
-        parents = search.pool.pop(search._take())
-        children = search._branch(parents)
+        parents = search.pick()
+        children = search.branch(parents)
         for case in range(CASES):
             before, after = members(parents, case), members(children, case)
             seen += int(before.sum())
             assert bool((after >= before).all())
-        search._bound(children)
-    assert seen > 0 and search.forced > 0
+        settle(search, children)
+    assert seen > 0 and search.statistics.forced > 0
 
 
 def test_a_domain_lost_among_the_forced_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     s = Setting("mlp", 1)
     s.cases = replace(s.cases, thresholds=violating(s, 0.0)[0].thresholds - 0.3)
-    forced = relu_split._Search._forced
+    forced = NeuronBrancher.with_forced
     calls = 0
 
-    def losing(self: relu_split._Search, domains: Fields) -> tuple[Fields, int, int]:
+    def losing(self: NeuronBrancher, domains: OpenNeuronDomains, batch: int) -> tuple[OpenNeuronDomains, int, int]:
         nonlocal calls
         calls += 1
-        fields, count, unsure = forced(self, domains)
-        return {k: v[calls == 2 :] for k, v in fields.items()}, count, unsure
+        found, count, unsure = forced(self, domains, batch)
+        return found[int(calls == 2) :], count, unsure
 
-    assert s.search(BabConfig()).run().open == 0
-    monkeypatch.setattr(relu_split._Search, "_forced", losing)
+    def left(config: BabConfig) -> int:
+        context = SearchContext(s.made.graph, s.made.backend, config, Deadline(), memory_limit=1 << 40)
+        return relu_split.search(context, s.state, s.cases).open
+
+    assert left(BabConfig()) == 0
+    monkeypatch.setattr(NeuronBrancher, "with_forced", losing)
     with pytest.raises(LostDomains):
-        s.search(BabConfig(batch_size=4)).run()
+        left(BabConfig(batch_size=4))
     assert calls >= 2

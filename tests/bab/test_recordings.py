@@ -16,7 +16,7 @@ from tests.bab.test_kernel import CASES, ROWS, Setting, close
 from tests.support.device import DEVICE
 from verifier.api import verify
 from verifier.bab import compact, recordings, relu_split
-from verifier.bab.bounder import Domains
+from verifier.bab.domains import NeuronDomains
 from verifier.bab.kernel import Kernel
 from verifier.bab.recordings import CudaGraphs, Outputs, Recorder, Recordings, padded
 from verifier.bounds.alpha import Schedule
@@ -79,14 +79,14 @@ def unproved(name: str, seed: int, recorder: Recorder | None, room: int = ROOM, 
     return Kernel(net, ROWS, shape, Recordings(recorder, room, **limits)), Kernel(net, ROWS, shape)
 
 
-def some_domains(kernel: Kernel, count: int, seed: int) -> Domains:
+def some_domains(kernel: Kernel, count: int, seed: int) -> NeuronDomains:
     random = torch.Generator().manual_seed(seed)
     columns = kernel.net.places.shape[0]
     signs = torch.randint(-1, 2, (count, columns), generator=random, dtype=torch.int8)
     signs[torch.rand(signs.shape, generator=random) < 0.6] = 0
     theta = torch.rand((count, ROWS, columns), generator=random)
     case = torch.randint(0, CASES, (count,), generator=random)
-    return Domains(case.to(DEVICE), signs.to(DEVICE), theta.to(DEVICE))
+    return NeuronDomains(case.to(DEVICE), signs.to(DEVICE), theta.to(DEVICE))
 
 
 @pytest.mark.parametrize("name", ["mlp", "residual", "conv"])
@@ -222,7 +222,7 @@ def test_cuda_graphs_bound_what_steps_bound(name: str) -> None:
     noise: list[Tensor] = []
     for seed, count in enumerate((8, 8, 8, 5, 30, 17, 32, 8, 3)):
         some = some_domains(base, count, seed)
-        domains = Domains(some.case.to(device), some.signs.to(device), some.theta.to(device))
+        domains = NeuronDomains(some.case.to(device), some.signs.to(device), some.theta.to(device))
         first = recorded.optimise(domains, SCHEDULE, Deadline())
         value = recorded.evaluate(domains)
         # Memory of other sizes comes and goes, as when the pool of domains grows.
@@ -252,7 +252,7 @@ def test_a_recording_that_the_device_refuses_leaves_it_usable() -> None:
     kernel, plain = on_gpu(base, CudaGraphs(device)), on_gpu(base, None)
     kept = kernel.recordings
     some = some_domains(base, 8, 0)
-    domains = Domains(some.case.to(device), some.signs.to(device), some.theta.to(device))
+    domains = NeuronDomains(some.case.to(device), some.signs.to(device), some.theta.to(device))
 
     def looks(value: Tensor) -> Outputs:
         return (value + float(value.sum()),)

@@ -12,9 +12,9 @@ from tests.support.device import DEVICE, ON_DEVICE, single
 from tests.support.networks import KINDS
 from tests.support.planted import Planted, planted
 from verifier.api import verify
-from verifier.bab import relu_split
-from verifier.bab.bounder import Bounder, Domains, WalkBounder
-from verifier.bab.branching import probing
+from verifier.bab.bounder import Bounder, WalkBounder
+from verifier.bab.branching import neurons, probing
+from verifier.bab.domains import NeuronDomains
 from verifier.bab.kernel import Kernel
 from verifier.bounds.alpha import Schedule, alpha_hidden, alpha_rows
 from verifier.bounds.crown import BoundState, Specification, crown_hidden, crown_rows, initial_state
@@ -147,7 +147,7 @@ def test_every_search_is_right_or_undecided(kind: str, sat: bool, how: str) -> N
 def test_phases_follow_from_certified_sides_alone(sat: bool, iterations: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Trials that call every side refuted: only the float64 certificates stand between them and a wrong proof."""
 
-    def refuted(self: Bounder, domains: Domains) -> torch.Tensor:
+    def refuted(self: Bounder, domains: NeuronDomains) -> torch.Tensor:
         return torch.ones(domains.count, device=DEVICE)
 
     for bounder in (Kernel, WalkBounder):
@@ -155,7 +155,7 @@ def test_phases_follow_from_certified_sides_alone(sat: bool, iterations: int, mo
     monkeypatch.setattr(probing, "_NEAR", -np.inf)
     monkeypatch.setattr(probing, "_WORTH", -np.inf)
     # One column per round, so that there are domains to probe in trees as small as these.
-    monkeypatch.setattr(relu_split, "_MOST_DEPTH", 1)
+    monkeypatch.setattr(neurons, "_MOST_DEPTH", 1)
     settings = {"bab.branching": "kfsb", "bab.probes": 1000, "bab.iterations": iterations}
     if not iterations:
         settings |= {"bounds.alpha.iterations": 0, "bounds.alpha.intermediate_iterations": 0}

@@ -1,8 +1,4 @@
-"""What bounds the domains of a neuron search: the protocol, and the way that works for every graph.
-
-A domain carries one number per row and column, ``theta``: the slope of a free neuron's lower plane, or the multiplier
-of a split one. A neuron is either free or split, so the two never meet.
-"""
+"""What bounds the domains of a neuron search: the protocol, and the way that works for every graph."""
 
 from __future__ import annotations
 
@@ -13,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from verifier.bab.domains import NeuronDomains
 from verifier.bab.splits import SplitSpace
 from verifier.bounds.alpha import Parameters, Schedule, optimise, sweep
 from verifier.bounds.crown import Specification, relaxations
@@ -41,31 +38,14 @@ class CaseRows:
     parameters: Parameters
     strict: Tensor | None = None
 
+    @property
+    def rows(self) -> int:
+        """S, rows of every case."""
+        return self.thresholds.shape[1]
+
     def strict_of(self, case: Tensor) -> Tensor | None:
         """(B, S) bool of some domains' cases."""
         return None if self.strict is None else self.strict[case]
-
-
-@dataclass(frozen=True)
-class Domains:
-    """A batch of domains.
-
-    Attributes:
-        case: (B,) int64.
-        signs: (B, U) int8.
-        theta: (B, S, U).
-    """
-
-    case: Tensor
-    signs: Tensor
-    theta: Tensor
-
-    @property
-    def count(self) -> int:
-        return int(self.case.shape[0])
-
-    def __getitem__(self, index: Tensor | slice) -> Domains:
-        return Domains(self.case[index], self.signs[index], self.theta[index])
 
 
 @dataclass(frozen=True)
@@ -100,11 +80,11 @@ class Bounder(Protocol):
 
     widest: int
 
-    def optimise(self, domains: Domains, schedule: Schedule, deadline: Deadline) -> Bounded:
+    def optimise(self, domains: NeuronDomains, schedule: Schedule, deadline: Deadline) -> Bounded:
         """Maximise every row's bound; a domain with a positive gap need not be improved further."""
         ...
 
-    def evaluate(self, domains: Domains) -> Tensor:
+    def evaluate(self, domains: NeuronDomains) -> Tensor:
         """(B,) best gap at the given values, without optimising."""
         ...
 
@@ -123,7 +103,7 @@ class WalkBounder:
         self.rows = cases.thresholds.shape[1]
         self.widest = max(n.size for n in graph.whole.nodes)
 
-    def optimise(self, domains: Domains, schedule: Schedule, deadline: Deadline) -> Bounded:
+    def optimise(self, domains: NeuronDomains, schedule: Schedule, deadline: Deadline) -> Bounded:
         space, lead = self.space, (domains.count, self.rows)
         bounds = space.domain_bounds(domains.signs)
         found = optimise(
@@ -164,7 +144,7 @@ class WalkBounder:
             value = value + torch.einsum("bsi,bti->bts", spec.x.flatten(2), x.double().reshape(lead))
         return (self.cases.thresholds[case][:, None] - value).amin(-1)
 
-    def evaluate(self, domains: Domains) -> Tensor:
+    def evaluate(self, domains: NeuronDomains) -> Tensor:
         planes = relaxations(
             self.graph, self.space.domain_bounds(domains.signs), torch.float32, self.parameters(domains)
         )
@@ -178,11 +158,11 @@ class WalkBounder:
     def close(self) -> None:
         """Nothing is held."""
 
-    def parameters(self, domains: Domains, found: Parameters | None = None) -> Parameters:
+    def parameters(self, domains: NeuronDomains, found: Parameters | None = None) -> Parameters:
         """Parameters of a batch: the columns' slopes written over the root's, or over those that were ``found``."""
         return domain_parameters(self.space, self.cases, domains, found)
 
-    def _multipliers(self, domains: Domains) -> Tensor:
+    def _multipliers(self, domains: NeuronDomains) -> Tensor:
         return torch.where(domains.signs[:, None] == 0, 0.0, domains.theta)
 
     def _forms(self, case: Tensor) -> dict[int, Form]:
@@ -190,7 +170,7 @@ class WalkBounder:
 
 
 def domain_parameters(
-    space: SplitSpace, cases: CaseRows, domains: Domains, found: Parameters | None = None
+    space: SplitSpace, cases: CaseRows, domains: NeuronDomains, found: Parameters | None = None
 ) -> Parameters:
     """Relaxation parameters of a batch of domains, by node and name, (B, S, *shape).
 

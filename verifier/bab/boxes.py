@@ -1,4 +1,4 @@
-"""Bounds of many input boxes at once, and the domains of a search over input boxes as tensors.
+"""Bounds of many input boxes at once, and how boxes are halved.
 
 Everything of a box is computed in one sweep over the network: interval arithmetic node by node, CROWN rows where a
 relaxation would otherwise be loose, then the specification rows. The arithmetic is chosen by the caller: float32 or
@@ -7,13 +7,13 @@ float64, with or without every rounding charged. A charged result is valid in ex
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from verifier.bab.domains import BoxDomains
 from verifier.bab.forward import Forward
 from verifier.bounds import ibp
 from verifier.bounds.crown import (
@@ -183,103 +183,23 @@ def _scatter(like: Interval, elements: Tensor, lower: Tensor, here: Tensor | Non
     return Interval(low.reshape(like.lower.shape), up.reshape(like.lower.shape))
 
 
-@dataclass(frozen=True)
-class Domains:
-    """A batch of boxes; k coordinates vary, the others are those of the case's box.
-
-    Attributes:
-        lower, upper: float32 (D, k), closed.
-        case: int64 (D,).
-        depth: int16 (D,), number of halvings.
-        bound: float32 (D,), the best row's bound minus its threshold when the parent was bounded.
-    """
-
-    lower: Tensor
-    upper: Tensor
-    case: Tensor
-    depth: Tensor
-    bound: Tensor
-
-    def __len__(self) -> int:
-        return int(self.case.shape[0])
-
-    def map(self, function: Callable[[Tensor], Tensor]) -> Domains:
-        """The same function on every tensor."""
-        return Domains(*(function(getattr(self, f.name)) for f in fields(self)))
-
-    def __getitem__(self, index: Tensor | slice) -> Domains:
-        return self.map(lambda t: t[index])
-
-    @property
-    def box(self) -> Interval:
-        return Interval(self.lower, self.upper)
-
-    @staticmethod
-    def cat(parts: list[Domains]) -> Domains:
-        return Domains(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Domains)))
-
-
-class Pool:
-    """A stack of domains in one growing set of tensors; the last ones pushed come out first."""
-
-    def __init__(self, domains: Domains) -> None:
-        self._store = domains
-        self._count = len(domains)
-
-    def __len__(self) -> int:
-        return self._count
-
-    @property
-    def bytes(self) -> int:
-        return sum(getattr(self._store, f.name).nbytes for f in fields(Domains))
-
-    @property
-    def domains(self) -> Domains:
-        """All of them, oldest first."""
-        return self._store[: self._count]
-
-    def pop(self, count: int) -> Domains:
-        """The last ``count`` domains."""
-        first = max(0, self._count - count)
-        out = self._store[first : self._count].map(torch.clone)
-        self._count = first
-        return out
-
-    def sample(self, positions: Tensor) -> Domains:
-        """Take the domains at distinct positions (int64, oldest first); the others stay in order."""
-        chosen = torch.zeros(self._count, dtype=torch.bool, device=self._store.case.device)
-        chosen[positions.to(chosen.device)] = True
-        out, self._store = self.domains[chosen], self.domains[~chosen]
-        self._count = len(self._store)
-        return out
-
-    def push(self, domains: Domains) -> None:
-        need = self._count + len(domains)
-        if need > len(self._store):
-            room = max(2 * len(self._store), need)
-            self._store = self.domains.map(lambda t: torch.cat([t, t.new_empty((room - self._count, *t.shape[1:]))]))
-        for f in fields(Domains):
-            getattr(self._store, f.name)[self._count : need] = getattr(domains, f.name)
-        self._count = need
-
-
-def halve(domains: Domains, dim: Tensor) -> Domains:
+def halve(domains: BoxDomains, dim: Tensor) -> BoxDomains:
     """Both halves of every domain along one coordinate each; they share the midpoint, so nothing is lost.
 
     Args:
-        dim: (D,) coordinate to cut; it must be cuttable (see :func:`midpoints`).
+        dim: (B,) coordinate to cut; it must be cuttable (see :func:`midpoints`).
 
     Returns:
-        2 D domains, lower halves first.
+        2 B domains, lower halves first.
     """
-    at = torch.arange(len(domains), device=dim.device)
+    at = torch.arange(domains.count, device=dim.device)
     middle = midpoints(domains.box)[at, dim]
     low, up = domains.lower.clone(), domains.upper.clone()
     low[at, dim], up[at, dim] = middle, middle
     depth = domains.depth + 1
-    left = Domains(domains.lower, up, domains.case, depth, domains.bound)
-    right = Domains(low, domains.upper, domains.case, depth, domains.bound)
-    return Domains.cat([left, right])
+    left = replace(domains, upper=up, depth=depth)
+    right = replace(domains, lower=low, depth=depth)
+    return BoxDomains.cat([left, right])
 
 
 def midpoints(box: Interval) -> Tensor:

@@ -19,8 +19,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from verifier.bab.bounder import Bounded, Domains
+from verifier.bab.bounder import Bounded
 from verifier.bab.compact import Compact, Layer
+from verifier.bab.domains import NeuronDomains
 from verifier.bab.recordings import Outputs, Recordings
 from verifier.bounds.alpha import Schedule
 from verifier.core.deadline import Deadline
@@ -59,7 +60,7 @@ class Kernel:
 
     # -- the protocol -----------------------------------------------------------------------------------------------
 
-    def optimise(self, domains: Domains, schedule: Schedule, deadline: Deadline) -> Bounded:
+    def optimise(self, domains: NeuronDomains, schedule: Schedule, deadline: Deadline) -> Bounded:
         found = None if deadline.expired() else self._recorded(schedule, domains, self._climbed)
         if found is None:
             out = self._results(domains)
@@ -67,7 +68,7 @@ class Kernel:
             found = (out.gap, out.theta, out.a, out.z, out.x, self._slack(out.x.flatten(0, 1), domains.case))
         return self._bounded(*found)
 
-    def evaluate(self, domains: Domains) -> Tensor:
+    def evaluate(self, domains: NeuronDomains) -> Tensor:
         found = self._recorded(None, domains, self._valued)
         return self._valued(None, domains)[0] if found is None else found[0]
 
@@ -75,15 +76,18 @@ class Kernel:
         self.recordings.close()
 
     def _recorded(
-        self, schedule: Schedule | None, domains: Domains, work: Callable[[Schedule | None, Domains], Outputs]
+        self,
+        schedule: Schedule | None,
+        domains: NeuronDomains,
+        work: Callable[[Schedule | None, NeuronDomains], Outputs],
     ) -> Outputs | None:
         """Work on a batch from a recording, or None when it must be done step by step."""
         inputs = (domains.case, domains.signs, domains.theta)
         return self.recordings.run(
-            schedule, self.widest * self.rows, inputs, lambda *tensors: work(schedule, Domains(*tensors))
+            schedule, self.widest * self.rows, inputs, lambda *tensors: work(schedule, NeuronDomains(*tensors))
         )
 
-    def _shrinking(self, out: _Results, domains: Domains, schedule: Schedule, deadline: Deadline) -> None:
+    def _shrinking(self, out: _Results, domains: NeuronDomains, schedule: Schedule, deadline: Deadline) -> None:
         """All steps, until time is up; domains that are proved leave the batch."""
         ratio = schedule.rate_beta / schedule.rate_alpha
         ascent = _Ascent.begin(self._start(domains, ratio), schedule)
@@ -107,7 +111,7 @@ class Kernel:
             ascent.climb()
         self._write(out, index, ascent, ratio)
 
-    def _climbed(self, schedule: Schedule | None, domains: Domains) -> Outputs:
+    def _climbed(self, schedule: Schedule | None, domains: NeuronDomains) -> Outputs:
         """All steps for all domains, without a look at any value."""
         assert schedule is not None
         ratio = schedule.rate_beta / schedule.rate_alpha
@@ -120,7 +124,7 @@ class Kernel:
         self._write(out, None, ascent, ratio)
         return out.gap, out.theta, out.a, out.z, out.x, self._slack(out.x.flatten(0, 1), domains.case)
 
-    def _valued(self, schedule: Schedule | None, domains: Domains) -> Outputs:
+    def _valued(self, schedule: Schedule | None, domains: NeuronDomains) -> Outputs:
         """(B,) best gap at the given values."""
         work = self._start(domains, 1.0)
         work.back(self.pass_back)
@@ -132,7 +136,7 @@ class Kernel:
         """Rows of some domains."""
         return (domain[:, None] * self.rows + torch.arange(self.rows, device=domain.device)).flatten()
 
-    def _start(self, domains: Domains, ratio: float) -> _Work:
+    def _start(self, domains: NeuronDomains, ratio: float) -> _Work:
         net, rows = self.net, self.rows
         theta, sign = domains.theta.flatten(0, 1).T.contiguous(), domains.signs.to(domains.theta.dtype)
         if rows > 1:
@@ -160,7 +164,7 @@ class Kernel:
             row,
         )
 
-    def _results(self, domains: Domains) -> _Results:
+    def _results(self, domains: NeuronDomains) -> _Results:
         b, s, t = domains.count, self.rows, self.net.places.shape[0]
         make = domains.theta.new_empty
         return _Results(

@@ -2,73 +2,105 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import fields
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-Fields = dict[str, Tensor]
+from verifier.bab.domains import Domains
+
+D = TypeVar("D", bound=Domains)
+
+_FEWEST = 64
 
 
-class Pool:
-    """A bag of domains. Every field leads with the domain axis; the key ``gap`` (float) orders them.
+class Pool(Generic[D]):
+    """A bag of domains of one kind, in one growing set of tensors.
 
-    ``gap`` is the best lower bound minus its threshold: positive means proved, and the most negative is the worst.
+    Which domains are taken is the search's business: the worst ones (:meth:`by_gap`), the last ones (:meth:`last`), or
+    any others (:meth:`take`).
     """
 
     def __init__(self) -> None:
-        self._fields: Fields = {}
+        self._store: D | None = None
         self.count = 0
 
-    def push(self, batch: Mapping[str, Tensor]) -> None:
-        """Add domains; all batches must have the same fields."""
-        n = int(next(iter(batch.values())).shape[0])
+    def push(self, batch: D) -> None:
+        """Add domains."""
+        n = batch.count
         if n == 0:
             return
-        if not self._fields:
-            self._fields = {k: v.new_empty((max(64, 2 * n), *v.shape[1:])) for k, v in batch.items()}
         need = self.count + n
-        for k, v in batch.items():
-            room = self._fields[k]
-            if need > room.shape[0]:
-                larger = room.new_empty((max(need, room.shape[0] * 3 // 2), *room.shape[1:]))
-                larger[: self.count] = room[: self.count]
-                self._fields[k] = room = larger
-            room[self.count : need] = v
+        if self._store is None:
+            self._store = batch.map(lambda t: t.new_empty((max(_FEWEST, 2 * n), *t.shape[1:])))
+        elif need > self._store.count:
+            self._store = self._grown(self._store, max(need, self._store.count * 3 // 2))
+        for f in fields(batch):
+            getattr(self._store, f.name)[self.count : need] = getattr(batch, f.name)
         self.count = need
 
-    def pop(self, n: int, worst_first: bool = True) -> Fields:
+    def _grown(self, store: D, room: int) -> D:
+        def larger(t: Tensor) -> Tensor:
+            out = t.new_empty((room, *t.shape[1:]))
+            out[: self.count] = t[: self.count]
+            return out
+
+        return store.map(larger)
+
+    @property
+    def domains(self) -> D:
+        """All of them as views, in the order of the store; there must have been some."""
+        assert self._store is not None
+        return self._store[: self.count]
+
+    def by_gap(self, n: int, worst_first: bool = True) -> D:
         """Take the ``n`` domains with the lowest (or highest) gap."""
         n = min(n, self.count)
-        return self._remove(torch.topk(self._fields["gap"][: self.count], n, largest=not worst_first).indices)
+        return self.take(torch.topk(self.gaps, n, largest=not worst_first).indices)
 
-    def sample(self, positions: Tensor) -> Fields:
-        """Take the domains at some positions of the order by gap, worst first.
+    def last(self, n: int) -> D:
+        """Take the ``n`` domains that were pushed last."""
+        first = max(0, self.count - n)
+        out = self.domains[first:].map(torch.clone)
+        self.count = first
+        return out
 
-        Args:
-            positions: distinct, int64, below :attr:`count`.
-        """
-        order = torch.argsort(self._fields["gap"][: self.count], stable=True)
-        return self._remove(order[positions.to(order.device)])
-
-    def _remove(self, index: Tensor) -> Fields:
-        """Take the domains at distinct places of the store."""
-        out = {k: v[index] for k, v in self._fields.items()}
+    def take(self, index: Tensor) -> D:
+        """Take the domains at distinct places of the store; others move into the holes."""
+        out = self.domains[index]
         keep = self.count - index.shape[0]
         # Fill the holes below the new end with the survivors above it.
-        taken = torch.zeros(self.count, dtype=torch.bool, device=index.device)
-        taken[index] = True
+        taken = self._mask(index)
         holes = taken[:keep].nonzero()[:, 0]
         movers = (~taken[keep:]).nonzero()[:, 0] + keep
-        for v in self._fields.values():
-            v[holes] = v[movers]
+        for f in fields(self.domains):
+            t = getattr(self._store, f.name)
+            t[holes] = t[movers]
         self.count = keep
         return out
 
+    def take_in_order(self, index: Tensor) -> D:
+        """Take the domains at distinct places of the store, lowest first; the others keep their order."""
+        taken, domains = self._mask(index), self.domains
+        out, self._store = domains[taken], domains[~taken]
+        self.count = self._store.count
+        return out
+
+    def _mask(self, index: Tensor) -> Tensor:
+        taken = torch.zeros(self.count, dtype=torch.bool, device=index.device)
+        taken[index] = True
+        return taken
+
+    @property
+    def gaps(self) -> Tensor:
+        """(count,) gaps in the order of the store."""
+        return self.domains.gap  # type: ignore[attr-defined]
+
     def worst(self) -> float:
         """Lowest gap among the open domains; +inf when there are none."""
-        return float(self._fields["gap"][: self.count].min()) if self.count else float("inf")
+        return float(self.gaps.min()) if self.count else float("inf")
 
-    def bytes(self) -> int:
+    def nbytes(self) -> int:
         """Memory that the pool holds."""
-        return sum(v.numel() * v.element_size() for v in self._fields.values())
+        return 0 if self._store is None else self._store.nbytes

@@ -17,20 +17,24 @@ import torch
 from torch import Tensor
 
 from verifier.bab import relu_split
-from verifier.bab.bounder import Bounded, CaseRows, Domains
+from verifier.bab.bounder import Bounded, CaseRows
+from verifier.bab.certify import Certificates
 from verifier.bab.compact import compact
 from verifier.bab.compact import size as compact_size
 from verifier.bab.context import SearchContext
+from verifier.bab.domains import NeuronDomains, OpenNeuronDomains
+from verifier.bab.exchange import Exchange
 from verifier.bab.kernel import Kernel
-from verifier.bab.pool import Fields, Pool
-from verifier.bab.relu_split import SearchResult, _joined, _Search
+from verifier.bab.pool import Pool
+from verifier.bab.relu_split import NeuronSplitting, SearchResult
+from verifier.bab.search import branch_and_bound
 from verifier.bab.splits import split_space
-from verifier.bab.team import Stop, balance_alone
+from verifier.bab.statistics import Stop
 from verifier.bounds.alpha import initial_parameters
 from verifier.bounds.crown import BoundState, Specification, exact_by_ibp, preactivations, tighten, undecided
 from verifier.core.backend import ParallelBackend
 from verifier.core.errors import MemoryExceeded
-from verifier.core.memory import out_of_memory
+from verifier.core.memory import in_halves, out_of_memory
 from verifier.graph.graph import Graph
 
 # Bounding a child takes about a hundred multiplications and additions per number in the matrices, and elementwise work
@@ -238,127 +242,129 @@ def _bound_layer(
         parameters,
         torch.ones((2 * n, 1), dtype=torch.bool, device=device),  # a neuron that only reaches zero has its sign
     )
-    alone = SearchContext(below, context.backend, context.config, context.deadline)
-    search = _Rows(alone, state, cases)
-    if not isinstance(search.bounder, Kernel):
+    # Rows are seldom near their threshold: probing narrows them by some percent and takes as much longer.
+    config = context.config.model_copy(update={"probes": 0})
+    alone = SearchContext(below, context.backend, config, context.deadline)
+    exchange: Exchange[OpenNeuronDomains] = Exchange(alone)
+    goal = RaisedRows(2 * n, device, groups)
+    splitting = NeuronSplitting(alone, state, cases, exchange.deadline, goal, _LATER_STEPS)
+    if not isinstance(splitting.bounder, Kernel):
         return None, 0.0
-    rate = children_per_second(search.bounder.net.multiplications, device)
+    rate = children_per_second(splitting.bounder.net.multiplications, device)
     # The rows themselves count once; a split is two children with a quarter of the steps, and certificates.
-    splits = int(min(_MOST_SPLITS * n, seconds / groups * rate - 2 * n))
-    if splits < 2 * n:
+    goal.splits = int(min(_MOST_SPLITS * n, seconds / groups * rate - 2 * n))
+    if goal.splits < 2 * n:
         return None, 0.0
-    lower, done = search.bounds(splits, groups)
-    return lower, (2 * n + done) / rate
+    try:
+        branch_and_bound(splitting, exchange)
+        return goal.lower(splitting), (2 * n + goal.done) / rate
+    finally:
+        splitting.bounder.close()
 
 
-class _Rows(_Search):
-    """Searches over many rows at once; every row keeps its own frontier of domains."""
+class RaisedRows:
+    """The goal of a refinement: certified lower bounds of many rows, 0 at most; every row has its own frontier.
 
-    def bounds(self, splits: int, groups: int) -> tuple[Tensor, int]:
-        """(N,) certified lower bounds of the rows, 0 at most, after about so many splits; how many there were.
+    Args:
+        rows: how many; the second half are the negated rows of the first.
+        groups: a round takes this part of a batch.
 
-        Args:
-            groups: a round takes this part of a batch.
+    Attributes:
+        splits: about so many are made; ``done``: so many were.
+    """
+
+    def __init__(self, rows: int, device: torch.device, groups: int) -> None:
+        self.rows, self.groups = rows, groups
+        self.splits = self.done = 0
+        self._idle = False
+        self._refuted: list[NeuronDomains] = []
+        self._value = torch.zeros(rows, dtype=torch.float64, device=device)
+
+    def pick(self, splitting: NeuronSplitting) -> OpenNeuronDomains:
+        """The worst ones of every row.
+
+        Few domains of every row at a time find better splits; a device wants full batches. A round costs something
+        however small it is.
         """
-        self.pool = self.frontier = _Frontier()
-        self.refuted: list[Domains] = []
-        self.value = torch.zeros(self.cases.thresholds.shape[0], dtype=torch.float64, device=self.backend.device)
-        # Rows are seldom near their threshold: probing narrows them by some percent and takes as much longer.
-        self.config = self.config.model_copy(update={"probes": 0})
-        self.start()
-        count = self.cases.thresholds.shape[0]
-        self.config = self.config.model_copy(update={"iterations": min(_LATER_STEPS, self.config.iterations)})
-        # Few domains of every row at a time find better splits; a device wants full batches. A round costs something
-        # however small it is.
-        full, done = -(-self._take() // groups), 0
-        while done < splits and self.pool.count and not self.deadline.expired():
-            domains = self.frontier.worst_of_each(full, count)
-            taken = domains["case"].shape[0]
-            if not taken:
-                break
-            done += max(full // 4, taken)
-            self._bound(self._branch(domains))
-        balance_alone(self.count(), self.roots)
-        self._account()
-        if self.pool.count:
-            fields = self.frontier.everything()
-            self._lower_values(Domains(fields["case"], fields["signs"], fields["theta"]))
-        return self.value, done
+        full = -(-max(1, splitting.batch // 2) // self.groups)
+        domains = worst_of_each(splitting.pool, full, self.rows)
+        self._idle = not domains.count
+        self.done += 0 if self._idle else max(full // 4, domains.count)
+        return domains
 
-    def _certified(self, domains: Domains, found: Bounded) -> Tensor:
+    def closed(self, splitting: NeuronSplitting, domains: NeuronDomains, found: Bounded) -> Tensor:
         """(B,) bool: domains that float32 refutes. They leave the frontier, and what they really give counts for their
         row's bound, later and for many at once: a certificate of few takes as long as one of many. Where it falls
         short, the row ends a rounding below zero.
         """
-        done = self._refuted(domains.case, found.gap)
+        done = splitting.certificates.refuted(domains.case, found.gap)
         index = done.nonzero()[:, 0]
         if index.numel():
-            self.refuted.append(Domains(domains.case[index], domains.signs[index], found.theta[index]))
-        if sum(part.count for part in self.refuted) >= self.batch:
-            self._account()
+            self._refuted.append(NeuronDomains(domains.case[index], domains.signs[index], found.theta[index]))
+        if sum(part.count for part in self._refuted) >= splitting.batch:
+            self._account(splitting.certificates)
         return done
 
-    def _account(self) -> None:
-        """Lower the rows' bounds to what the domains that left the frontier give."""
-        if self.refuted:
-            self._lower_values(_joined(self.refuted))
-        self.refuted = []  # not before: where memory fails they must be tried again
+    def offer(self, splitting: NeuronSplitting, found: Bounded, still: Tensor) -> None:
+        """A row has no counterexample."""
 
-    def _lower_values(self, domains: Domains) -> None:
-        """Lower the rows' bounds to those of some domains; in parts where memory is short."""
-        parts = [domains]
-        while parts:
-            part = parts.pop()
-            try:
-                self.value.scatter_reduce_(0, part.case, self._lower(part)[0][:, 0], "amin")
-            except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error) or part.count == 1:
-                    raise
-                half = part.count // 2
-                parts += [part[:half], part[half:]]
-
-    def _leaf(self, domain: Fields) -> None:
+    def leaf(self, splitting: NeuronSplitting, domain: OpenNeuronDomains) -> None:
         """A domain that cannot be split further stays on the frontier as it is."""
-        self.frontier.push_final(domain)
+        splitting.pool.push(replace(domain, gap=torch.full_like(domain.gap, float("inf"))))
 
-    def _try(self, found: object, still: Tensor) -> None:
-        """Nothing to find."""
+    def full(self, splitting: NeuronSplitting) -> Stop:
+        return Stop.DOMAINS if self._idle or self.done >= self.splits else Stop.NONE
+
+    def lower(self, splitting: NeuronSplitting) -> Tensor:
+        """(rows,) bounds, when the search has ended."""
+        self._account(splitting.certificates)
+        if splitting.pool.count:
+            self._lower_values(splitting.certificates, splitting.pool.domains.plain)
+        return self._value
+
+    def _account(self, certificates: Certificates) -> None:
+        """Lower the rows' bounds to what the domains that left the frontier give."""
+        if self._refuted:
+            self._lower_values(certificates, NeuronDomains.cat(self._refuted))
+        self._refuted = []  # not before: where memory fails they must be tried again
+
+    def _lower_values(self, certificates: Certificates, domains: NeuronDomains) -> None:
+        """Lower the rows' bounds to those of some domains; in parts where memory is short."""
+
+        def work(part: NeuronDomains) -> None:
+            lower, _ = certificates.lower(part)
+            self._value.scatter_reduce_(0, part.case, lower[:, 0], "amin")
+
+        def failed(part: NeuronDomains, error: Exception) -> bool:
+            if part.count == 1:
+                raise error
+            return True
+
+        in_halves([domains], work, failed)
 
 
-class _Frontier(Pool):
-    """A pool that gives the worst domains of every case; final ones are never given."""
+def worst_of_each(pool: Pool[OpenNeuronDomains], most: int, cases: int) -> OpenNeuronDomains:
+    """Take equally many domains of every case whose neuron is not decided, the worst ones, ``most`` in all; none with
+    an infinite gap, which are final.
 
-    def push_final(self, domain: Fields) -> None:
-        self.push({**domain, "gap": torch.full_like(domain["gap"], float("inf"))})
-
-    def worst_of_each(self, most: int, cases: int) -> Fields:
-        """Take equally many domains of every case whose neuron is not decided, the worst ones, ``most`` in all.
-
-        Args:
-            cases: how many there are; the second half are the negated rows of the first. At least one domain of each
-                is taken.
-        """
-        fields = self.everything()
-        final = torch.isinf(fields["gap"])
-        covered = fields["case"].bincount(minlength=cases) > 0
-        searched = fields["case"][~final].bincount(minlength=cases) > 0
-        wanted = covered.roll(cases // 2) & searched
-        each = max(1, most // max(1, int(wanted.sum())))
-        order = fields["gap"].argsort(stable=True)
-        order = order[fields["case"][order].argsort(stable=True)]
-        case = fields["case"][order]
-        place = torch.arange(case.shape[0], device=case.device)
-        first = torch.ones_like(case, dtype=torch.bool)
-        first[1:] = case[1:] != case[:-1]
-        start = torch.where(first, place, 0).cummax(0).values
-        taken = torch.zeros_like(first)
-        taken[order] = place - start < each
-        taken &= wanted[fields["case"]] & ~final
-        index, rest = taken.nonzero()[:, 0], (~taken).nonzero()[:, 0]
-        out = {k: v[index] for k, v in fields.items()}
-        self._fields = {k: v[rest] for k, v in fields.items()}
-        self.count = rest.shape[0]
-        return out
-
-    def everything(self) -> Fields:
-        return {k: v[: self.count] for k, v in self._fields.items()}
+    Args:
+        cases: how many there are; the second half are the negated rows of the first. At least one domain of each is
+            taken.
+    """
+    domains = pool.domains
+    final = torch.isinf(domains.gap)
+    covered = domains.case.bincount(minlength=cases) > 0
+    searched = domains.case[~final].bincount(minlength=cases) > 0
+    wanted = covered.roll(cases // 2) & searched
+    each = max(1, most // max(1, int(wanted.sum())))
+    order = domains.gap.argsort(stable=True)
+    order = order[domains.case[order].argsort(stable=True)]
+    case = domains.case[order]
+    place = torch.arange(case.shape[0], device=case.device)
+    first = torch.ones_like(case, dtype=torch.bool)
+    first[1:] = case[1:] != case[:-1]
+    start = torch.where(first, place, 0).cummax(0).values
+    taken = torch.zeros_like(first)
+    taken[order] = place - start < each
+    taken &= wanted[domains.case] & ~final
+    return pool.take_in_order(taken.nonzero()[:, 0])

@@ -10,30 +10,27 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from verifier.bab.branching.heuristic import Heuristic
 from verifier.bab.splits import SplitSpace
 
 
-def intercept_scores(space: SplitSpace, signs: Tensor, a: Tensor) -> Tensor:
-    """Cost of every free neuron's relaxation.
-
-    Args:
-        signs: (B, U) int8.
-        a: (B, U) coefficients of the row to improve, on the outputs of the columns.
-
-    Returns:
-        (B, U), -inf at columns that are split already.
-    """
+def intercept_scores(
+    space: SplitSpace, signs: Tensor, coefficients: Tensor, slopes: Tensor, z: Tensor, gap: Tensor
+) -> Tensor:
+    """(B, U) cost of every free neuron's relaxation; see :data:`verifier.bab.branching.heuristic.Score`."""
     intercept = -space.lower * space.upper / (space.upper - space.lower)
-    cost = -a.clamp(max=0) * intercept + a.clamp(min=0) * intercept * 1e-2
+    cost = -coefficients.clamp(max=0) * intercept + coefficients.clamp(min=0) * intercept * 1e-2
     return torch.where(signs == 0, cost, float("-inf"))
 
 
-def gap_scores(space: SplitSpace, signs: Tensor, a: Tensor, alpha: Tensor, z: Tensor) -> Tensor:
-    """|a| times the distance between the chosen plane and the ReLU at z: (B, U), -inf at split columns.
+def gap_scores(
+    space: SplitSpace, signs: Tensor, coefficients: Tensor, slopes: Tensor, z: Tensor, gap: Tensor
+) -> Tensor:
+    """(B, U) coefficients times the distance between the chosen plane and the ReLU at z; see
+    :data:`verifier.bab.branching.heuristic.Score`."""
+    chord = space.upper / (space.upper - space.lower)
+    plane = torch.where(coefficients > 0, slopes * z, chord * (z - space.lower))
+    return torch.where(signs == 0, (coefficients * (plane - z.clamp(min=0))).abs(), float("-inf"))
 
-    Args:
-        a: (B, U) coefficients; alpha: (B, U) lower slopes; z: (B, U) pre-activations at the relaxed minimiser.
-    """
-    slope = space.upper / (space.upper - space.lower)
-    plane = torch.where(a > 0, alpha * z, slope * (z - space.lower))
-    return torch.where(signs == 0, (a * (plane - z.clamp(min=0))).abs(), float("-inf"))
+
+HEURISTIC = Heuristic((intercept_scores,))

@@ -8,6 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from verifier.bab.branching import babsr
+from verifier.bab.branching.heuristic import Heuristic
+
+HEURISTIC = Heuristic((babsr.intercept_scores, babsr.gap_scores), tried=True)
+
 
 def choose(candidates: Tensor, gaps: Tensor, target: float = 0.0) -> Tensor:
     """Order candidate columns by how much the worse child gains.

@@ -15,27 +15,22 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from tests.parallel.grids import on_grid
 from tests.parallel.threads import ThreadGroup, on_ranks
 from tests.support.device import DEVICE, single
 from tests.support.planted import Planted, planted
 from verifier.bab import input_split, relu_split
+from verifier.bab.balance import LostDomains, Report, balance, deal, every, plan
+from verifier.bab.branching.neurons import NeuronBrancher
 from verifier.bab.context import SearchContext
-from verifier.bab.pool import Fields, Pool
-from verifier.bab.team import (
-    Ending,
-    Figures,
-    Layout,
-    LostDomains,
-    Stop,
-    Team,
-    balance,
-    deal,
-    every,
-    plan,
-)
-from verifier.bab.team import _Report as Report
+from verifier.bab.domains import Domains
+from verifier.bab.exchange import Ending, Exchange
+from verifier.bab.layout import Layout
+from verifier.bab.pool import Pool
+from verifier.bab.search import branch_and_bound
+from verifier.bab.statistics import SearchStatistics, Stop
 from verifier.config import BabConfig, Config, load_config
 from verifier.core.backend import Group
 from verifier.core.deadline import Deadline
@@ -92,61 +87,94 @@ def test_hands_hold_good_and_bad_cards(counts: list[int]) -> None:
         assert abs(middle - (sum(counts) - 1) / 2) <= sum(counts) / len(hand)
 
 
+@dataclass(frozen=True)
+class AllTypes(Domains):
+    """Domains with fields of many types and shapes."""
+
+    signs: Tensor
+    depth: Tensor
+    gap: Tensor
+    alpha: Tensor
+    exact: Tensor
+
+
+@dataclass(frozen=True)
+class Named(Domains):
+    """Domains whose case is a name."""
+
+    gap: Tensor
+
+
 @pytest.mark.parametrize("columns", [0, 1, 5])
 def test_rows_of_bytes_keep_every_bit(columns: int) -> None:
     noise = torch.Generator().manual_seed(0)
-    fields: Fields = {
-        "case": torch.randint(-(1 << 62), 1 << 62, (7,), generator=noise),
-        "signs": torch.randint(-1, 2, (7, columns), generator=noise).to(torch.int8),
-        "depth": torch.randint(0, 99, (7,), generator=noise).to(torch.int16),
-        "gap": torch.tensor([float("nan"), float("-inf"), -0.0, 0.0, 1e-42, 3.0, -7.5]),
-        "alpha": torch.randn((7, 2, columns), generator=noise),
-        "exact": torch.randn((7, 1), generator=noise, dtype=torch.float64),
-    }
-    layout = Layout.of({k: v[:0] for k, v in fields.items()})
-    rows = layout.pack(fields)
+    domains = AllTypes(
+        torch.randint(-(1 << 62), 1 << 62, (7,), generator=noise),
+        torch.randint(-1, 2, (7, columns), generator=noise).to(torch.int8),
+        torch.randint(0, 99, (7,), generator=noise).to(torch.int16),
+        torch.tensor([float("nan"), float("-inf"), -0.0, 0.0, 1e-42, 3.0, -7.5]),
+        torch.randn((7, 2, columns), generator=noise),
+        torch.randn((7, 1), generator=noise, dtype=torch.float64),
+    )
+    layout = Layout.of(domains[:0])
+    rows = layout.pack(domains)
     assert rows.shape == (7, layout.width)
-    back = layout.unpack(rows)
-    for name, value in fields.items():
-        assert back[name].dtype == value.dtype and back[name].shape == value.shape
-        assert back[name].numpy().tobytes() == value.numpy().tobytes()
+    back = layout.unpack(rows, AllTypes)
+    for name, value in vars(domains).items():
+        found = getattr(back, name)
+        assert found.dtype == value.dtype and found.shape == value.shape
+        assert found.numpy().tobytes() == value.numpy().tobytes()
     rows[3] = 0
     with pytest.raises(LostDomains, match="fewer"):
-        layout.unpack(rows)
+        layout.unpack(rows, AllTypes)
 
 
 def test_pools_give_samples_in_order() -> None:
-    pool = Pool()
+    pool: Pool[Named] = Pool()
     gap = -torch.randperm(100, generator=torch.Generator().manual_seed(1)).float()
-    pool.push({"gap": gap, "name": (-gap).long()})
-    taken = pool.sample(every(100, 20))
-    assert taken["name"].tolist() == [99 - i for i in every(100, 20).tolist()]
-    rest = pool.pop(100)
-    assert sorted([*taken["name"].tolist(), *rest["name"].tolist()]) == list(range(100))
-    assert bool((rest["gap"] == -rest["name"]).all()) and bool((rest["gap"].diff() > 0).all())
+    pool.push(Named((-gap).long(), gap))
+    taken = pool.take(torch.argsort(pool.gaps)[every(100, 20)])
+    assert taken.case.tolist() == [99 - i for i in every(100, 20).tolist()]
+    rest = pool.by_gap(100)
+    assert sorted([*taken.case.tolist(), *rest.case.tolist()]) == list(range(100))
+    assert bool((rest.gap == -rest.case).all()) and bool((rest.gap.diff() > 0).all())
 
 
-def report(figures: Figures, sent: int = 0, received: int = 0) -> Report:
+def test_pools_keep_their_order_where_it_matters() -> None:
+    pool: Pool[Named] = Pool()
+    names = torch.arange(200)
+    for part in names.split(7):
+        pool.push(Named(part, -part.float()))
+    assert pool.last(3).case.tolist() == [197, 198, 199]
+    chosen = every(197, 40)
+    assert pool.take_in_order(chosen.flip(0)).case.tolist() == chosen.tolist()
+    rest = [i for i in range(197) if i not in set(chosen.tolist())]
+    assert pool.domains.case.tolist() == rest and pool.count == 157
+    pool.push(Named(names[:2], names[:2].float()))
+    assert pool.last(500).case.tolist() == [*rest, 0, 1] and pool.count == 0
+
+
+def report(figures: SearchStatistics, sent: int = 0, received: int = 0) -> Report:
     return Report(figures, sent, received, False, 0, False, Stop.NONE, 0.0)
 
 
 def test_books() -> None:
     good = [
-        report(Figures(roots=3, children=4, split=2, closed=3, stuck=0, open=0), sent=2),
-        report(Figures(children=2, split=1, closed=2, stuck=1), received=2),
+        report(SearchStatistics(roots=3, children=4, split=2, closed=3, stuck=0, open=0), sent=2),
+        report(SearchStatistics(children=2, split=1, closed=2, stuck=1), received=2),
     ]
     balance(good, roots=3)
     assert [Report.unpack(r.pack()) for r in good] == good
     for index, change in itertools.product((0, 1), ("closed", "stuck", "open", "children", "split", "roots")):
         bad = list(good)
-        figures = good[index].figures
-        bad[index] = replace(good[index], figures=replace(figures, **{change: getattr(figures, change) + 1}))
+        figures = good[index].statistics
+        bad[index] = replace(good[index], statistics=replace(figures, **{change: getattr(figures, change) + 1}))
         with pytest.raises(LostDomains):
             balance(bad, roots=3)
     with pytest.raises(LostDomains, match="instead of 4"):
         balance(good, roots=4)
     # Every group for itself is in order, but a message was lost on its way.
-    lost = [good[0], report(Figures(), received=0)]
+    lost = [good[0], report(SearchStatistics(), received=0)]
     with pytest.raises(LostDomains, match="sent 2 domains and received 0"):
         balance(lost, roots=3)
 
@@ -182,79 +210,116 @@ class Game:
         return length == 1 or random.Random(f"{self.seed} {low} {length}").random() > self.hard
 
 
-class Toy:
-    """A search that plays a game; ``done`` are the intervals that it closed or found stuck."""
+@dataclass(frozen=True)
+class Intervals(Domains):
+    """From ``case``, so long."""
 
-    def __init__(self, game: Game, group: Group, accept: Callable, deadline: Deadline, limit: int | None) -> None:
-        self.game = game
-        self.backend = single(Graph((), 0, {}))
-        self.team = Team(group, self.backend, accept, deadline, limit)
-        self.pool = Pool()
+    length: Tensor
+    gap: Tensor
+
+
+class Toy:
+    """A kind of split that plays a game; ``done`` are the intervals that it closed or found stuck."""
+
+    kind = Intervals
+
+    def __init__(self, game: Game, context: SearchContext) -> None:
+        self.game, self.backend = game, context.backend
+        self.exchange: Exchange[Intervals] = Exchange(context)
+        self.pool: Pool[Intervals] = Pool()
         self.done: list[tuple[int, int]] = []
-        self.began = self.children = self.split = self.closed = self.stuck = self.bounded = self.rounds = 0
+        self.statistics = SearchStatistics()
         self.witness: Witness | None = None
-        self.noise = random.Random(game.seed * 17 + group.rank)
-        self.shown: list[Figures] = []
+        self.noise = random.Random(game.seed * 17 + context.team.rank)
+        self.shown: list[SearchStatistics] = []
+
+    def run(self) -> Ending:
+        return branch_and_bound(self, self.exchange)
 
     @property
     def roots(self) -> int:
         return self.game.roots
 
-    def open(self) -> int:
-        return self.pool.count
-
-    def push(self, parts: Sequence[tuple[int, int]]) -> None:
+    def intervals(self, parts: Sequence[tuple[int, int]]) -> Intervals:
         table = torch.tensor(parts, dtype=torch.int64, device=DEVICE).reshape(-1, 2)
-        self.pool.push({"low": table[:, 0], "length": table[:, 1], "gap": -table[:, 1].float()})
+        return Intervals(table[:, 0], table[:, 1], -table[:, 1].float())
 
     def start(self) -> None:
-        self.began = self.roots
-        self.push([(i * self.game.size, self.game.size) for i in range(self.roots)])
+        self.statistics.roots = self.roots
+        self.pool.push(self.intervals([(i * self.game.size, self.game.size) for i in range(self.roots)]))
 
-    def round(self) -> None:
+    def pick(self) -> Intervals:
         time.sleep(self.noise.random() * self.game.pause)
-        self.rounds += 1
-        taken = self.pool.pop(self.game.take)
-        for low, length in zip(taken["low"].tolist(), taken["length"].tolist(), strict=True):
-            self.bounded += 1
-            if length == 1 and low in self.game.bad | self.game.fake and self.witness is None:
-                self.witness = self.team.offer(np.array([low], np.float32))
+        return self.pool.by_gap(self.game.take)
+
+    def branch(self, domains: Intervals) -> Intervals:
+        return domains
+
+    def parts(self, domains: Intervals) -> list[Intervals]:
+        return [domains]
+
+    def bound(self, domains: Intervals) -> list[tuple[int, int]]:
+        return list(zip(domains.case.tolist(), domains.length.tolist(), strict=True))
+
+    def certify(self, domains: Intervals, found: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        self.statistics.bounded += len(found)
+        closed = [part for part in found if self.game.closes(*part)]
+        self.statistics.closed += len(closed)
+        self.done += closed
+        return found
+
+    def offer(self, left: list[tuple[int, int]]) -> Witness | None:
+        for low, length in left:
+            if length == 1 and low in self.game.bad | self.game.fake:
+                witness = self.exchange.offer(np.array([low], np.float32))
+                if witness is not None:
+                    return witness
+        return None
+
+    def push(self, left: list[tuple[int, int]]) -> None:
+        for low, length in left:
+            half = length // 2
             if self.game.closes(low, length):
-                self.closed += 1
+                continue
+            if length == 1:
+                self.statistics.stuck += 1
                 self.done.append((low, length))
-            elif length == 1:
-                self.stuck += 1
-                self.done.append((low, length))
-            else:
-                half = length // 2
-                self.split += 1
-                self.children += 2
-                self.push([(low, half), (low + half, half)])
+                continue
+            self.statistics.split += 1
+            self.statistics.children += 2
+            self.pool.push(self.intervals([(low, half), (low + half, half)]))
+
+    def shrink(self, count: int) -> None:
+        raise AssertionError
+
+    def undo(self, before: SearchStatistics) -> None:
+        self.statistics.restore(before)
+
+    def postpone(self, domains: Intervals, error: Exception) -> None:
+        raise error
 
     def full(self) -> Stop:
         return Stop.NONE
 
-    def count(self) -> Figures:
-        return Figures(
-            roots=self.began,
-            children=self.children,
-            split=self.split,
-            closed=self.closed,
-            stuck=self.stuck,
-            open=self.pool.count,
-            bounded=self.bounded,
-            rounds=self.rounds,
-            worst=self.pool.worst(),
-        )
+    def count(self) -> SearchStatistics:
+        return replace(self.statistics, open=self.pool.count, worst=self.pool.worst())
 
-    def show(self, others: Figures) -> None:
-        self.shown.append(Figures.total([self.count(), others]))
+    def show(self, others: SearchStatistics) -> None:
+        self.shown.append(SearchStatistics.total([self.count(), others]))
 
-    def give(self, count: int) -> Fields:
-        return self.pool.sample(every(self.pool.count, count))
+    def give(self, count: int) -> Intervals:
+        return self.pool.take_in_order(every(self.pool.count, count).to(DEVICE))
 
-    def take(self, domains: Fields) -> None:
+    def take(self, domains: Intervals) -> None:
         self.pool.push(domains)
+
+
+def asked_by(
+    group: Group, accept: Callable[[np.ndarray], Witness | None], deadline: Deadline, limit: int | None = None
+) -> SearchContext:
+    """What a toy search works with: its limits, and who judges."""
+    graph = Graph((), 0, {})
+    return SearchContext(graph, single(graph), BabConfig(max_domains=limit), deadline, accept, team=group)
 
 
 @dataclass
@@ -281,9 +346,9 @@ def play(
             asked.append(float(x[0]))
             return Witness(x.astype(np.float64), np.zeros(1)) if int(x[0]) in game.bad else None
 
-        search = toy(game, group, accept, deadline(group.rank) if deadline else Deadline(60.0), limit)
-        ending = search.team.run(search)
-        return Played(ending, search, asked, group.room.meetings)
+        own = deadline(group.rank) if deadline else Deadline(60.0)
+        search = toy(game, asked_by(group, accept, own, limit))
+        return Played(search.run(), search, asked, group.room.meetings)
 
     return on_ranks(size, one)
 
@@ -320,9 +385,9 @@ def test_every_point_is_closed_exactly_once(size: int, game: Game) -> None:
         assert p.ending.total == played[0].ending.total
         assert p.ending.total.open == p.ending.total.stuck == 0
     alone = play(1, game)[0].search
-    assert sum(p.search.bounded for p in played) == alone.bounded
+    assert sum(p.search.statistics.bounded for p in played) == alone.statistics.bounded
     if size > 1:
-        assert [g["domains"] for g in played[0].ending.groups] == [p.search.bounded for p in played]
+        assert [g["domains"] for g in played[0].ending.groups] == [p.search.statistics.bounded for p in played]
     else:
         assert played[0].ending.groups == [] and played[0].meetings <= 2
 
@@ -335,12 +400,8 @@ def test_what_is_left_and_what_is_closed_cover_everything(size: int, game: Game,
     total = played[0].ending.total
     left = []
     for p in played:
-        rest = (
-            p.search.pool.pop(p.search.pool.count)
-            if p.search.pool.count
-            else {"low": torch.zeros(0), "length": torch.zeros(0)}
-        )
-        left += list(zip(rest["low"].int().tolist(), rest["length"].int().tolist(), strict=True))
+        if p.search.pool.count:
+            left += p.search.bound(p.search.pool.domains)
     assert partition([*left, *(part for p in played for part in p.search.done)], game.roots * game.size)
     assert len(left) == total.open
     if total.open:
@@ -350,7 +411,7 @@ def test_what_is_left_and_what_is_closed_cover_everything(size: int, game: Game,
 @pytest.mark.parametrize("size", [2, 3, 4])
 def test_work_is_shared(size: int) -> None:
     played = play(size, Game(size=1024, hard=1.0, pause=0.003))
-    bounded = [p.search.bounded for p in played]
+    bounded = [p.search.statistics.bounded for p in played]
     assert min(bounded) > 0.3 * sum(bounded) / size
     assert sum(g["received"] for g in played[0].ending.groups) < 0.3 * sum(bounded)
     # What the first group shows counts all of them.
@@ -360,10 +421,10 @@ def test_work_is_shared(size: int) -> None:
 
 def test_a_group_may_stay_empty_to_the_end() -> None:
     played = play(4, Game(size=1))
-    assert [p.search.bounded for p in played] == [1, 0, 0, 0]
+    assert [p.search.statistics.bounded for p in played] == [1, 0, 0, 0]
     assert played[3].ending.total.closed == 1
     played = play(4, Game(size=2))
-    assert sum(p.search.bounded for p in played) == 3 and played[3].ending.total.open == 0
+    assert sum(p.search.statistics.bounded for p in played) == 3 and played[3].ending.total.open == 0
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -415,34 +476,35 @@ def test_domain_limits_count_all_groups(size: int) -> None:
 class Forgetful(Toy):
     """Loses a domain in the second round of the last group."""
 
-    def round(self) -> None:
-        super().round()
-        if self.team.group.rank == self.team.group.size - 1 and self.rounds == 2 and self.pool.count:
-            self.pool.pop(1)
+    def push(self, left: list[tuple[int, int]]) -> None:
+        super().push(left)
+        group = self.exchange.group
+        if group.rank == group.size - 1 and self.statistics.rounds == 2 and self.pool.count:
+            self.pool.last(1)
 
 
 class Stingy(Toy):
     """Gives one domain less than it was told, or one twice."""
 
-    def give(self, count: int) -> Fields:
+    def give(self, count: int) -> Intervals:
         out = super().give(count)
-        return {k: v[1:] for k, v in out.items()} if count > 1 else out
+        return out[1:] if count > 1 else out
 
 
 class Deaf(Toy):
     """Drops what it receives."""
 
-    def take(self, domains: Fields) -> None:
-        super().take({k: v[1:] for k, v in domains.items()})
+    def take(self, domains: Intervals) -> None:
+        super().take(domains[1:])
 
 
 class Hasty(Toy):
     """Counts a domain as closed and keeps it."""
 
-    def round(self) -> None:
-        super().round()
-        if self.rounds == 1:
-            self.closed += 1
+    def push(self, left: list[tuple[int, int]]) -> None:
+        super().push(left)
+        if self.statistics.rounds == 1:
+            self.statistics.closed += 1
 
 
 @pytest.mark.parametrize("size", [2, 3, 4])
@@ -452,37 +514,41 @@ def test_a_lost_domain_is_never_a_proof(size: int, toy: type[Toy]) -> None:
         play(size, Game(size=256, hard=1.0), toy)
 
 
+@pytest.mark.parametrize("limit", [None, 40])
 @pytest.mark.parametrize("toy", [Forgetful, Hasty])
-def test_one_group_keeps_books_too(toy: type[Toy]) -> None:
+def test_one_group_accounts_for_its_domains_too(toy: type[Toy], limit: int | None) -> None:
+    """Also where a limit ends the search with domains left."""
     with pytest.raises(LostDomains):
-        play(1, Game(size=256, hard=1.0), toy)
+        play(1, Game(size=256, hard=1.0), toy, limit=limit)
 
 
 class Thirsty(Toy):
     """Runs out of memory in the last group."""
 
-    def round(self) -> None:
-        super().round()
-        if self.team.group.rank == self.team.group.size - 1 and self.rounds == 2:
+    def pick(self) -> Intervals:
+        group = self.exchange.group
+        if group.rank == group.size - 1 and self.statistics.rounds == 2:
             raise MemoryError
+        return super().pick()
 
 
 class Broken(Toy):
     """Raises in the last group."""
 
-    def round(self) -> None:
-        super().round()
-        if self.team.group.rank == self.team.group.size - 1 and self.rounds == 2:
+    def pick(self) -> Intervals:
+        group = self.exchange.group
+        if group.rank == group.size - 1 and self.statistics.rounds == 2:
             raise ZeroDivisionError
+        return super().pick()
 
 
 def test_a_group_without_memory_ends_all() -> None:
     ended: list[int] = []
 
     def one(group: ThreadGroup) -> None:
-        search = Thirsty(Game(size=1 << 16, hard=1.0), group, lambda x: None, Deadline(60.0), None)
+        search = Thirsty(Game(size=1 << 16, hard=1.0), asked_by(group, lambda x: None, Deadline(60.0)))
         try:
-            search.team.run(search)
+            search.run()
         except MemoryExceeded:
             ended.append(group.rank)
 
@@ -499,9 +565,9 @@ def test_an_error_of_one_rank_leaves_nobody_waiting() -> None:
 
 def test_groups_must_mean_the_same_by_a_domain() -> None:
     def one(group: ThreadGroup) -> None:
-        search = Toy(Game(), group, lambda x: None, Deadline(), None)
-        search.team.same([torch.arange(3), np.zeros((2, 0))])
-        search.team.same([torch.arange(3) + (group.rank == 1)])
+        exchange: Exchange[Intervals] = Exchange(asked_by(group, lambda x: None, Deadline()))
+        exchange.same([torch.arange(3), np.zeros((2, 0))])
+        exchange.same([torch.arange(3) + (group.rank == 1)])
 
     with pytest.raises(LostDomains, match="group 1"):
         on_ranks(3, one)
@@ -753,17 +819,17 @@ def test_single_cells_are_never_a_proof(size: int) -> None:
 @pytest.mark.parametrize("level", [1, 2])
 def test_a_child_that_is_lost_is_noticed(level: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """At either level of a split at two columns."""
-    halves, calls = relu_split._Search._halves, itertools.count()
+    halves, calls = NeuronBrancher.halves, itertools.count()
 
-    def losing(self: relu_split._Search, *arguments: object) -> object:
+    def losing(self: NeuronBrancher, *arguments: object) -> object:
         children, source, count = halves(self, *arguments)  # type: ignore[arg-type]
         if next(calls) == 3 + level:
             return children[torch.arange(1, children.count)], source[1:], count
         return children, source, count
 
-    monkeypatch.setattr(relu_split._Search, "_depth", lambda self, count, candidates: 2)
+    monkeypatch.setattr(NeuronBrancher, "depth", lambda self, count, candidates, batch: 2)
     assert answers(neurons, 1, Question("mlp", 6, False))[0].open == 0
-    monkeypatch.setattr(relu_split._Search, "_halves", losing)
+    monkeypatch.setattr(NeuronBrancher, "halves", losing)
     with pytest.raises(LostDomains):
         answers(neurons, 1, Question("mlp", 6, False))
 

@@ -1,0 +1,150 @@
+"""Certificates of neuron domains: bounds in float64 with every rounding error accounted for, and what they refute.
+
+The multipliers and slopes of beta-CROWN (Wang et al., NeurIPS 2021) prove whatever bound they give, however they were
+found: the search optimises them in float32, and here the bound is computed once more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from verifier.bab.bounder import Bounded, CaseRows, domain_parameters
+from verifier.bab.context import SearchContext
+from verifier.bab.domains import NeuronDomains
+from verifier.bab.splits import SplitSpace
+from verifier.bab.statistics import SearchStatistics
+from verifier.bounds.alpha import Parameters
+from verifier.bounds.crown import BoundState, crown_rows
+from verifier.bounds.touch import near, touched
+from verifier.core.claims import Semantics, real_part
+from verifier.core.numerics import proved
+
+# Numbers in the tensors that a batch of domains keeps alive, and the fewest and most domains of a batch.
+_CPU_NUMBERS, _GPU_NUMBERS = 1 << 18, 1 << 25
+_FEWEST, _MOST = 8, 1 << 14
+
+
+def fitting(device: torch.device, numbers: int) -> int:
+    """How many domains to work on at once: enough to fill the device, few enough for the caches of a CPU.
+
+    Args:
+        numbers: in the widest tensor of one domain.
+    """
+    elements = _CPU_NUMBERS if device.type == "cpu" else _GPU_NUMBERS
+    return int(max(_FEWEST, min(elements // numbers, _MOST)))
+
+
+class Certificates:
+    """Certificates of the domains of one search.
+
+    Args:
+        state: root bounds (1, *shape).
+        statistics: where what closings cover is noted.
+    """
+
+    def __init__(
+        self,
+        context: SearchContext,
+        state: BoundState,
+        cases: CaseRows,
+        space: SplitSpace,
+        statistics: SearchStatistics,
+    ) -> None:
+        self.graph, self.backend, self.claims = context.graph, context.backend, context.claims
+        self.state, self.cases, self.space, self.statistics = state, cases, space, statistics
+
+    def refuted(self, case: Tensor, gap: Tensor) -> Tensor:
+        """(B,) bool: domains with a row whose bound (B, S), less its threshold, refutes it; as good as the bound is."""
+        return proved(gap, torch.zeros_like(gap), self.cases.strict_of(case)).any(1)
+
+    def closed(self, domains: NeuronDomains, found: Bounded) -> Tensor:
+        """(B,) bool: domains that are refuted; certified when the root's bounds are."""
+        done = self.refuted(domains.case, found.gap)
+        if self.state.certified and bool(done.any()):
+            index = done.nonzero()[:, 0]
+            sure = self._confirmed(domains, found, index)
+            done[index] = sure
+            self.statistics.uncertified += int((~sure).sum())
+        return self._with_touched(domains, found, done)
+
+    def _with_touched(self, domains: NeuronDomains, found: Bounded, done: Tensor) -> Tensor:
+        """Add the domains whose strict rows only touch their thresholds."""
+        strict = self.cases.strict_of(domains.case)
+        if strict is None:
+            return done
+        thresholds = self.cases.thresholds[domains.case]
+        index = (near(found.gap.amax(1), thresholds, strict) & ~done).nonzero()[:, 0]
+        if index.numel():
+            case, bounds = domains.case[index], self.space.domain_bounds(domains.signs[index])
+            spec = self.cases.spec.select(case)
+            hits = touched(self.graph, self.backend, self.state.box, bounds, spec, thresholds[index], strict[index])
+            if self.claims.semantics is not Semantics.FLOAT32:  # nothing is left for the error of a run
+                done[index] = hits
+                self.statistics.covered.weak += int(hits.sum())
+        return done
+
+    def _confirmed(self, domains: NeuronDomains, found: Bounded, index: Tensor) -> Tensor:
+        """(n,) bool: whether some row of these domains is refuted, as far as the claims ask."""
+        statistics = self.statistics
+        others = found.parameters and {i: {k: v[index] for k, v in d.items()} for i, d in found.parameters.items()}
+        part = NeuronDomains(domains.case[index], domains.signs[index], found.theta[index])
+        lower, error = self.lower(part, others)
+        sure, real = self._refutes(part.case, lower), self._refutes(part.case, real_part(lower, error))
+        weak = real & ~sure
+        count = int(weak.sum())
+        if count and not self.claims.real_closes(statistics.waiting, statistics.bounded):
+            statistics.waiting += count
+            weak, count = torch.zeros_like(weak), 0
+        self._note(part.case, lower, error, sure | weak, count)
+        return sure | weak
+
+    def _refutes(self, case: Tensor, lower: Tensor) -> Tensor:
+        """(n,) bool: whether some row's bound (n, S) refutes it."""
+        return proved(lower, self.cases.thresholds[case], self.cases.strict_of(case)).any(1)
+
+    def _note(self, case: Tensor, lower: Tensor, error: Tensor, closed: Tensor, weak: int) -> None:
+        """What the bounds of the closed ones among some domains cover."""
+        gap, row = (lower - self.cases.thresholds[case]).max(1)
+        errors = error.gather(1, row[:, None])[:, 0]
+        if self.state.charges.run is None:
+            weak = int(closed.sum())
+        self.statistics.covered.note(gap[closed], errors[closed], weak)
+
+    def proved(self, domains: NeuronDomains) -> Tensor:
+        """(n,) bool: whether some row of every domain is refuted at these slopes and multipliers, for all that the
+        root's bounds hold for; all of them are believed when the root's bounds are not certified."""
+        if not self.state.certified:
+            return torch.ones_like(domains.case, dtype=torch.bool)
+        lower, error = self.lower(domains)
+        sure = self._refutes(domains.case, lower)
+        self._note(domains.case, lower, error, sure, 0)
+        return sure
+
+    def lower(self, domains: NeuronDomains, others: Parameters | None = None) -> tuple[Tensor, Tensor]:
+        """(B, S) bounds at given slopes and multipliers, in float64, certified when the state is, and the error of a
+        run that they allow for.
+
+        Args:
+            others: relaxation parameters besides the neurons'; default the root's.
+        """
+        widest = max(n.size for n in self.graph.whole.nodes)
+        step = fitting(self.backend.device, widest * self.cases.rows)
+        parts = []
+        for first in range(0, domains.count, step):
+            some = slice(first, first + step)
+            part = domains[some]
+            state = replace(self.state, bounds=self.space.domain_bounds(part.signs))
+            own = others and {i: {k: v[some] for k, v in d.items()} for i, d in others.items()}
+            parameters = domain_parameters(self.space, self.cases, part, own)
+            signs = self.space.multiplier_signs(part.signs)
+            # A negative multiplier would prove anything; that there is none must not hang on the search.
+            theta = part.theta.clamp(min=0)
+            multipliers = self.space.scatter(torch.where(part.signs[:, None] == 0, 0.0, theta))
+            splits = {i: signs[i].double() * m.double() for i, m in multipliers.items()}
+            rows = self.cases.spec.select(part.case)
+            lower, walk = crown_rows(self.graph, self.backend, state, rows, parameters, splits, torch.float64)
+            parts.append((lower, walk.error.expand_as(lower)))
+        return torch.cat([lower for lower, _ in parts]), torch.cat([error for _, error in parts])

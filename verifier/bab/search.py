@@ -1,0 +1,106 @@
+"""Branch and bound, the same for splits of inputs, splits of neurons and the refinement of hidden bounds.
+
+Land and Doig, *An Automatic Method of Solving Discrete Programming Problems*, Econometrica 1960; for neural networks
+Bunel et al., JMLR 2020. A domain leaves the pool only to be closed by a certified bound, to be replaced by children
+that cover it, or to be kept as stuck, and each of these is counted: the problem is proved when no domain is open or
+stuck and the counts add up (:mod:`verifier.bab.balance`).
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, TypeVar
+
+from verifier.bab.domains import Domains
+from verifier.bab.exchange import Ending, Exchange
+from verifier.bab.splitting import Splitting
+from verifier.bab.statistics import Stop
+from verifier.core.errors import DeadlineExceeded, MemoryExceeded
+from verifier.core.memory import in_halves, out_of_memory
+
+D = TypeVar("D", bound=Domains)
+C = TypeVar("C", bound=Domains)
+
+
+def branch_and_bound(splitting: Splitting[D, Any, Any], exchange: Exchange[D]) -> Ending:
+    """Search until everything is proved, a counterexample is found or a limit is met.
+
+    Args:
+        exchange: the limits, and the other groups of ranks that search the same problem; all meet now and then.
+
+    Raises:
+        LostDomains: some domain is not accounted for.
+        MemoryExceeded, DeadlineExceeded: some group could not go on; raised on all.
+    """
+    if exchange.first:
+        exchange.attempt(splitting.start)
+    while True:
+        began, longest, stop = time.monotonic(), 0.0, Stop.NONE
+        while splitting.pool.count and splitting.witness is None and not exchange.failed:
+            stop = exchange.limit(splitting)
+            if stop:
+                break
+            longest = max(longest, exchange.attempt(lambda: step(splitting)))
+            if exchange.first:
+                splitting.show(exchange.others)
+            if exchange.due(time.monotonic() - began, splitting.statistics.bounded):
+                break
+        ending = exchange.meet(splitting, stop, longest)
+        if ending is not None:
+            return ending
+
+
+def step(splitting: Splitting[Any, Any, Any]) -> None:
+    """One round: pick domains, branch, and bound, certify, offer and push their children."""
+    splitting.statistics.rounds += 1
+    picked = splitting.pick()
+    if not picked.count:
+        return
+    try:
+        children = splitting.branch(picked)
+    except (RuntimeError, MemoryError) as error:
+        if not _smaller(splitting, picked, error):
+            raise MemoryExceeded("not even one domain fits") from error
+        splitting.pool.push(picked)
+        return
+    settle(splitting, children)
+
+
+def settle(splitting: Splitting[Any, C, Any], domains: C) -> None:
+    """Bound domains in batches; close what is certified, and put the rest into the pool.
+
+    A batch that does not fit into memory is halved and tried again, as if it had never been touched.
+    """
+
+    def work(part: C) -> None:
+        if splitting.witness is not None:
+            return
+        before = splitting.statistics.copy()
+        try:
+            left = splitting.certify(part, splitting.bound(part))
+            splitting.witness = splitting.offer(left)
+            if splitting.witness is None:
+                splitting.push(left)
+        except (DeadlineExceeded, RuntimeError, MemoryError) as error:
+            splitting.undo(before)
+            if not isinstance(error, DeadlineExceeded):
+                raise
+            splitting.postpone(part, error)
+
+    def failed(part: C, error: Exception) -> bool:
+        if _smaller(splitting, part, error):
+            return True
+        splitting.postpone(part, MemoryExceeded("not even one domain fits"))
+        return False
+
+    in_halves(splitting.parts(domains), work, failed)
+
+
+def _smaller(splitting: Splitting[Any, Any, Any], part: Domains, error: Exception) -> bool:
+    """After an allocation failed: go on with smaller batches; whether this one can be halved."""
+    if not out_of_memory(error):
+        raise error
+    if splitting.backend.size > 1:  # the other ranks of a group go on: only the end of the job is safe
+        raise MemoryExceeded(f"a batch of {part.count} domains does not fit; make bab.batch_size smaller") from error
+    splitting.shrink(part.count)
+    return part.count > 1

@@ -1,0 +1,101 @@
+"""What a search did and holds: statistics that add up, and the reasons why one ends."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from enum import IntEnum
+
+from verifier.core.claims import Covered
+
+
+class Stop(IntEnum):
+    """Why a search ends with domains left; of several reasons the smallest is named."""
+
+    NONE = 0
+    TIME = 1
+    DOMAINS = 2
+    MEMORY = 3
+    DEVICE = 4
+
+
+@dataclass
+class SearchStatistics:
+    """What a group of ranks (or all of them) did and holds.
+
+    Attributes:
+        roots: domains that it began with.
+        children: domains made by splits.
+        split: domains replaced by their children.
+        closed: refuted domains.
+        stuck: domains that nothing can decide.
+        open: domains in the pool.
+        bounded: domains bounded so far.
+        rounds: steps of the search.
+        depth: largest number of halvings of an input box.
+        leaves: neuron domains without a free neuron, which go to the linear program.
+        uncertified: closings in float32 that their certificate did not confirm.
+        forced: phases that follow because the other side is refuted.
+        refused: candidates that did not replay.
+        waiting: domains refuted for the real network alone that were split further.
+        worst: lowest bound minus threshold among the open domains, +inf without any.
+        covered: what closings hold for.
+    """
+
+    roots: int = 0
+    children: int = 0
+    split: int = 0
+    closed: int = 0
+    stuck: int = 0
+    open: int = 0
+    bounded: int = 0
+    rounds: int = 0
+    depth: int = 0
+    leaves: int = 0
+    uncertified: int = 0
+    forced: int = 0
+    refused: int = 0
+    waiting: int = 0
+    worst: float = math.inf
+    covered: Covered = field(default_factory=Covered)
+
+    def copy(self) -> SearchStatistics:
+        return replace(self, covered=replace(self.covered))
+
+    def restore(self, before: SearchStatistics) -> None:
+        """Become what a copy was, in place; rounds and refused candidates stay counted."""
+        rounds, refused = self.rounds, self.refused
+        for f in fields(self):
+            setattr(self, f.name, getattr(before, f.name))
+        self.covered, self.rounds, self.refused = replace(before.covered), rounds, refused
+
+    @staticmethod
+    def total(parts: Iterable[SearchStatistics]) -> SearchStatistics:
+        """Sums; the greatest depth, the worst bound, and the closing bound with the least to spare."""
+        out = SearchStatistics()
+        for part in parts:
+            for name in _COUNTS:
+                setattr(out, name, getattr(out, name) + getattr(part, name))
+            out.depth = max(out.depth, part.depth)
+            out.worst = min(out.worst, part.worst)
+            out.covered.add(part.covered)
+        return out
+
+    def pack(self) -> list[float]:
+        """As numbers, all of which a double holds exactly."""
+        covered = self.covered
+        counts = [float(getattr(self, name)) for name in (*_COUNTS, "depth")]
+        return [*counts, self.worst, covered.weak, covered.margin, covered.error, float(covered.overflow)]
+
+    @staticmethod
+    def unpack(values: Sequence[float]) -> SearchStatistics:
+        """From :meth:`pack`."""
+        *counts, worst, weak, margin, error, overflow = values
+        numbers = {name: int(v) for name, v in zip((*_COUNTS, "depth"), counts, strict=True)}
+        return SearchStatistics(**numbers, worst=worst, covered=Covered(int(weak), margin, error, bool(overflow)))
+
+
+_NO_COUNTS = ("depth", "worst", "covered")
+_COUNTS = tuple(f.name for f in fields(SearchStatistics) if f.name not in _NO_COUNTS)
+PACKED = len(SearchStatistics().pack())

@@ -1,0 +1,331 @@
+"""Bounds of the domains of an input search: which sweeps they get, in which arithmetic, and what those leave open.
+
+A proof rests on numbers whose every rounding error is accounted for: in float32 where the network allows it, else in
+float64; domains that float32's errors alone keep open are bounded once more in float64.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from verifier.bab.boxes import (
+    CHARGED_32,
+    CHARGED_64,
+    SEARCH,
+    Arithmetic,
+    Hidden,
+    bound_boxes,
+    charges_in_float32,
+    cuttable,
+)
+from verifier.bab.case_table import CaseTable
+from verifier.bab.clip import Halfspaces, combine, halfspaces, least
+from verifier.bab.context import SearchContext
+from verifier.bab.domains import BoxDomains
+from verifier.bab.statistics import SearchStatistics
+from verifier.bounds import ibp
+from verifier.bounds.crown import Specification, preactivations, row_bytes
+from verifier.bounds.touch import near, touched
+from verifier.core.claims import Claims, Semantics, real_part
+from verifier.core.deadline import Deadline
+from verifier.core.interval import Interval
+from verifier.graph.graph import Node
+
+# Bytes of coefficients that one batch keeps alive.
+_BATCH_BYTES = {"cpu": 32 << 20, "cuda": 4 << 30}
+# Bytes that the bounds of a round's boxes take at most, one box at least.
+_ROUND_BYTES = {"cpu": 2 << 30, "cuda": 16 << 30}
+# Numbers that are kept of every element of a box: bounds, magnitudes, planes.
+_KEPT = 8
+# Up to here a linear sweep forward is cheap.
+_FEW_INPUTS = 32
+_FEWEST, _MOST_DOMAINS = 16, 1 << 17
+# A sweep without hidden rows is worth its time when it closes at least this share of a batch.
+_CHEAP_SHARE = 0.2
+# One in float64 for all open domains is worth it from this share on.
+_EXACT_SHARE = 0.1
+# A domain that the linear sweep leaves open is worth as many linear sweeps as its subtree would have domains, should
+# CROWN's hidden rows close it; while they do not pay, a sample is tried every few rounds.
+_SUBTREE = 96
+# A box on which a row moves by so few errors of a run is not worth splitting for runs.
+_NOISIEST = 0.05
+# Small networks: what is not multiplication costs about this much more with hidden rows.
+_LEAST_CROWN_COST = 10.0
+_SAMPLE, _SAMPLE_ROUNDS = 32, 4
+
+
+class Trial:
+    """Whether an optional sweep has closed enough lately to be worth its time.
+
+    Args:
+        share: of the domains it is tried on, what it must close; from 1 on it never pays.
+    """
+
+    def __init__(self, share: float) -> None:
+        self._share = share
+        self._tried = 0.0
+        self._closed = 0.0
+
+    @property
+    def possible(self) -> bool:
+        return self._share < 1
+
+    def pays(self) -> bool:
+        return self.possible and (self._tried < 32 or self._closed > self._share * self._tried)
+
+    def mostly(self) -> bool:
+        """Whether nearly everything was closed."""
+        return self._closed >= 0.9 * self._tried
+
+    def note(self, tried: int, closed: int) -> None:
+        """Older trials fade."""
+        self._tried, self._closed = 0.7 * self._tried + tried, 0.7 * self._closed + closed
+
+
+@dataclass(frozen=True)
+class Swept:
+    """Domains that a sweep leaves open, and what it knows of them.
+
+    Attributes:
+        rows: halfspaces that a counterexample must satisfy, the rows of the case first.
+        value: float64 (B,), largest of the rows' bounds minus thresholds; not positive.
+    """
+
+    domains: BoxDomains
+    rows: Halfspaces
+    value: Tensor
+
+    def select(self, index: Tensor) -> Swept:
+        return Swept(self.domains[index], self.rows[index], self.value[index])
+
+    @staticmethod
+    def cat(parts: list[Swept]) -> Swept:
+        rows, names = [p.rows for p in parts], [f.name for f in fields(Halfspaces)]
+        return Swept(
+            BoxDomains.cat([p.domains for p in parts]),
+            Halfspaces(*(torch.cat([getattr(r, name) for r in rows]) for name in names)),
+            torch.cat([p.value for p in parts]),
+        )
+
+
+class Sweeps:
+    """Sweeps over the network that bound boxes and leave open what they do not refute.
+
+    Args:
+        deadline: expires for all ranks of the group at the same question.
+        statistics: where what closings cover is noted, and what they are judged by.
+
+    Attributes:
+        batch: boxes that get hidden rows at once; ``most``: boxes of a round whose bounds fit into memory.
+    """
+
+    def __init__(
+        self, context: SearchContext, table: CaseTable, deadline: Deadline, statistics: SearchStatistics
+    ) -> None:
+        self.graph, self.backend, self.config = context.graph, context.backend, context.config
+        self.table, self.deadline, self.statistics = table, deadline, statistics
+        certify = context.certify
+        self.claims = context.claims if certify else Claims()
+        self.arithmetic = SEARCH if not certify else CHARGED_32 if charges_in_float32(self.graph) else CHARGED_64
+        self._look_at_runs()
+        self._cheap_kind: Hidden = "linear" if self.table.varying.numel() <= _FEW_INPUTS else "interval"
+        self._cheap = Trial(_CHEAP_SHARE)
+        self._crown = Trial(self._crown_cost() / _SUBTREE if self._cheap_kind == "linear" else -1.0)
+        self._exact = Trial(_EXACT_SHARE)
+        self.batch = self._batch_size()
+        self.most = self._most_boxes()
+
+    def _look_at_runs(self) -> None:
+        """Have bounds hold for runs, unless a run may overflow and the real network will do."""
+        if self.claims.run is None:
+            return
+        hull = Interval(self.table.lower.amin(0), self.table.upper.amax(0))
+        shape = (1, *self.graph.whole.input_shape)
+        box = Interval(*(self.backend.part(0, b.reshape(shape)) for b in hull)).to(torch.float64)
+        _, charges = ibp.propagate(self.graph, self.backend, box, run=self.claims.run)
+        self.statistics.covered.overflow = ibp.may_overflow(charges, self.backend)
+        if self.statistics.covered.overflow and self.claims.semantics is Semantics.BOTH:
+            self.claims = Claims()
+        self.arithmetic = replace(self.arithmetic, run=self.claims.run)
+
+    def _crown_cost(self) -> float:
+        """Multiplications of a sweep with hidden rows (half the neurons open) over those of a linear sweep."""
+        nodes = self.graph.whole.nodes
+        work = np.cumsum([_products(node) for node in nodes])
+        rows = sum(float(work[i]) * nodes[i].size for i in preactivations(self.graph))
+        return max(_LEAST_CROWN_COST, rows / max(1.0, float(work[-1]) * (self.table.varying.numel() + 3)))
+
+    def _batch_size(self) -> int:
+        """Domains per round: so many that their coefficients stay near the cache, or fill a part of the GPU."""
+        if self.config.batch_size != "auto":
+            return self.config.batch_size
+        rows = max(2 * max(node.size for node in self.graph.whole.nodes[1:]), self.table.rows.shape[1])
+        bytes_each = rows * row_bytes(self.graph.whole, 1, self.arithmetic.dtype)
+        return max(_FEWEST, min(_MOST_DOMAINS, _BATCH_BYTES[self.backend.device.type] // bytes_each))
+
+    def _most_boxes(self) -> int:
+        """Domains of a round whose bounds fit into memory."""
+        sizes = [node.size for node in self.graph.whole.nodes]  # the same on every rank
+        numbers = sum(sizes) * _KEPT
+        if self._cheap_kind == "linear":
+            numbers += 4 * max(sizes) * self.table.varying.numel()
+        size = numbers * torch.finfo(self.arithmetic.dtype).bits // 8
+        return max(1, _ROUND_BYTES[self.backend.device.type] // size)
+
+    def sweep(self, batch: BoxDomains) -> Swept:
+        """Close what can be closed: by the cheap sweep first, then with CROWN's hidden rows as far as they pay."""
+        left = None
+        if self._cheap_kind == "linear" or self._cheap.pays():
+            left = self._charged(batch, self._cheap_kind)
+            self._cheap.note(batch.count, batch.count - left.domains.count)
+            batch = left.domains
+        count = self._crown_count(batch.count)
+        if count == 0 and left is not None:
+            return left
+        # A sample is spread evenly.
+        some = torch.arange(count, device=batch.case.device) * batch.count // count
+        chosen = torch.zeros(batch.count, dtype=torch.bool, device=some.device).index_fill(0, some, True)
+        parts = [
+            self._charged(batch[part], "crown") for part in chosen.nonzero()[:, 0].split(min(self.batch, self.most))
+        ]
+        self._crown.note(count, count - sum(p.domains.count for p in parts))
+        if count < batch.count:
+            assert left is not None
+            parts.append(left.select(~chosen))
+        return Swept.cat(parts)
+
+    def _crown_count(self, left: int) -> int:
+        """How many of the domains that a cheap sweep leaves get CROWN's hidden rows: all, a sample, or none."""
+        if self._crown.pays():
+            return left
+        return min(left, _SAMPLE) if self.statistics.rounds % _SAMPLE_ROUNDS == 0 and self._crown.possible else 0
+
+    def _charged(self, batch: BoxDomains, hidden: Hidden) -> Swept:
+        """One sweep. Where float32's charges may be to blame for an open domain, float64 has a go."""
+        return self._really_open(self._open(batch, hidden), hidden)
+
+    def _open(self, batch: BoxDomains, hidden: Hidden) -> Swept:
+        """Domains that a sweep leaves open for all that bounds are to hold for."""
+        left, _ = self._bound(batch, self.arithmetic, hidden)
+        if self.arithmetic.dtype == torch.float64 or not self.arithmetic.charged or left.domains.count == 0:
+            return left
+        # The error of a run stays what it is.
+        charges = left.rows.slack - left.rows.error
+        near = (least(left.rows, left.domains.box) + 4 * charges > 0).any(1)
+        if self._exact.pays():
+            near = torch.ones_like(near)
+        count = int(near.sum())
+        if count == 0:
+            return left
+        again, _ = self._bound(left.domains[near], replace(CHARGED_64, run=self.claims.run), hidden)
+        self._exact.note(count, count - again.domains.count)
+        return Swept.cat([left.select(~near), again])
+
+    def _really_open(self, left: Swept, hidden: Hidden) -> Swept:
+        """Without the domains that are refuted for the real network and may be closed for that. The others are split
+        further: mostly their children are refuted for runs too.
+
+        What stays keeps the rows that hold for runs, since boxes are cut by them.
+        """
+        if self.claims.semantics is not Semantics.BOTH or left.domains.count == 0:
+            return left
+        box, rows = left.domains.box, left.rows
+        value = least(rows, box)
+        noisy = self._noisy(rows, box)
+        waits = rows.refuted(real_part(value, rows.error)) | noisy
+        near = (value + 4 * rows.slack > 0).any(1) | noisy
+        if not self.claims.real_closes(self.statistics.waiting, self.statistics.bounded):
+            near = near & ~cuttable(box).any(1)  # cells cannot wait
+        self.statistics.waiting += int((waits & ~near).sum())
+        if 2 * int(noisy.sum()) > left.domains.count:
+            self.claims, self.arithmetic = Claims(), replace(self.arithmetic, run=None)
+        at = near.nonzero()[:, 0]
+        if not at.numel():
+            return left
+        _, still = self._bound(left.domains[at], CHARGED_64, hidden)
+        closed = torch.zeros_like(near)
+        closed[at] = True
+        closed[at[still]] = False
+        return left.select(~closed)
+
+    @staticmethod
+    def _noisy(rows: Halfspaces, box: Interval) -> Tensor:
+        """(D,) bool: boxes on which the best row moves by little more than the error of a run."""
+        best = least(rows, box).argmax(1, keepdim=True)
+        moves = (rows.a.abs() * (box.upper - box.lower).double()[:, None]).sum(-1)
+        return (rows.error > _NOISIEST * moves).gather(1, best)[:, 0]
+
+    def cheap_factor(self) -> int:
+        """How many batches of sweeps with hidden rows take as much memory as one without."""
+        if self._crown.possible and not self._cheap.mostly():
+            return 1
+        rows = 2 * max(node.size for node in self.graph.whole.nodes[1:])
+        return max(1, min(64, rows // (2 * self.table.rows.shape[1] + 2 * self.table.varying.numel())))
+
+    def _bound(self, batch: BoxDomains, arithmetic: Arithmetic, hidden: Hidden) -> tuple[Swept, Tensor]:
+        """What one sweep leaves open, and (n,) which domains of the batch these are."""
+        box = self.table.boxes(batch)
+        shape = (batch.count, *self.graph.whole.input_shape)
+        spec, threshold = self.table.specification(batch.case, self.graph)
+        reshaped = Interval(*(self.backend.part(0, b.reshape(shape)) for b in box))
+        varying = self.table.varying
+        found = bound_boxes(self.graph, self.backend, reshaped, spec, arithmetic, self.deadline, hidden, varying)
+        strict = self.table.strict_rows(batch.case)
+        rows = halfspaces(found.walk, threshold, box.to(torch.float64), self.table.varying, strict)
+        value = least(rows, batch.box)
+        keep = self.kept(rows, value, arithmetic)
+        left, place = Swept(batch[keep], rows[keep], value.amax(1)[keep]), keep
+        if threshold.shape[1] > 1:
+            rows = combine(left.rows, left.domains.box)
+            value = least(rows, left.domains.box)
+            best = torch.maximum(left.value, value.amax(1))
+            keep = self.kept(rows, value, arithmetic)
+            left, place = Swept(left.domains[keep], rows[keep], best[keep]), place[keep]
+        if strict is not None:
+            open_ = self._untouched(left, place, reshaped, found.bounds, spec, threshold, strict)
+            left, place = left.select(open_), place[open_]
+        return left, place
+
+    def kept(self, rows: Halfspaces, value: Tensor, arithmetic: Arithmetic) -> Tensor:
+        """(n,) positions of the domains that their rows' bounds (B, S) do not refute; notes what those of the others
+        hold for."""
+        gone = rows.refuted(value)
+        gap, row = value.max(1)
+        error = rows.error.gather(1, row[:, None])[:, 0]
+        self.statistics.covered.note(gap[gone], error[gone], int(gone.sum()) if arithmetic.run is None else 0)
+        return (~gone).nonzero()[:, 0]
+
+    def _untouched(
+        self,
+        left: Swept,
+        place: Tensor,
+        box: Interval,
+        bounds: dict[int, Interval],
+        spec: Specification,
+        threshold: Tensor,
+        strict: Tensor,
+    ) -> Tensor:
+        """(n,) positions of the domains but those whose strict rows only touch their thresholds; whole boxes are always
+        tried.
+
+        Args:
+            place: of the domains that are left in the batch that ``box``, ``bounds``, ``threshold``, ``strict`` and,
+                unless all have the same rows, ``spec`` describe.
+        """
+        among = torch.zeros(strict.shape[0], dtype=torch.bool, device=strict.device)
+        among[place] = near(left.value, threshold[place], strict[place]) | (left.domains.depth == 0)
+        if self.claims.semantics is Semantics.FLOAT32:  # nothing is left for the error of a run
+            return torch.arange(left.domains.count, device=place.device)
+        found = touched(self.graph, self.backend, box, bounds, spec, threshold, strict, among)
+        self.statistics.covered.weak += int(found[place].sum())
+        return (~found[place]).nonzero()[:, 0]
+
+
+def _products(node: Node) -> int:
+    """Multiplications behind a node's value, roughly."""
+    return node.size + sum(math.prod(h.shape) for h in node.op.handles if len(h.shape) > 1)
