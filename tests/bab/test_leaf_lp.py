@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +13,8 @@ from torch import Tensor
 
 from tests.bounds.nets import Builder, Case, case, make
 from tests.support.device import DEVICE, array
-from verifier.bab.leaf_lp import LeafResult, solve_leaf
+from verifier.bab.highs import Solved, WarmStarts
+from verifier.bab.leaf_lp import LeafResult, LeafRows, LeafSolver
 from verifier.bounds.crown import BoundState, Specification, crown_hidden
 from verifier.core.deadline import Deadline
 from verifier.core.interval import Interval
@@ -54,8 +54,8 @@ class Leaf:
         self.spec = Specification(y.to(DEVICE), x.to(DEVICE))
 
     def solve(self, thresholds: Tensor, seconds: float = 20.0) -> LeafResult:
-        made = self.case
-        return solve_leaf(made.graph, made.backend, self.state, self.signs, self.spec, thresholds, Deadline(seconds))
+        solver = LeafSolver(self.case.graph, self.case.backend)
+        return solver.solve(self.state, self.signs, LeafRows(self.spec, thresholds), Deadline(seconds))
 
     def rows(self, points: Tensor) -> Tensor:
         """(count, ROWS) values at points (count, 1, *input_shape)."""
@@ -176,7 +176,8 @@ def test_a_single_neuron_decides_emptiness() -> None:
     threshold = torch.full((1,), 1e6, dtype=torch.float64, device=DEVICE)
     for signs, empty in (([-1.0, -1.0], True), ([-1.0, 1.0], False), ([1.0, -1.0], False), ([1.0, 1.0], False)):
         given = {2: torch.tensor(signs, device=DEVICE).reshape(1, 1, 2)}
-        found = solve_leaf(made.graph, made.backend, made.state(), given, spec, threshold, Deadline(10))
+        solver = LeafSolver(made.graph, made.backend)
+        found = solver.solve(made.state(), given, LeafRows(spec, threshold), Deadline(10))
         assert found.closed == empty
 
 
@@ -184,13 +185,13 @@ def garbage(leaf: Leaf, seed: int) -> object:
     """A stand-in for the solver: any duals, any status."""
     random = np.random.default_rng(seed)
 
-    def solver(c: np.ndarray, A_ub: np.ndarray, b_ub: np.ndarray, **_: object) -> SimpleNamespace:
-        duals = random.standard_normal(len(b_ub)) * 10.0 ** random.integers(-6, 9)
+    def solver(self: object, cost: np.ndarray, rows: np.ndarray, right: np.ndarray, *_: object) -> Solved:
+        duals = random.standard_normal(len(right)) * 10.0 ** random.integers(-6, 9)
         if seed % 4 == 0:
             duals[random.integers(len(duals))] = random.choice([np.nan, np.inf, -np.inf])
-        status = int(random.choice([0, 1, 2, 4]))
-        x = None if status == 2 else random.standard_normal(len(c)) * 10
-        return SimpleNamespace(status=status, x=x, ineqlin=SimpleNamespace(marginals=duals))
+        infeasible = bool(random.random() < 0.5)
+        point = None if infeasible or random.random() < 0.3 else random.standard_normal(len(cost)) * 10
+        return Solved(infeasible, point, duals if random.random() < 0.9 else None, 0)
 
     return solver
 
@@ -199,7 +200,7 @@ def garbage(leaf: Leaf, seed: int) -> object:
 def test_wrong_duals_prove_nothing(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     leaf = Leaf("mlp", seed % 5, radius=0.6)
     value = leaf.rows(leaf.point)[0]
-    monkeypatch.setattr("scipy.optimize.linprog", garbage(leaf, seed))
+    monkeypatch.setattr(WarmStarts, "minimise", garbage(leaf, seed))
     # The leaf's own point satisfies every row with equality, so nothing may close the leaf.
     found = leaf.solve(value)
     assert not found.closed and not found.bound > 1e-9
@@ -240,5 +241,31 @@ def test_the_solver_stops_at_the_deadline() -> None:
     thresholds = torch.zeros(30, dtype=torch.float64, device=DEVICE)
     deadline = Deadline(1.0)
     start = time.monotonic()
-    solve_leaf(made.graph, made.backend, state, signs, spec, thresholds, deadline)
+    LeafSolver(made.graph, made.backend).solve(state, signs, LeafRows(spec, thresholds), deadline)
     assert time.monotonic() - start < 4.0
+
+
+def test_leaves_that_are_alike_start_where_the_one_before_ended() -> None:
+    """From the basis of the program before it a program takes fewer steps, and comes to the same end."""
+    random = np.random.default_rng(0)
+    rows, right = random.normal(size=(60, 21)), 1 - 0.1 * random.normal(size=60)
+    rows[:, -1] = np.where(np.arange(60) < 5, -1.0, 0.0)
+    cost, box = np.append(np.zeros(20), 1.0), np.append(np.ones(20), np.inf)
+    starts = WarmStarts()
+    cold = first = starts.minimise(cost, rows, right, (-box, box), 10.0)
+    for _ in range(5):
+        changed = rows + 1e-3 * random.normal(size=rows.shape) * (rows != 0)
+        cold = WarmStarts().minimise(cost, changed, right, (-box, box), 10.0)
+        warm = starts.minimise(cost, changed, right, (-box, box), 10.0)
+        assert cold.point is not None and warm.point is not None
+        assert warm.iterations < cold.iterations / 2
+        assert abs(cold.point[-1] - warm.point[-1]) < 1e-6
+    assert first.iterations > 0
+    # Programs of other shapes, and ones without any point, start afresh.
+    assert starts.minimise(cost, rows[:30], right[:30], (-box, box), 10.0).point is not None
+    assert starts.minimise(cost, rows, right - 100, (-box, box), 10.0).infeasible
+
+
+def test_the_solver_is_silent(capfd: pytest.CaptureFixture[str]) -> None:
+    Leaf("mlp", 0).solve(torch.zeros(ROWS, dtype=torch.float64, device=DEVICE))
+    assert capfd.readouterr() == ("", "")

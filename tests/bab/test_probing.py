@@ -13,6 +13,7 @@ from verifier.bab import relu_split
 from verifier.bab.balance import LostDomains
 from verifier.bab.bounder import CaseRows
 from verifier.bab.branching import probing
+from verifier.bab.branching.heuristic import Neurons
 from verifier.bab.branching.neurons import NeuronBrancher
 from verifier.bab.context import SearchContext
 from verifier.bab.domains import NeuronDomains, OpenNeuronDomains
@@ -30,12 +31,13 @@ def test_sides_are_free_and_sorted() -> None:
     a, z = (torch.randn(shape, generator=random).to(DEVICE) for _ in range(2))
     alpha = torch.rand(shape, generator=random).to(DEVICE)
     gap = -torch.rand(DOMAINS, generator=random).to(DEVICE)
-    found, pushes = probing.sides(s.space, s.domains.signs, a, alpha, z, gap, EVERY)
+    neurons = Neurons(s.domains.signs, a, alpha, z, gap)
+    found, pushes = probing.sides(s.space, neurons, EVERY)
     assert found.shape == pushes.shape == (DOMAINS, 2 * s.space.size)
     assert bool((pushes >= 0).all()) and bool((found >= 0).any()) and bool((found < 0).any())
-    few, _ = probing.sides(s.space, s.domains.signs, a, alpha, z, gap, 3)
+    few, _ = probing.sides(s.space, neurons, 3)
     assert torch.equal(few, found[:, :3])
-    assert probing.sides(s.space, s.domains.signs, a, alpha, z, gap, 0)[0].shape == (DOMAINS, 0)
+    assert probing.sides(s.space, neurons, 0)[0].shape == (DOMAINS, 0)
     slope = s.space.upper / (s.space.upper - s.space.lower)
     for row in range(DOMAINS):
         real = found[row][found[row] >= 0]

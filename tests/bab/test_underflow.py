@@ -149,8 +149,8 @@ def test_certificates_of_leaves(seed: int) -> None:
             for node in made.graph.nodes
             if isinstance(node.op, Relu)
         }
-        closed, real, margin, error = leaf_lp._certify(
-            made.graph, made.backend, state, spec, thresholds, None, weights, dict(splits)
+        closed, real, margin, error = leaf_lp.certify(
+            made.graph, made.backend, state, leaf_lp.LeafRows(spec, thresholds), (weights, splits)
         )
         assert real == closed and error == 0.0  # nothing is claimed about runs
         w = exact(torch.from_numpy(weights))

@@ -21,6 +21,21 @@ def varying_inputs(problem: Problem, cases: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
+class BoxRows:
+    """The rows of a batch of boxes.
+
+    Attributes:
+        spec: (B, S, ...), or (1, S, ...) where all have the same.
+        thresholds: float64 (B, S), +inf where a row is padding.
+        strict: (B, S) bool, or None: no row is strict.
+    """
+
+    spec: Specification
+    thresholds: Tensor
+    strict: Tensor | None
+
+
+@dataclass(frozen=True)
 class CaseTable:
     """The cases on the device; K boxes, N cases, M rows, S rows per case.
 
@@ -76,8 +91,8 @@ class CaseTable:
         low[:, self.varying], up[:, self.varying] = domains.lower, domains.upper
         return Interval(low, up)
 
-    def specification(self, case: Tensor, graph: Graph) -> tuple[Specification, Tensor]:
-        """Rows of the domains' cases, and their thresholds (B, S): +inf where a row is padding."""
+    def rows_of(self, case: Tensor, graph: Graph) -> BoxRows:
+        """Rows of the domains' cases."""
         rows = self.rows[case[:1] if self.single else case]
         index = rows.clamp(min=0)
         pad = rows < 0
@@ -86,9 +101,9 @@ class CaseTable:
         if self.x is not None:
             x = self.x[index].masked_fill(pad[..., None], 0.0).reshape(*rows.shape, *graph.whole.input_shape)
         threshold = self.d[index].masked_fill(pad, torch.inf).expand(case.shape[0], -1)
-        return Specification(y, x), threshold
+        return BoxRows(Specification(y, x), threshold, self._strict_rows(case))
 
-    def strict_rows(self, case: Tensor) -> Tensor | None:
+    def _strict_rows(self, case: Tensor) -> Tensor | None:
         """(B, S) bool: strict rows of the domains' cases; padding is not."""
         if self.strict is None:
             return None

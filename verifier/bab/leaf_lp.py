@@ -5,10 +5,11 @@ Every point of it refutes a row when
 
     min over x of max over rows s of (row_s(x) - d_s)  subject to  s_k z_k(x) <= 0
 
-is positive, or when the leaf is empty. HiGHS (through scipy, which keeps it silent) solves that program, and an elastic
-one (smallest violation of the split constraints) when it calls the first infeasible. Its tolerances are absolute, so
-neither its status nor its objective proves anything: its dual values are clamped to be non-negative and handed to the
-ordinary certified bound as weights lambda of the rows and multipliers beta of the splits.
+is positive, or when the leaf is empty. HiGHS solves that program, and an elastic one (smallest violation of the split
+constraints) when it calls the first infeasible; leaves of one search are alike, so that each starts where one before it
+ended. The tolerances are absolute, so neither status nor objective proves anything: the dual values are clamped to be
+non-negative and handed to the ordinary certified bound as weights lambda of the rows and multipliers beta of the
+splits.
 
 Sound: for x in the leaf and any lambda, beta >= 0,
 
@@ -31,6 +32,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from verifier.bab.highs import WarmStarts
 from verifier.bounds.crown import BoundState, Specification, crown_rows, relaxations, row_bytes
 from verifier.bounds.forms import OneHot
 from verifier.bounds.walk import Walk, backward
@@ -44,7 +46,6 @@ from verifier.graph.op import Relaxation
 
 _F64 = torch.float64
 _CHUNK_BYTES = 64 << 20
-_INFEASIBLE = (2, 4)  # scipy's status: infeasible, or HiGHS cannot say; the elastic program decides
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,21 @@ class LeafResult:
     bound: float
     real: bool = False
     error: float = 0.0
+
+
+@dataclass(frozen=True)
+class LeafRows:
+    """The rows of a leaf's case.
+
+    Attributes:
+        spec: (1, S, ...).
+        thresholds: (S,) float64; row s is refuted where it exceeds its threshold.
+        strict: (S,) bool, rows that are refuted where they reach it too; None: none.
+    """
+
+    spec: Specification
+    thresholds: Tensor
+    strict: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -97,67 +113,110 @@ class _Solution:
     weights: np.ndarray | None
 
 
-def solve_leaf(
-    graph: Graph,
-    backend: ParallelBackend,
-    state: BoundState,
-    signs: Mapping[int, Tensor],
-    spec: Specification,
-    thresholds: Tensor,
-    deadline: Deadline,
-    strict: Tensor | None = None,
-) -> LeafResult:
-    """Close one leaf by a certificate from linear programming, or return the most promising point.
+class LeafSolver:
+    """Closes leaves of one search by certificates from linear programming."""
 
-    Args:
-        state: bounds of one domain (B = 1).
-        signs: for every nonlinear node with splits (1, 1, *in_shape): -1 where its input is >= 0 by a split, +1 where
-            it is <= 0, else 0.
-        spec: (1, S, ...) rows.
-        thresholds: (S,) float64; row s is refuted where it exceeds its threshold.
-        strict: (S,) bool, rows that are refuted where they reach it too; None: none.
-    """
-    open_leaf = LeafResult(False, None, -math.inf)
-    state = replace(state, bounds=_clip(graph, state.bounds, signs))
-    if backend.agree(float(_inverted(state.bounds))):
-        return LeafResult(True, None, math.inf, True)
-    planes = relaxations(graph, state.bounds, _F64)
-    middle, radius = _centre(Interval(*backend.whole(0, torch.stack(state.box))))
-    splits: list[_Split] = []
-    for owner, sign in signs.items():
-        found = _split_rows(graph, backend, planes, owner, sign, middle, radius, deadline)
-        if found is None:
+    def __init__(self, graph: Graph, backend: ParallelBackend) -> None:
+        self.graph, self.backend = graph, backend
+        self._starts = WarmStarts()
+
+    def solve(self, state: BoundState, signs: Mapping[int, Tensor], rows: LeafRows, deadline: Deadline) -> LeafResult:
+        """Close one leaf, or return the most promising point.
+
+        Args:
+            state: bounds of one domain (B = 1).
+            signs: for every nonlinear node with splits (1, 1, *in_shape): -1 where its input is >= 0 by a split, +1
+                where it is <= 0, else 0.
+        """
+        graph, backend = self.graph, self.backend
+        open_leaf = LeafResult(False, None, -math.inf)
+        state = replace(state, bounds=_clip(graph, state.bounds, signs))
+        if backend.agree(float(_inverted(state.bounds))):
+            return LeafResult(True, None, math.inf, True)
+        planes = relaxations(graph, state.bounds, _F64)
+        middle, radius = centre = _centre(Interval(*backend.whole(0, torch.stack(state.box))))
+        splits: list[_Split] = []
+        for owner, sign in signs.items():
+            found = self._split_rows(planes, owner, sign, centre, deadline)
+            if found is None:
+                return open_leaf
+            splits.append(found)
+        walk = backward(graph, backend, rows.spec.forms(backend, graph.output, _F64), planes, _F64)
+        objective = _affine(backend, walk, centre)
+        objective = replace(objective, c=objective.c - rows.thresholds.to(_F64).cpu().numpy())
+        constraints = _stack([s.rows for s in splits], middle.shape[0])
+        if not all(np.isfinite(v).all() for v in (objective.a, objective.c, constraints.a, constraints.c)):
             return open_leaf
-        splits.append(found)
-    walk = backward(graph, backend, spec.forms(backend, graph.output, _F64), planes, _F64)
-    objective = _affine(backend, walk, middle, radius)
-    thresholds = thresholds.to(_F64)
-    objective = replace(objective, c=objective.c - thresholds.cpu().numpy())
-    constraints = _stack([s.rows for s in splits], middle.shape[0])
-    if not all(np.isfinite(v).all() for v in (objective.a, objective.c, constraints.a, constraints.c)):
-        return open_leaf
 
-    # One rank solves for all: they must go on with the same multipliers.
-    solution = backend.once(lambda: _minimise(objective, constraints, deadline))
-    candidate = None
-    if solution.point is not None:
-        candidate = np.clip(middle + radius * solution.point, middle - radius, middle + radius)
-    if solution.infeasible:
-        solution = backend.once(lambda: _minimise(constraints, _stack([], middle.shape[0]), deadline))
-        weights, beta = np.zeros(len(objective.c)), solution.weights
-    elif solution.weights is not None:
-        weights, beta = np.split(solution.weights, [len(objective.c)])
-    else:
-        return replace(open_leaf, candidate=candidate)
-    if beta is None or deadline.expired():
-        return replace(open_leaf, candidate=candidate)
-    multipliers = _scatter(splits, signs, beta)
-    closed, real, bound, error = _certify(graph, backend, state, spec, thresholds, strict, weights, multipliers)
-    if closed and not weights.any():
-        bound = math.inf
-    elif not weights.any():
-        bound = -math.inf
-    return LeafResult(closed, None if closed else candidate, bound, real, error)
+        # One rank solves for all: they must go on with the same multipliers.
+        solution = backend.once(lambda: self._minimise(objective, constraints, deadline))
+        candidate = None
+        if solution.point is not None:
+            candidate = np.clip(middle + radius * solution.point, middle - radius, middle + radius)
+        if solution.infeasible:
+            solution = backend.once(lambda: self._minimise(constraints, _stack([], middle.shape[0]), deadline))
+            weights, beta = np.zeros(len(objective.c)), solution.weights
+        elif solution.weights is not None:
+            weights, beta = np.split(solution.weights, [len(objective.c)])
+        else:
+            return replace(open_leaf, candidate=candidate)
+        if beta is None or deadline.expired():
+            return replace(open_leaf, candidate=candidate)
+        closed, real, bound, error = certify(graph, backend, state, rows, (weights, _scatter(splits, signs, beta)))
+        if not weights.any():
+            bound = math.inf if closed else -math.inf
+        return LeafResult(closed, None if closed else candidate, bound, real, error)
+
+    def _split_rows(
+        self,
+        planes: Mapping[int, Relaxation],
+        owner: int,
+        sign: Tensor,
+        centre: tuple[np.ndarray, np.ndarray],
+        deadline: Deadline,
+    ) -> _Split | None:
+        """The functions sign * z of a node's split neurons; None when time runs out."""
+        graph, backend = self.graph, self.backend
+        index = graph.nodes[owner].inputs[0]
+        node = graph.nodes[index]
+        flat = backend.whole(index, sign[0, 0].to(device=backend.device, dtype=_F64).sign()).flatten()
+        elements = backend.elements(index, sign[0, 0] != 0)
+        positions, here = backend.here(index, elements)
+        values = flat[elements] if here is None else flat[elements] * here
+        parts: list[_Affine] = []
+        for chunk in canonical_chunks(elements.shape[0], row_bytes(graph.whole, 1, _F64, index), _CHUNK_BYTES):
+            if deadline.expired():
+                return None
+            some = slice(chunk.start, chunk.stop)
+            form = OneHot(positions[some], values[some], node.shape)
+            parts.append(_affine(backend, backward(graph, backend, {index: form}, planes, _F64), centre))
+        return _Split(owner, positions, here, _stack(parts, centre[0].shape[0]))
+
+    def _minimise(self, objective: _Affine, constraints: _Affine, deadline: Deadline) -> _Solution:
+        """min t subject to objective rows <= t, constraint rows <= 0 and -1 <= u <= 1.
+
+        Rows are scaled to unit size by powers of two. Duals come back for the unscaled rows, objective rows first, with
+        the objective's summing to one.
+        """
+        if deadline.remaining() <= 0 or not len(objective.c):  # each rank's own clock: none waits for another here
+            return _Solution(False, None, None)
+        scale = _power_of_two(np.abs(objective.a).max(initial=0.0))
+        scales = np.array([_power_of_two(m) for m in np.abs(constraints.a).max(axis=1, initial=0.0)])
+        a = np.concatenate([objective.a / scale, constraints.a / scales.reshape(-1, 1)])
+        c = np.concatenate([objective.c / scale, constraints.c / scales])
+        above = np.concatenate([-np.ones(len(objective.c)), np.zeros(len(constraints.c))])
+        box = np.append(np.ones(a.shape[1]), np.inf)
+        found = self._starts.minimise(
+            np.append(np.zeros(a.shape[1]), 1.0),
+            np.column_stack([a, above]),
+            -c,
+            (-box, box),
+            max(deadline.remaining(), 0.01),
+        )
+        if found.infeasible:
+            return _Solution(True, None, None)
+        point = None if found.point is None else found.point[:-1]
+        return _Solution(False, point, _multipliers(found.duals, len(objective.c), scale, scales))
 
 
 def _clip(graph: Graph, bounds: Mapping[int, Interval], signs: Mapping[int, Tensor]) -> dict[int, Interval]:
@@ -181,8 +240,9 @@ def _centre(box: Interval) -> tuple[np.ndarray, np.ndarray]:
     return (low + up) / 2, (up - low) / 2
 
 
-def _affine(backend: ParallelBackend, walk: Walk, middle: np.ndarray, radius: np.ndarray) -> _Affine:
+def _affine(backend: ParallelBackend, walk: Walk, centre: tuple[np.ndarray, np.ndarray]) -> _Affine:
     """A walk's rows as functions of u = (x - middle) / radius."""
+    middle, radius = centre
     a = backend.whole(0, walk.a).flatten(2)[0].cpu().numpy()
     return _Affine(a * radius, a @ middle + walk.constant[0].cpu().numpy())
 
@@ -192,65 +252,6 @@ def _stack(parts: list[_Affine], width: int) -> _Affine:
         np.concatenate([np.zeros((0, width)), *[p.a for p in parts]]),
         np.concatenate([np.zeros(0), *[p.c for p in parts]]),
     )
-
-
-def _split_rows(
-    graph: Graph,
-    backend: ParallelBackend,
-    planes: Mapping[int, Relaxation],
-    owner: int,
-    sign: Tensor,
-    middle: np.ndarray,
-    radius: np.ndarray,
-    deadline: Deadline,
-) -> _Split | None:
-    """The functions sign * z of a node's split neurons; None when time runs out."""
-    index = graph.nodes[owner].inputs[0]
-    node = graph.nodes[index]
-    flat = backend.whole(index, sign[0, 0].to(device=backend.device, dtype=_F64).sign()).flatten()
-    elements = backend.elements(index, sign[0, 0] != 0)
-    positions, here = backend.here(index, elements)
-    values = flat[elements] if here is None else flat[elements] * here
-    parts: list[_Affine] = []
-    for chunk in canonical_chunks(elements.shape[0], row_bytes(graph.whole, 1, _F64, index), _CHUNK_BYTES):
-        if deadline.expired():
-            return None
-        some = slice(chunk.start, chunk.stop)
-        form = OneHot(positions[some], values[some], node.shape)
-        parts.append(_affine(backend, backward(graph, backend, {index: form}, planes, _F64), middle, radius))
-    return _Split(owner, positions, here, _stack(parts, middle.shape[0]))
-
-
-def _minimise(objective: _Affine, constraints: _Affine, deadline: Deadline) -> _Solution:
-    """min t subject to objective rows <= t, constraint rows <= 0 and -1 <= u <= 1.
-
-    Rows are scaled to unit size by powers of two. Duals come back for the unscaled rows, objective rows first, with the
-    objective's summing to one.
-    """
-    from scipy.optimize import linprog  # a second to import, and few problems come to a leaf
-    from scipy.sparse import csr_array
-
-    if deadline.remaining() <= 0 or not len(objective.c):  # each rank's own clock: no rank waits for another here
-        return _Solution(False, None, None)
-    scale = _power_of_two(np.abs(objective.a).max(initial=0.0))
-    scales = np.array([_power_of_two(m) for m in np.abs(constraints.a).max(axis=1, initial=0.0)])
-    a = np.concatenate([objective.a / scale, constraints.a / scales.reshape(-1, 1)])
-    c = np.concatenate([objective.c / scale, constraints.c / scales])
-    above = np.concatenate([-np.ones(len(objective.c)), np.zeros(len(constraints.c))])
-    result = linprog(
-        np.append(np.zeros(a.shape[1]), 1.0),
-        A_ub=csr_array(np.column_stack([a, above])),
-        b_ub=-c,
-        bounds=np.array([[-1.0, 1.0]] * a.shape[1] + [[-np.inf, np.inf]]),
-        method="highs-ds",
-        options={"time_limit": min(max(deadline.remaining(), 0.01), 1e9)},
-    )
-    if result.status in _INFEASIBLE:
-        return _Solution(True, None, None)
-    point = None if result.x is None else np.asarray(result.x)[:-1]
-    if point is not None and not np.isfinite(point).all():
-        point = None
-    return _Solution(False, point, _multipliers(result.ineqlin.marginals, len(objective.c), scale, scales))
 
 
 def _multipliers(marginals: np.ndarray | None, objectives: int, scale: float, scales: np.ndarray) -> np.ndarray | None:
@@ -287,15 +288,12 @@ def _scatter(splits: list[_Split], signs: Mapping[int, Tensor], beta: np.ndarray
     return out
 
 
-def _certify(
+def certify(
     graph: Graph,
     backend: ParallelBackend,
     state: BoundState,
-    spec: Specification,
-    thresholds: Tensor,
-    strict: Tensor | None,
-    weights: np.ndarray,
-    multipliers: dict[int, Tensor],
+    rows: LeafRows,
+    duals: tuple[np.ndarray, Mapping[int, Tensor]],
 ) -> tuple[bool, bool, float, float]:
     """Whether the combined row is certified above the combined threshold, for all that the bounds hold for and in real
     arithmetic, by how much, and the error of a run in that.
@@ -303,18 +301,22 @@ def _certify(
     The combination sum_s lambda_s row_s is itself rounded: its coefficients are off by at most gamma_S times
     sum_s lambda_s |row_s|, which is charged against the largest output (and input) values on the box, and the threshold
     is rounded up. Weights and coefficients that are too small count as ``underflow``: all of them may be lost.
+
+    Args:
+        duals: weights (S,) of the rows, and for every node with splits sign times beta.
     """
+    spec, strict, (weights, multipliers) = rows.spec, rows.strict, duals
     device = spec.y.device
     w = torch.from_numpy(weights).to(device)
-    thresholds = thresholds.to(device)
+    thresholds = rows.thresholds.to(_F64).to(device)
 
-    def combine(rows: Tensor) -> Tensor:
-        return torch.tensordot(w, rows[0], dims=1)[None, None]
+    def combine(part: Tensor) -> Tensor:
+        return torch.tensordot(w, part[0], dims=1)[None, None]
 
     least = underflow(_F64)
 
-    def error(rows: Tensor, index: int) -> Tensor:
-        size = torch.tensordot(w + least, rows[0].abs() + least, dims=1)
+    def error(part: Tensor, index: int) -> Tensor:
+        size = torch.tensordot(w + least, part[0].abs() + least, dims=1)
         return (size * backend.whole(index, state.charges.value[index][0])).sum()
 
     y = spec.y.to(_F64)

@@ -31,7 +31,7 @@ from verifier.bab.context import SearchContext
 from verifier.bab.domains import NeuronDomains, OpenNeuronDomains
 from verifier.bab.exchange import Ending, Exchange
 from verifier.bab.kernel import Kernel
-from verifier.bab.leaf_lp import solve_leaf
+from verifier.bab.leaf_lp import LeafRows, LeafSolver
 from verifier.bab.pool import Pool
 from verifier.bab.recordings import recordings
 from verifier.bab.search import branch_and_bound, settle
@@ -322,7 +322,7 @@ class Refutation:
 
     def __init__(self, context: SearchContext, replay: Callable[[np.ndarray], Witness | None]) -> None:
         self.leaf_lp, self.real_closes = context.config.leaf_lp, context.claims.semantics is not Semantics.FLOAT32
-        self.replay = replay
+        self.replay, self.leaves = replay, LeafSolver(context.graph, context.backend)
 
     def pick(self, splitting: NeuronSplitting) -> OpenNeuronDomains:
         """The worst ones, while there is room for more of them."""
@@ -353,15 +353,12 @@ class Refutation:
             statistics.stuck += 1
             return None
         case = domain.case
-        found = solve_leaf(
-            splitting.graph,
-            splitting.backend,
+        strict = None if cases.strict is None else cases.strict[case][0]
+        found = self.leaves.solve(
             replace(splitting.state, bounds=space.domain_bounds(domain.signs)),
             space.multiplier_signs(domain.signs),
-            cases.spec.select(case),
-            cases.thresholds[case][0],
+            LeafRows(cases.spec.select(case), cases.thresholds[case][0], strict),
             splitting.deadline,
-            None if cases.strict is None else cases.strict[case][0],
         )
         weak = found.real and not found.closed and self.real_closes
         if found.closed or weak:

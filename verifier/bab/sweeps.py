@@ -23,13 +23,13 @@ from verifier.bab.boxes import (
     charges_in_float32,
     cuttable,
 )
-from verifier.bab.case_table import CaseTable
+from verifier.bab.case_table import BoxRows, CaseTable
 from verifier.bab.clip import Halfspaces, combine, halfspaces, least
 from verifier.bab.context import SearchContext
 from verifier.bab.domains import BoxDomains
 from verifier.bab.statistics import SearchStatistics
 from verifier.bounds import ibp
-from verifier.bounds.crown import Specification, preactivations, row_bytes
+from verifier.bounds.crown import preactivations, row_bytes
 from verifier.bounds.touch import near, touched
 from verifier.core.claims import Claims, Semantics, real_part
 from verifier.core.deadline import Deadline
@@ -271,23 +271,22 @@ class Sweeps:
         """What one sweep leaves open, and (n,) which domains of the batch these are."""
         box = self.table.boxes(batch)
         shape = (batch.count, *self.graph.whole.input_shape)
-        spec, threshold = self.table.specification(batch.case, self.graph)
+        given = self.table.rows_of(batch.case, self.graph)
         reshaped = Interval(*(self.backend.part(0, b.reshape(shape)) for b in box))
         varying = self.table.varying
-        found = bound_boxes(self.graph, self.backend, reshaped, spec, arithmetic, self.deadline, hidden, varying)
-        strict = self.table.strict_rows(batch.case)
-        rows = halfspaces(found.walk, threshold, box.to(torch.float64), self.table.varying, strict)
+        found = bound_boxes(self.graph, self.backend, reshaped, given.spec, arithmetic, self.deadline, hidden, varying)
+        rows = halfspaces(found.walk, given.thresholds, box.to(torch.float64), varying, given.strict)
         value = least(rows, batch.box)
         keep = self.kept(rows, value, arithmetic)
         left, place = Swept(batch[keep], rows[keep], value.amax(1)[keep]), keep
-        if threshold.shape[1] > 1:
+        if given.thresholds.shape[1] > 1:
             rows = combine(left.rows, left.domains.box)
             value = least(rows, left.domains.box)
             best = torch.maximum(left.value, value.amax(1))
             keep = self.kept(rows, value, arithmetic)
             left, place = Swept(left.domains[keep], rows[keep], best[keep]), place[keep]
-        if strict is not None:
-            open_ = self._untouched(left, place, reshaped, found.bounds, spec, threshold, strict)
+        if given.strict is not None:
+            open_ = self._untouched(left, place, given, reshaped, found.bounds)
             left, place = left.select(open_), place[open_]
         return left, place
 
@@ -301,27 +300,21 @@ class Sweeps:
         return (~gone).nonzero()[:, 0]
 
     def _untouched(
-        self,
-        left: Swept,
-        place: Tensor,
-        box: Interval,
-        bounds: dict[int, Interval],
-        spec: Specification,
-        threshold: Tensor,
-        strict: Tensor,
+        self, left: Swept, place: Tensor, rows: BoxRows, box: Interval, bounds: dict[int, Interval]
     ) -> Tensor:
         """(n,) positions of the domains but those whose strict rows only touch their thresholds; whole boxes are always
         tried.
 
         Args:
-            place: of the domains that are left in the batch that ``box``, ``bounds``, ``threshold``, ``strict`` and,
-                unless all have the same rows, ``spec`` describe.
+            place: of the domains that are left in the batch that ``rows``, ``box`` and ``bounds`` describe.
         """
+        strict, thresholds = rows.strict, rows.thresholds
+        assert strict is not None
         among = torch.zeros(strict.shape[0], dtype=torch.bool, device=strict.device)
-        among[place] = near(left.value, threshold[place], strict[place]) | (left.domains.depth == 0)
+        among[place] = near(left.value, thresholds[place], strict[place]) | (left.domains.depth == 0)
         if self.claims.semantics is Semantics.FLOAT32:  # nothing is left for the error of a run
             return torch.arange(left.domains.count, device=place.device)
-        found = touched(self.graph, self.backend, box, bounds, spec, threshold, strict, among)
+        found = touched(self.graph, self.backend, box, bounds, rows.spec, thresholds, strict, among)
         self.statistics.covered.weak += int(found[place].sum())
         return (~found[place]).nonzero()[:, 0]
 

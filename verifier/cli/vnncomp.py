@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _YEAR = re.compile(r"_20\d\d$")
 _PREPARE_SECONDS = 100.0
-_LIBRARIES = ("torch", "torch.nn.attention", "numpy.random", "onnx", "onnxruntime", "scipy.optimize", "scipy.sparse")
+_LIBRARIES = ("torch", "torch.nn.attention", "numpy.random", "onnx", "onnxruntime", "highspy")
 
 
 def category_config(folder: Path | None, category: str) -> list[Path]:

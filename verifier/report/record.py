@@ -17,7 +17,7 @@ import verifier
 from verifier.core.errors import InputError
 
 SCHEMA_VERSION = 1
-_PACKAGES = ("numpy", "torch", "onnx", "onnx2torch", "onnxruntime", "scipy", "highspy")
+_PACKAGES = ("numpy", "torch", "onnx", "onnx2torch", "onnxruntime", "highspy")
 _SCHEMAS = ("bounds", "verify")
 _COVERS_NOTHING = {"real": False, "float32": False, "run": "", "reason": "", "margin": None, "error": None}
 

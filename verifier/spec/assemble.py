@@ -44,6 +44,21 @@ class Rows:
 
 
 @dataclass(frozen=True)
+class Tables:
+    """What the indices of a property refer to.
+
+    Attributes:
+        n_in: number of inputs.
+        numbers: roundings by rank.
+    """
+
+    n_in: int
+    numbers: Numbers
+    atoms: Atoms
+    rows: Rows
+
+
+@dataclass(frozen=True)
 class Group:
     """A disjunction: alternative a is the conjunction of ``atoms[start[a]:start[a + 1]]``."""
 
@@ -70,10 +85,7 @@ def guard(elements: int, what: str) -> None:
 
 
 def assemble(
-    n_in: int,
-    numbers: Numbers,
-    atoms: Atoms,
-    rows: Rows,
+    tables: Tables,
     base: np.ndarray,
     groups: Sequence[Group],
     on_missing: Callable[[int, str], Exception],
@@ -82,9 +94,6 @@ def assemble(
     """The product of all groups, conjoined with the base atoms.
 
     Args:
-        n_in: number of inputs.
-        numbers: roundings by rank.
-        atoms, rows: the tables that indices refer to.
         base: indices of atoms that hold in every case.
         groups: disjunctions; cases run through their product, the first group slowest.
         on_missing: makes the error for an input without a ``"lower"`` or ``"upper"`` bound in some case.
@@ -93,6 +102,7 @@ def assemble(
     Raises:
         UnsupportedPropertyError: when the product is too large.
     """
+    n_in, atoms = tables.n_in, tables.atoms
     cases = _alternatives(n_in, atoms, Group(np.array([0, len(base)]), base))
     cases = _drop_empty(cases)
     for group in groups:
@@ -103,7 +113,7 @@ def assemble(
         absent = np.flatnonzero((bound == missing).any(axis=0))
         if len(absent):
             raise on_missing(int(absent[0]), side)
-    return _finish(cases, numbers, rows)
+    return _finish(cases, tables.numbers, tables.rows)
 
 
 def _alternatives(n_in: int, atoms: Atoms, group: Group) -> _Cases:

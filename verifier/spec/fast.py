@@ -18,7 +18,7 @@ import numpy as np
 
 from verifier.core.deadline import Deadline
 from verifier.core.problem import Problem
-from verifier.spec.assemble import LOWER, MAX_CASES, MAX_ELEMENTS, ROW, UPPER, Atoms, Group, Rows, assemble
+from verifier.spec.assemble import LOWER, MAX_CASES, MAX_ELEMENTS, ROW, UPPER, Atoms, Group, Rows, Tables, assemble
 from verifier.spec.numbers import neighbours64, roundings
 from verifier.spec.source import Source
 
@@ -94,15 +94,13 @@ def _read(data: bytes, n_in: int | None, n_out: int | None, deadline: Deadline |
     key = np.where(bound, 2 * rank, 0)
     base = np.flatnonzero(layout.group < 0)
     _decline_inverted(kind[base], first[base], key[base], inputs)
-    row, rows = _rows(first - inputs, second - inputs, less, rank, ~bound, pair, near, residual, outputs)
+    compared = _Compared(first - inputs, second - inputs, less, rank, pair)
+    row, rows = _rows(compared, ~bound, (near, residual), outputs)
     target = np.where(bound, first, row)
     if deadline is not None:
         deadline.check("the reading of the property")
     return assemble(
-        inputs,
-        roundings(near, residual, known),
-        Atoms(kind, target, key),
-        rows,
+        Tables(inputs, roundings(near, residual, known), Atoms(kind, target, key), rows),
         base,
         _groups(layout),
         lambda variable, side: _Decline(),
@@ -268,21 +266,34 @@ def _decline_inverted(kind: np.ndarray, target: np.ndarray, key: np.ndarray, n_i
         raise _Decline
 
 
+@dataclass(frozen=True)
+class _Compared:
+    """Atoms: ``first <= second`` or ``first >= second`` (a pair), or ``first <= number`` or ``first >= number``; (T,).
+
+    Attributes:
+        first, second: outputs.
+        less: ``<=``.
+        rank: of the number.
+    """
+
+    first: np.ndarray
+    second: np.ndarray
+    less: np.ndarray
+    rank: np.ndarray
+    pair: np.ndarray
+
+
 def _rows(
-    first: np.ndarray,
-    second: np.ndarray,
-    less: np.ndarray,
-    rank: np.ndarray,
-    is_row: np.ndarray,
-    pair: np.ndarray,
-    near: np.ndarray,
-    residual: np.ndarray,
-    n_out: int,
+    atoms: _Compared, is_row: np.ndarray, numbers: tuple[np.ndarray, np.ndarray], n_out: int
 ) -> tuple[np.ndarray, Rows]:
     """Distinct rows in order of appearance, and the row of every atom (0 for bounds).
 
-    An atom is ``first <= second`` or ``first >= second`` (a pair), or ``first <= number`` or ``first >= number``.
+    Args:
+        is_row: (T,) bool, atoms that are no bounds.
+        numbers: nearest doubles by rank, and on which side of the number they lie.
     """
+    first, second, less, rank, pair = atoms.first, atoms.second, atoms.less, atoms.rank, atoms.pair
+    near, residual = numbers
     where = np.flatnonzero(is_row)
     a, b = first[where] + 1, np.where(pair[where], second[where], -1) + 1  # 0 stands for none
     positive, negative = np.where(less[where], a, b), np.where(less[where], b, a)

@@ -19,7 +19,7 @@ from verifier.core.deadline import Deadline
 from verifier.core.errors import InputError, UnsupportedPropertyError
 from verifier.core.problem import Problem
 from verifier.spec import numbers
-from verifier.spec.assemble import LOWER, MAX_CASES, ROW, UPPER, Atoms, Group, Rows, assemble, guard
+from verifier.spec.assemble import LOWER, MAX_CASES, ROW, UPPER, Atoms, Group, Rows, Tables, assemble, guard
 from verifier.spec.source import Source
 
 _TOKEN = re.compile(r"[()]|[^\s()]+", re.ASCII)
@@ -378,11 +378,9 @@ class GeneralReader:
                 base.extend(formula.alternatives[0])
             else:
                 groups.append(_group(formula.alternatives))
+        atoms, rows = Atoms(kind, target, key), self._rows(inputs, outputs)
         return assemble(
-            inputs,
-            numbers.from_fractions(values),
-            Atoms(kind, target, key),
-            self._rows(inputs, outputs),
+            Tables(inputs, numbers.from_fractions(values), atoms, rows),
             np.array(base, dtype=np.int64),
             groups,
             self._missing,

@@ -10,6 +10,6 @@ HEURISTICS: dict[str, Heuristic] = {"babsr": babsr.HEURISTIC, "kfsb": kfsb.HEURI
 DEFAULT = "kfsb"
 
 
-def heuristic(name: str) -> Heuristic:
+def named(name: str) -> Heuristic:
     """The heuristic of a name in the configuration; names that are none of neurons mean the default."""
     return HEURISTICS.get(name, HEURISTICS[DEFAULT])

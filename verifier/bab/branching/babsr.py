@@ -10,27 +10,24 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from verifier.bab.branching.heuristic import Heuristic
+from verifier.bab.branching.heuristic import Heuristic, Neurons
 from verifier.bab.splits import SplitSpace
 
 
-def intercept_scores(
-    space: SplitSpace, signs: Tensor, coefficients: Tensor, slopes: Tensor, z: Tensor, gap: Tensor
-) -> Tensor:
-    """(B, U) cost of every free neuron's relaxation; see :data:`verifier.bab.branching.heuristic.Score`."""
+def intercept_scores(space: SplitSpace, neurons: Neurons) -> Tensor:
+    """(B, U) cost of every free neuron's relaxation."""
+    a = neurons.coefficients
     intercept = -space.lower * space.upper / (space.upper - space.lower)
-    cost = -coefficients.clamp(max=0) * intercept + coefficients.clamp(min=0) * intercept * 1e-2
-    return torch.where(signs == 0, cost, float("-inf"))
+    cost = -a.clamp(max=0) * intercept + a.clamp(min=0) * intercept * 1e-2
+    return torch.where(neurons.signs == 0, cost, float("-inf"))
 
 
-def gap_scores(
-    space: SplitSpace, signs: Tensor, coefficients: Tensor, slopes: Tensor, z: Tensor, gap: Tensor
-) -> Tensor:
-    """(B, U) coefficients times the distance between the chosen plane and the ReLU at z; see
-    :data:`verifier.bab.branching.heuristic.Score`."""
+def gap_scores(space: SplitSpace, neurons: Neurons) -> Tensor:
+    """(B, U) coefficients times the distance between the chosen plane and the ReLU at the minimiser."""
+    signs, a, slopes, z, _ = neurons
     chord = space.upper / (space.upper - space.lower)
-    plane = torch.where(coefficients > 0, slopes * z, chord * (z - space.lower))
-    return torch.where(signs == 0, (coefficients * (plane - z.clamp(min=0))).abs(), float("-inf"))
+    plane = torch.where(a > 0, slopes * z, chord * (z - space.lower))
+    return torch.where(signs == 0, (a * (plane - z.clamp(min=0))).abs(), float("-inf"))
 
 
 HEURISTIC = Heuristic((intercept_scores,))

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from verifier.bab.bounder import Bounded, Bounder
-from verifier.bab.branching import heuristic, kfsb, probing
+from verifier.bab.branching import kfsb, named, probing
+from verifier.bab.branching.heuristic import Neurons
 from verifier.bab.certify import Certificates
 from verifier.bab.domains import NeuronDomains, OpenNeuronDomains
 from verifier.bab.splits import SplitSpace
@@ -53,7 +54,7 @@ class NeuronBrancher:
     ) -> None:
         self.space, self.bounder, self.certificates, self.rows = space, bounder, certificates, rows
         self.device = space.lower.device
-        self.heuristic = heuristic(config.branching)
+        self.heuristic = named(config.branching)
         self.candidates = min(config.candidates, max(1, space.size))
         self.probes = _PROBES[self.device.type] if config.probes == "auto" else config.probes
 
@@ -65,10 +66,10 @@ class NeuronBrancher:
         """
         signs, theta = domains.signs[still], found.theta[still]
         gap, row = found.gap[still].max(1)
-        coefficients, z = found.coefficients[still], found.z[still]
         slopes = theta[torch.arange(still.shape[0], device=row.device), row]
-        candidates = self.heuristic.candidates(self.space, (signs, coefficients, slopes, z, gap), self.candidates)
-        sides = probing.sides(self.space, signs, coefficients, slopes, z, gap, self.probes)
+        neurons = Neurons(signs, found.coefficients[still], slopes, found.z[still], gap)
+        candidates = self.heuristic.candidates(self.space, neurons, self.candidates)
+        sides = probing.sides(self.space, neurons, self.probes)
         return OpenNeuronDomains(domains.case[still], signs, theta, gap, candidates, *sides)
 
     def branch(self, domains: OpenNeuronDomains, batch: int) -> Branched:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from verifier.bab.branching.heuristic import Neurons
 from verifier.bab.splits import SplitSpace
 
 # A side is a candidate when its first-order gain is this share of what the proof lacks; its multiplier, or the next
@@ -23,25 +24,21 @@ _WORTH = 0.02
 _PUSH = 0.3
 
 
-def sides(
-    space: SplitSpace, signs: Tensor, a: Tensor, alpha: Tensor, z: Tensor, gap: Tensor, count: int
-) -> tuple[Tensor, Tensor]:
+def sides(space: SplitSpace, neurons: Neurons, count: int) -> tuple[Tensor, Tensor]:
     """The sides that are nearest to being refuted.
 
     Args:
-        signs: (B, U) int8.
-        a, alpha, z: (B, U) coefficients on the outputs of the columns, lower slopes, pre-activations at the minimiser.
-        gap: (B,) bounds minus thresholds, negative.
         count: most sides per domain.
 
     Returns:
         (B, k) sides, 2 u for z_u >= 0 and 2 u + 1 for z_u <= 0, or -1 for none, most promising first; and (B, k)
         multipliers to try them with.
     """
+    signs, a, slopes, z, gap = neurons
     if not count:
         return signs.new_empty((signs.shape[0], 0), dtype=torch.int64), a[:, :0]
-    slope = space.upper / (space.upper - space.lower)
-    h = torch.where(a > 0, alpha * z, slope * (z - space.lower))
+    chord = space.upper / (space.upper - space.lower)
+    h = torch.where(a > 0, slopes * z, chord * (z - space.lower))
     gains = torch.stack((a * (z - h), -a * h), -1)
     lack = -gap[:, None, None]
     fits = (signs == 0)[..., None] & (gains > _NEAR * lack) & (gains.flip(-1) > _WORTH * lack)
