@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Protocol
 
-from verifier.core.errors import ConfigError, InputError
+from verifier.core.errors import ConfigError, InputError, VerifierError
 from verifier.core.plugins import FORMATS, foreign, lookup
 
 # What we read, by suffix (perhaps with .gz), and what we write (:mod:`verifier.report.formats`).
@@ -25,7 +25,7 @@ class InputFormat(Protocol):
             :class:`verifier.core.problem.Problem` (``verifier.spec.build`` makes them).
 
         Raises:
-            OSError, ValueError: the file is missing or malformed; becomes one sentence that names it.
+            Exception: the file is missing or malformed; becomes one sentence that names it.
         """
         ...
 
@@ -45,5 +45,8 @@ def read_foreign(path: Path) -> Any:
         raise ConfigError(f"the format '{suffix}' reads nothing (it has no function 'read'), so {path} cannot be read")
     try:
         return reader.read(path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as a .{suffix} file: {' '.join(str(error).split())[:200]}") from error
+    except (VerifierError, MemoryError):
+        raise
+    except Exception as error:
+        why = " ".join(str(error).split())[:200]
+        raise InputError(f"{path}: cannot be read as a .{suffix} file: {type(error).__name__}: {why}") from error

@@ -70,8 +70,8 @@ def _installed(group: str) -> Mapping[str, Plugin]:
         other = found.setdefault(point.name, plugin)
         if other is not plugin:
             raise ConfigError(
-                f"packages {other.distribution} and {package} both have a {GROUPS.get(group, group)} '{point.name}'; "
-                "uninstall one of them"
+                f"packages {other.distribution} and {package} both bring the {GROUPS.get(group, group)} "
+                f"'{point.name}'; uninstall one of them"
             )
     return dict(sorted(found.items()))
 
