@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,7 +15,18 @@ from verifier.config import ATTACK_METHODS, BRANCHING, Config, load_config
 from verifier.core import plugins
 from verifier.core.errors import ConfigError, InputError
 from verifier.core.formats import read_foreign
-from verifier.core.plugins import ATTACKS, FORMATS, HEURISTICS, Plugin, foreign, lookup, noted, taking_part, united
+from verifier.core.plugins import (
+    ATTACKS,
+    FORMATS,
+    HEURISTICS,
+    Plugin,
+    foreign,
+    installed_versions,
+    lookup,
+    noted,
+    taking_part,
+    united,
+)
 
 OURS = {"a": 1, "b": 2}
 
@@ -157,3 +169,19 @@ def test_starting_reads_no_entry_points() -> None:
     code = "import sys, verifier.api, verifier.config as c; c.load_config(assignments=['bab.branching=babsr'])"
     code += "; sys.exit('importlib.metadata' in sys.modules and c.plugins._installed.cache_info().currsize > 0)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_ranks_have_the_same_plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from verifier.parallel.world import _same_versions
+
+    def world(*others: dict[str, str]) -> SimpleNamespace:
+        group = SimpleNamespace(objects=lambda mine: [mine, *({**mine, **other} for other in others)])
+        return SimpleNamespace(rank=0, everyone=group)
+
+    on_path(install(tmp_path, "one", {HEURISTICS: {"c": "m:x"}, FORMATS: {"f": "m:x"}}), monkeypatch)
+    assert installed_versions([HEURISTICS]) == {"branching heuristic 'c' of package one": "1.0"}
+    _same_versions(world({}))  # type: ignore[arg-type]
+    with pytest.raises(
+        ConfigError, match=r"rank 1 runs branching heuristic 'c' of package one 2.0 but rank 0 runs 1.0"
+    ):
+        _same_versions(world({"branching heuristic 'c' of package one": "2.0"}))  # type: ignore[arg-type]

@@ -835,9 +835,11 @@ def adopt(tool: Converter) -> None:
     """
     versions = since_versions()
     ours = {k.operation_type for k, v in tool.registry.items() if k.domain == "" and not isinstance(v, Foreign)}
-    for op, (plugin, rule) in foreign_table("converters", ours).items():
+    theirs = foreign_table("converters", ours)
+    for op, (plugin, _) in theirs.items():
         if op not in versions:
             raise ConfigError(f"the {plugin} has a converter for '{op}', which is no operator of the ONNX standard")
+    for op, (plugin, rule) in theirs.items():
         for version in versions[op]:
             convert = Foreign(plugin, _adapt(rule, version, tool))
             tool.add_converter(operation_type=op, version=version)(convert)

@@ -121,5 +121,5 @@ def check_listed(plugin: Plugin, op: Op) -> None:
         return
     owner = next((s.plugin for s in op_sets() if type(op) in s.ops), None)
     if owner is None:
-        raise ConfigError(f"the {plugin} makes a {type(op).__name__}, which is not in its OPS")
+        raise ConfigError(f"the {plugin} makes nodes of {type(op).__name__}, which is not in its OPS")
     note(owner)
