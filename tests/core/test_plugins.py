@@ -7,10 +7,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from tests.support.plugins import forget, install, on_path
+from tests.support.plugins import forget, install, install_extras, on_path
 from verifier.config import ATTACK_METHODS, BRANCHING, Config, load_config
 from verifier.core import plugins
 from verifier.core.errors import ConfigError, InputError
@@ -185,3 +186,49 @@ def test_ranks_have_the_same_plugins(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ConfigError, match=r"rank 1 runs branching heuristic 'c' of package one 2.0 but rank 0 runs 1.0"
     ):
         _same_versions(world({"branching heuristic 'c' of package one": "2.0"}))  # type: ignore[arg-type]
+
+
+def _curved() -> Any:
+    """asinh(x) + x."""
+    from torch import Tensor, asinh, nn
+
+    class Curved(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return asinh(x) + x
+
+    return Curved()
+
+
+def test_a_query_names_what_took_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In its result and, for a query that is cut off, among the figures; each plug-in once."""
+    import torch
+
+    from verifier import api
+    from verifier.core.deadline import Deadline
+    from verifier.core.progress import Figure
+    from verifier.spec.build import from_box
+
+    class Listener:
+        figures: dict[str, Figure]
+
+        def __init__(self) -> None:
+            self.figures = {}
+
+        def phase(self, name: str) -> None:
+            pass
+
+        def update(self, **figures: Figure) -> None:
+            self.figures.update(figures)
+
+    on_path(install_extras(tmp_path), monkeypatch)
+    problem = from_box([-1.0], [1.0], [[([-1.0], -2.0)]], 1)  # asinh x + x >= 2: there is such an x
+    network = api.load_any(_curved(), (1, 1))
+    config = load_config(values={"device": "cpu", "attack.methods": ["corners", "pgd"], "attack.restarts": 5})
+    for given, names in ((network, ["asinh", "corners"]), (torch.nn.Linear(1, 1), ["corners"])):
+        listener = Listener()
+        found = api.answer(given, problem, config, Deadline(60), listener, (1, 1))
+        assert [entry["name"] for entry in found.statistics["plugins"]] == names
+        later = listener.figures["plugins"]
+        assert isinstance(later, list) and [e["name"] for e in later] == names[: len(later)]
+    plain = api.answer(torch.nn.Linear(1, 1), problem, load_config(values={"device": "cpu"}), Deadline(60), Listener())
+    assert "plugins" not in plain.statistics
