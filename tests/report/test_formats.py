@@ -75,6 +75,7 @@ def test_records_name_the_plugins() -> None:
     made = recorded(Outcome("unsat", certified=True, statistics={"plugins": [ops], "open": 0}), MARK)
     assert made["plugins"] == [ops, MARK.entry()] and made["statistics"] == {"open": 0}
     jsonschema.validate(made, schema("verify"))
+    assert recorded(Outcome("timeout", statistics={"plugins": json.dumps([ops])}))["plugins"] == [ops]
     assert recorded(Outcome("unknown"))["plugins"] == []
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({**made, "plugins": [{"name": "asinh"}]}, schema("verify"))

@@ -29,7 +29,6 @@ from verifier.cli.clock import limits, solver_deadline
 from verifier.cli.device import begin_context
 from verifier.core.allocator import keep_freed_blocks
 from verifier.core.errors import DeadlineExceeded, MemoryExceeded, VerifierError
-from verifier.core.progress import Figure
 from verifier.report.record import Outcome, plain
 
 if TYPE_CHECKING:
@@ -97,7 +96,7 @@ class PipeProgress:
         self._phase = (name, time.monotonic())
         self._send({"phase": name})
 
-    def update(self, **figures: Figure) -> None:
+    def update(self, **figures: float | int | str | None) -> None:
         domains = figures.get("domains")
         if isinstance(domains, int):
             if domains < self._domains:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Protocol
-
-Figure = float | int | str | None | Sequence[Mapping[str, str]]
 
 
 class Progress(Protocol):
@@ -13,14 +10,13 @@ class Progress(Protocol):
 
     Figures have plain names and numbers. The console shows ``open`` and ``done`` (domains), ``worst`` (the worst bound)
     and how fast ``domains`` (bounded so far) grows; the JSON record of a run that was cut off holds the last values.
-    ``plugins`` lists what other packages bring to the query.
     """
 
     def phase(self, name: str) -> None:
         """A new phase begins (``load``, ``attack``, ``root bounds``, ``branch and bound``, ...)."""
         ...
 
-    def update(self, **figures: Figure) -> None:
+    def update(self, **figures: float | int | str | None) -> None:
         """New values of some figures; the others stay as they were."""
         ...
 
@@ -31,5 +27,5 @@ class SilentProgress:
     def phase(self, name: str) -> None:
         pass
 
-    def update(self, **figures: Figure) -> None:
+    def update(self, **figures: float | int | str | None) -> None:
         pass

@@ -86,7 +86,7 @@ def verify_record(
         plugins: what other packages brought to it besides those that the outcome names.
     """
     statistics = dict(outcome.statistics)
-    taking_part = [*statistics.pop("plugins", ()), *(plugin.entry() for plugin in plugins)]
+    taking_part = [*_listed(statistics.pop("plugins", [])), *(plugin.entry() for plugin in plugins)]
     return {
         "schema_version": SCHEMA_VERSION,
         **(extra or {}),
@@ -112,6 +112,11 @@ def verify_record(
         "plugins": taking_part,
         "seconds": {"total": round(seconds, 3), **{k: round(float(v), 3) for k, v in outcome.seconds.items()}},
     }
+
+
+def _listed(plugins: Any) -> list[Any]:
+    """A list, which is a text in JSON where it was reported as a figure."""
+    return json.loads(plugins) if isinstance(plugins, str) else list(plugins)
 
 
 def _domains(statistics: Mapping[str, Any]) -> int | None:

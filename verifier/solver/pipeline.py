@@ -6,6 +6,7 @@ network; ``sat`` only with a witness that was replayed in the reference.
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import time
@@ -475,8 +476,8 @@ class _Run:
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
         self.progress.phase(name)
-        if self._plugins():  # for the record of a query that is cut off
-            self.progress.update(plugins=self._plugins())
+        if self._plugins():  # for the record of a query that is cut off; figures are numbers and texts
+            self.progress.update(plugins=json.dumps(self._plugins()))
         self.world.heart.phase(name)
         start = time.monotonic()
         try:
