@@ -114,9 +114,9 @@ def test_failed_imports_are_one_sentence(
 def test_tables_are_united() -> None:
     one, two = (Plugin("verifier.ops", name, name, "1", "m") for name in ("one", "two"))
     assert united("translator", {"x"}, [(one, {"a": 1}), (two, {"b": 2})]) == {"a": 1, "b": 2}
-    with pytest.raises(ConfigError, match="'two' of package two has a translator 'x', and so have we"):
+    with pytest.raises(ConfigError, match="'two' of package two brings the translator 'x', and so do we"):
         united("translator", {"x"}, [(one, {"a": 1}), (two, {"x": 2})])
-    with pytest.raises(ConfigError, match="package one and the set of ops 'two' of package two both have"):
+    with pytest.raises(ConfigError, match="package one and the set of ops 'two' of package two both bring"):
         united("translator", {"x"}, [(one, {"a": 1}), (two, {"a": 2})])
 
 

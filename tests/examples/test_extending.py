@@ -187,8 +187,8 @@ def test_a_wrong_op_is_found_by_comparing_its_nodes(tmp_path: Path) -> None:
 
 
 CONFLICTS = {
-    "translator": ("TRANSLATORS = {'relu': len}\n", "has a translator 'relu', and so have we"),
-    "converter": ("CONVERTERS = {'Softsign': len}\n", "has a converter 'Softsign', and so have we"),
+    "translator": ("TRANSLATORS = {'relu': len}\n", "brings the translator 'relu', and so do we"),
+    "converter": ("CONVERTERS = {'Softsign': len}\n", "brings the converter 'Softsign', and so do we"),
     "no operator": ("CONVERTERS = {'Nonsense': len}\n", "'Nonsense', which is no operator"),
     "no table": ("TRANSLATORS = ['a']\n", "TRANSLATORS of the set of ops 'mine' of package mine must be functions"),
     "nothing": ("x = 1\n", "has none of OPS, TRANSLATORS"),
@@ -201,7 +201,7 @@ CONFLICTS = {
     "same name": (
         "from dataclasses import dataclass\nfrom verifier.ops.curves import CurveOp\n@dataclass(frozen=True)\n"
         "class Relu(CurveOp):\n    curve = None\nOPS = [Relu]\n",
-        "has a op class 'Relu', and so have we",
+        "brings the op class 'Relu', and so do we",
     ),
 }
 

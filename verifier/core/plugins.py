@@ -150,10 +150,10 @@ def united(what: str, ours: Collection[str], tables: Iterable[tuple[Plugin, Mapp
     for plugin, table in tables:
         for key, value in table.items():
             if key in ours:
-                raise ConfigError(f"the {plugin} has a {what} '{key}', and so have we; it must leave it out")
+                raise ConfigError(f"the {plugin} brings the {what} '{key}', and so do we; it must leave it out")
             if key in owner:
                 raise ConfigError(
-                    f"the {owner[key]} and the {plugin} both have a {what} '{key}'; uninstall one of them"
+                    f"the {owner[key]} and the {plugin} both bring the {what} '{key}'; uninstall one of them"
                 )
             owner[key], out[key] = plugin, value
     return out
