@@ -7,13 +7,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from verifier.config import Config, as_config
+from verifier.core import plugins
 from verifier.core.deadline import Deadline
 from verifier.core.errors import ConfigError, InputError
+from verifier.core.formats import read_foreign
 from verifier.core.progress import Progress, SilentProgress
 
 # What Python runs as a rank that is started here.
@@ -280,26 +282,34 @@ def answer(
         from verifier.solver.crew import follow
 
         return follow(ranks.join())
-    progress.phase("property")
-    problem = load_problem(property, deadline)
-    progress.phase("network")
-    from verifier.solver.pipeline import solve
+    with plugins.noted():
+        progress.phase("property")
+        problem = load_problem(property, deadline)
+        progress.phase("network")
+        from verifier.solver.pipeline import solve
 
-    deadline.check("start-up")
-    loaded = load_any(network, input_shape or (1, problem.n_in), deadline)
-    check_sizes(loaded, problem)
-    deadline.check("loading")
-    if ranks is None:
-        return solve(loaded, problem, config, deadline, progress, announce=announce)
-    progress.phase("ranks")
-    return solve(loaded, problem, config, deadline, progress, ranks.join(deadline), announce)
+        deadline.check("start-up")
+        loaded = load_any(network, input_shape or (1, problem.n_in), deadline)
+        check_sizes(loaded, problem)
+        deadline.check("loading")
+        if ranks is None:
+            return solve(loaded, problem, config, deadline, progress, announce=announce)
+        progress.phase("ranks")
+        return solve(loaded, problem, config, deadline, progress, ranks.join(deadline), announce)
 
 
 def load_problem(property: str | Path | Problem, deadline: Deadline | None = None) -> Problem:
-    """The problem itself, or the one in a VNN-LIB file."""
+    """The problem itself, or the one in a file: VNN-LIB, or of a kind that another package reads."""
     if not isinstance(property, str | Path):
         return property
+    from verifier.core.problem import Problem
     from verifier.spec.vnnlib import parse_vnnlib
+
+    found = read_foreign(Path(property))
+    if found is not None:
+        if not isinstance(found, Problem):
+            raise InputError(f"{property}: was read as a {type(found).__name__}, which is no property")
+        return found
 
     return parse_vnnlib(property, deadline=deadline)
 
@@ -307,7 +317,7 @@ def load_problem(property: str | Path | Problem, deadline: Deadline | None = Non
 def load_any(
     network: str | Path | nn.Module | Network, input_shape: tuple[int, ...], deadline: Deadline | None = None
 ) -> Network:
-    """A network from an ONNX file or a torch module; a loaded one is returned as it is.
+    """A network from a file (ONNX, or of a kind that another package reads) or a torch module; or a loaded one itself.
 
     Args:
         input_shape: for a torch module.
@@ -322,13 +332,33 @@ def load_any(
 
     if isinstance(network, str | Path):
         with plain_arithmetic():
-            return load_network(network, deadline)
+            return _load_foreign(Path(network), deadline) or load_network(network, deadline)
     if isinstance(network, torch.nn.Module):
         with plain_arithmetic(default=None):  # a module's forward may make tensors of the caller's default dtype
             return from_module(network, torch.zeros(input_shape), deadline=deadline)
     if isinstance(network, Network):
         return network
     raise InputError(f"a network is an ONNX file or a torch.nn.Module, not a {type(network).__name__}")
+
+
+def _load_foreign(path: Path, deadline: Deadline | None) -> Network | None:
+    """A network from a file of a kind that another package reads; None for other files."""
+    from torch import nn
+
+    from verifier.frontend.network import from_module
+
+    with plugins.noted() as used:
+        match read_foreign(path):
+            case None:
+                return None
+            case (nn.Module() as module, tuple() | list() as shape):
+                found = from_module(module, input_shape=tuple(shape), name=path.name, deadline=deadline)
+                return replace(found, plugins=tuple(used))
+            case other:
+                raise InputError(
+                    f"{path}: was read as a {type(other).__name__}; a network is a pair of a torch.nn.Module and the "
+                    "shape of one sample"
+                )
 
 
 def check_sizes(network: Network, problem: Problem) -> None:

@@ -8,23 +8,29 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic.json_schema import WithJsonSchema
+from pydantic_core import PydanticCustomError
 
+from verifier.core import plugins
 from verifier.core.errors import ConfigError
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
 _MAX_FILE_BYTES = 1 << 20
+
+# Names of ours; other packages add theirs by entry points (:mod:`verifier.core.plugins`).
+BRANCHING = ("auto", "babsr", "kfsb", "input")
+ATTACK_METHODS = ("pgd", "runs")
 
 
 def parse_size(value: object) -> object:
@@ -45,6 +51,39 @@ Size = Annotated[
 ]
 
 
+def _named(group: str, ours: Sequence[str]) -> Callable[[str], str]:
+    """Checks that a name is one of ours, at no cost, or one that an installed package adds."""
+
+    def check(name: str) -> str:
+        if name not in ours:
+            others = plugins.foreign(group, ours)
+            if name not in others:
+                raise PydanticCustomError("unknown_name", "{names}", {"names": plugins.choices(ours, others)})
+        return name
+
+    return check
+
+
+def _parts(value: object) -> object:
+    """The names of a list, or of a text with commas; other types are left for the type check to refuse."""
+    if isinstance(value, str):
+        return tuple(name.strip() for name in value.split(","))
+    return tuple(value) if isinstance(value, list) else value
+
+
+Branching = Annotated[
+    str,
+    AfterValidator(_named(plugins.HEURISTICS, BRANCHING)),
+    WithJsonSchema({"type": "string", "examples": list(BRANCHING)}),
+]
+Methods = Annotated[
+    tuple[Annotated[str, AfterValidator(_named(plugins.ATTACKS, ATTACK_METHODS))], ...],
+    BeforeValidator(_parts),
+    Field(min_length=1),
+    WithJsonSchema({"anyOf": [{"type": "array", "items": {"type": "string"}, "minItems": 1}, {"type": "string"}]}),
+]
+
+
 class Section(BaseModel):
     """Base of all sections: frozen, strictly typed, no unknown keys, no NaN or infinity."""
 
@@ -55,6 +94,7 @@ class AttackConfig(Section):
     """Search for counterexamples."""
 
     enabled: bool = Field(default=True, description="search for counterexamples before and while proving")
+    methods: Methods = Field(default=("pgd",), description="which attacks, in this order: names with commas")
     restarts: int = Field(default=100, ge=1, description="random starting points per round")
     steps: int = Field(default=60, ge=1, description="gradient steps per restart")
     time_fraction: float = Field(default=0.1, ge=0, le=1, description="share of the time limit for the first attack")
@@ -84,7 +124,7 @@ class BabConfig(Section):
     """Branch and bound."""
 
     enabled: bool = Field(default=True, description="search after the root bounds")
-    branching: Literal["auto", "babsr", "kfsb", "input"] = Field(default="auto", description="what is split and how")
+    branching: Branching = Field(default="auto", description="what is split and how")
     input_split: Literal["smart", "longest"] = Field(
         default="smart", description="which input is split: the one that matters most to the bounds, or the widest"
     )
@@ -364,6 +404,8 @@ def _explain(error: ValidationError, sources: Mapping[str, str]) -> str:
 
 def _expected(key: str, detail: Any) -> str:
     """What values a key takes, from its annotation and limits; a size error says it in its own words."""
+    if detail["type"] == "unknown_name":
+        return f"one of {detail['msg']}"
     if detail["type"] == "value_error":
         return "a size in bytes or with a unit such as 512MiB or 8GiB"
     section: type[BaseModel] = Config
@@ -399,6 +441,8 @@ def _type_words(annotation: Any, limits: str = "") -> list[str]:
     if origin is Annotated:
         inner, *metadata = get_args(annotation)
         return _type_words(inner, limits or _limits(metadata))
+    if origin is tuple:
+        return ["names with commas between them"]
     if origin in (Union, UnionType):
         return [word for part in get_args(annotation) for word in _type_words(part, limits)]
     if origin is Literal:

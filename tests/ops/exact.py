@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import mpmath
 import torch
@@ -19,10 +18,9 @@ from verifier.ops.reciprocal import Reciprocal
 from verifier.ops.relu import Relu
 from verifier.ops.sigmoid import Erf, Sigmoid, Tanh
 from verifier.ops.step import Ceil, Floor, Heaviside, Round, Sign, Single
+from verifier.testing.samples import DIGITS, Exact, within
 
-mp.dps = 60
-
-Exact = Callable[[mpf], mpf]
+mp.dps = DIGITS
 
 
 def _leaky(k: float) -> Exact:
@@ -96,29 +94,8 @@ def boxes(draw: st.DrawFn, domain: tuple[float, float], dtype: torch.dtype, n: i
             low, up = -draw(st.floats(0, 1e4)), draw(st.floats(0, 1e4))
         elif kind == "infinite":
             low, up = draw(st.sampled_from([(-math.inf, centre), (centre, math.inf), (-math.inf, math.inf)]))
-        if 0.0 in domain:
-            low, up = sorted((abs(low), abs(up)))
-            low = min(max(low, 1e-6), 1e30)
-            up = max(low, up)
-            if domain[1] == 0.0:
-                low, up = -up, -low
-        lows.append(min(low, domain[1]))
-        ups.append(min(up, domain[1]))
+        low, up = within(domain, low, up)
+        lows.append(low)
+        ups.append(up)
     low, up = (torch.tensor(ends, dtype=dtype, device=DEVICE) for ends in (lows, ups))
     return Interval(torch.minimum(low, up)[None], torch.maximum(low, up)[None])
-
-
-def points(box: Interval, fractions: list[float]) -> list[list[float]]:
-    """For every element finite points of its interval: both ends, zero if inside, and points between."""
-    out = []
-    for low, up in zip(box.lower[0].tolist(), box.upper[0].tolist(), strict=True):
-        a = low if math.isfinite(low) else min(up, 0.0) - 1e5 if math.isfinite(up) else -1e5
-        b = up if math.isfinite(up) else max(low, 0.0) + 1e5 if math.isfinite(low) else 1e5
-        inner = [min(max(a + f * (b - a), a), b) for f in fractions]
-        zero = [0.0] if a <= 0 <= b else []
-        out.append([a, b, *zero, *inner])
-    return out
-
-
-def plane_at(slope: float, intercept: float, z: float) -> mpf:
-    return mpf(slope) * mpf(z) + mpf(intercept)

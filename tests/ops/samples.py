@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -11,8 +10,7 @@ from torch import Tensor
 
 from tests.ops.exact import UNARY
 from tests.support.device import DEVICE
-from verifier.core.handles import Handle
-from verifier.graph.op import AffineOp, NonlinearOp, Op, Params, Shape
+from verifier.graph.op import AffineOp, NonlinearOp, Op, Shape
 from verifier.ops.add import Add
 from verifier.ops.conv import Conv
 from verifier.ops.linear import Linear, MatMulConstant
@@ -20,31 +18,12 @@ from verifier.ops.product import MatMul, Mul
 from verifier.ops.reduce import AvgPool, Mean, Sum
 from verifier.ops.scale import ScaleShift
 from verifier.ops.shape import Concat, Gather, Permute, Reshape, inverse_index
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One op with what it acts on; ``params`` in the order of ``op.handles``, float64 or int64, on the tests' device.
-
-    ``domain``: the inputs the op is defined for.
-    """
-
-    name: str
-    op: Op
-    in_shapes: tuple[Shape, ...]
-    params: Params = ()
-    domain: tuple[float, float] = (-float("inf"), float("inf"))
-
-    def cast(self, dtype: torch.dtype) -> Params:
-        return tuple(p.to(dtype) if p.is_floating_point() else p for p in self.params)
+from verifier.testing import Sample, sample
 
 
 def _given(name: str, make: Callable[..., Op], in_shapes: tuple[Shape, ...], **tensors: Tensor) -> Sample:
     """A sample whose op takes handles for ``tensors``, in field order."""
-    handles = {k: Handle(f"{name}.{k}", tuple(t.shape), t.dtype) for k, t in tensors.items()}
-    op = make(**handles)
-    by_handle = {h: tensors[k] for k, h in handles.items()}
-    return Sample(name, op, in_shapes, tuple(by_handle[h].to(DEVICE) for h in op.handles))
+    return sample(name, make, *in_shapes, **tensors)
 
 
 def _random(*shape: int, seed: int = 0) -> Tensor:
@@ -117,7 +96,7 @@ AFFINE: list[Sample] = [
 ]
 
 NONLINEAR: list[Sample] = [
-    *(Sample(f"{op.kind}-{i}", op, ((2, 3),), (), domain) for i, (op, _, domain) in enumerate(UNARY)),
+    *(Sample(f"{op.kind}-{i}", op, ((2, 3),), (), domain, exact) for i, (op, exact, domain) in enumerate(UNARY)),
     Sample("mul", Mul(), ((2, 3), (2, 3))),
     Sample("mul-broadcast", Mul(), ((2, 3), (3,))),
     Sample("mul-outer", Mul(), ((3, 1), (1, 2))),
@@ -125,6 +104,7 @@ NONLINEAR: list[Sample] = [
     Sample("bilinear-batched", MatMul(), ((2, 2, 3), (2, 3, 1))),
 ]
 
+AFFINE, NONLINEAR = ([s.to(DEVICE) for s in samples] for samples in (AFFINE, NONLINEAR))
 SAMPLES = [*AFFINE, *NONLINEAR]
 assert all(isinstance(s.op, AffineOp) for s in AFFINE)
 assert all(isinstance(s.op, NonlinearOp) for s in NONLINEAR)

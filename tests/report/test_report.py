@@ -20,7 +20,8 @@ from verifier.core.inventory import Inventory, RowState, Usage
 from verifier.report.bounds import bounds_record, fingerprint, hex_floats
 from verifier.report.console import Console, count, status_line
 from verifier.report.contents import Hashes
-from verifier.report.files import result_text, write_atomic
+from verifier.report.files import write_atomic
+from verifier.report.formats import result_text
 from verifier.report.record import Outcome, plain, schema, to_json, verify_record, versions
 from verifier.report.summary import summary_table
 

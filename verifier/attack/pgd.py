@@ -17,6 +17,7 @@ from verifier.attack.objective import Objective, build_objective, inside
 from verifier.attack.offers import Accept, Offers
 from verifier.attack.polish import polish
 from verifier.attack.starts import prune, sample_boxes, uniform
+from verifier.attack.target import Target
 from verifier.attack.threads import one_thread
 from verifier.config import AttackConfig
 from verifier.core.deadline import Deadline
@@ -79,6 +80,23 @@ class _Search:
     @property
     def per_case(self) -> int:
         return _PER_CASE_FEW_INPUTS if self.small else _PER_CASE
+
+
+def attack(target: Target) -> None:
+    """:func:`search` as one of the attacks of :mod:`verifier.attack.methods`."""
+    search(
+        target.graph,
+        target.store,
+        target.problem,
+        target.config,
+        target.deadline,
+        device=target.device,
+        seed=target.seed,
+        accept=target.offer,
+        cases=target.cases,
+        starts=np.concatenate(target.starts) if target.starts else None,
+        progress=target.progress,
+    )
 
 
 def search(

@@ -8,12 +8,20 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from verifier.attack.target import Target
 from verifier.core.problem import Problem
 
 # Points of each kind and box, and boxes that are looked at.
 _EACH, _BOXES = 48, 16
 # Parts of a box's width by which points are moved.
 _NEAR = (1e-6, 1e-3, 1e-1)
+
+
+def attack(target: Target) -> None:
+    """Offer all of them."""
+    for x in run_candidates(target.problem, target.starts, target.seed):
+        if target.deadline.expired() or target.offer(x) is not None:
+            break
 
 
 def run_candidates(problem: Problem, starts: Sequence[np.ndarray], seed: int) -> Iterator[np.ndarray]:

@@ -14,6 +14,7 @@ from verifier.cli.instances import existing
 from verifier.cli.rank import follows
 from verifier.config import Config
 from verifier.core.errors import InputError, RankFailed
+from verifier.core.plugins import noted
 from verifier.report.bounds import Pair, bounds_record
 from verifier.report.contents import Hashes
 from verifier.report.record import to_json, versions
@@ -42,7 +43,8 @@ def bounds_json(
             follow(ranks.join())
         return None
     onnx, vnnlib = existing(onnx, "network"), existing(vnnlib, "property")
-    problem = api.load_problem(vnnlib)
+    with noted() as used:
+        problem = api.load_problem(vnnlib)
     if case >= problem.n_cases:
         raise InputError(f"--case {case}: {vnnlib} has {problem.n_cases} cases, counted from 0")
     box = int(problem.case_box[case])
@@ -55,7 +57,7 @@ def bounds_json(
         loaded = time.monotonic()
         return network
 
-    with api.job(config, _lost) as ranks:
+    with api.job(config, _lost) as ranks, noted() as more:
         of_all = api.bound_network(
             ranks, load, problem.lower[box], problem.upper[box], config, method, intermediate, slopes
         )
@@ -74,6 +76,7 @@ def bounds_json(
             "device": of_all.device,
             "config": config.model_dump(mode="json"),
             "versions": versions(),
+            "plugins": [plugin.entry() for plugin in dict.fromkeys((*used, *more))],
             "seconds": {
                 "total": round(time.monotonic() - start, 3),
                 "load": round(loaded - start, 3),

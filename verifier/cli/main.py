@@ -137,6 +137,14 @@ def cli() -> None:
 @config_options
 @click.option("--results-file", type=_FILE, help="VNN-COMP result file to write (verdict and witness).")
 @click.option("--json", "json_file", type=_FILE, help="JSON record to write.")
+@click.option(
+    "--write",
+    "more",
+    type=(str, _FILE),
+    multiple=True,
+    metavar="FORMAT FILE",
+    help="File in another format; repeatable.",
+)
 @click.option("-v", "--verbose", is_flag=True, help="Phases and notes on stderr, also in a pipe.")
 @click.pass_context
 def verify(
@@ -151,6 +159,7 @@ def verify(
     ranks: int | None,
     results_file: Path | None,
     json_file: Path | None,
+    more: tuple[tuple[str, Path], ...],
     verbose: bool,
 ) -> None:
     """Answer one query; the verdict alone goes to stdout.
@@ -162,7 +171,6 @@ def verify(
     from verifier.cli.query import Outputs, run_query, write_last
     from verifier.cli.rank import follows
     from verifier.cli.worker import Job
-    from verifier.report.files import result_text
 
     start = process_start()
     if follows():
@@ -172,15 +180,16 @@ def verify(
         if outcome.error is not None and outcome.error["kind"] != "RankFailed":
             click.echo(f"Error: {outcome.error['message']}", err=True)
         context.exit(outcome.exit_code)  # rank 0 says all else
+    outputs = Outputs(results_file, json_file, more)
     try:
+        outputs.plugins()
         config = build_config([config_file] if config_file else [], assignments, device, seed, ranks)
         job = Job(existing(onnx, "network"), existing(vnnlib, "property"), config, timeout, start, verbose)
     except VerifierError:
-        for path, text in ((results_file, result_text("error")), (json_file, "")):
-            if path is not None:
-                write_last(path, text)
+        for path, text in outputs.texts("error"):
+            write_last(path, text)
         raise
-    outcome = run_query(job, Outputs(results_file, json_file), verbose)
+    outcome = run_query(job, outputs, verbose)
     if outcome.error is not None:
         click.echo(f"Error: {outcome.error['message']}", err=True)
     else:
@@ -238,6 +247,15 @@ def check(context: click.Context, onnx: Path, vnnlib: Path, results_file: Path) 
     answer = check_witness(onnx, vnnlib, results_file)
     click.echo(answer.text)
     context.exit(answer.exit_code)
+
+
+@cli.command()
+@click.option("--markdown", is_flag=True, help="As the page docs/operators.md.")
+def ops(markdown: bool) -> None:
+    """ONNX operators, ATen functions and relaxations that are supported; those of other packages are marked."""
+    from verifier.cli.ops import overview
+
+    click.echo(overview(markdown), nl=False)
 
 
 @cli.command()

@@ -16,19 +16,41 @@ import click
 
 from verifier.cli.watch import Signals, wait
 from verifier.cli.worker import Job, Worker
-from verifier.core.errors import InputError
+from verifier.core.errors import InputError, VerifierError
+from verifier.core.plugins import Plugin
 from verifier.report.console import Console
 from verifier.report.contents import Hashes
-from verifier.report.files import is_stream, result_text, write_atomic
-from verifier.report.record import Outcome, to_json, verify_record, versions
+from verifier.report.files import is_stream, write_atomic
+from verifier.report.formats import FORMATS, Answer, output_format, plugin_of, result_text
+from verifier.report.record import Outcome, verify_record, versions
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """Where the answer goes besides stdout."""
+    """Where the answer goes besides stdout.
+
+    Attributes:
+        results: in the form of the competition.
+        json: as a record.
+        more: names of formats, and files.
+    """
 
     results: Path | None = None
     json: Path | None = None
+    more: tuple[tuple[str, Path], ...] = ()
+
+    def plugins(self) -> tuple[Plugin, ...]:
+        """The formats of other packages, none of which is imported.
+
+        Raises:
+            ConfigError: a format does not exist.
+        """
+        return tuple(filter(None, (plugin_of(name) for name, _ in self.more)))
+
+    def texts(self, verdict: str) -> list[tuple[Path, str]]:
+        """What the files hold as long as there is no answer."""
+        held = [(self.results, result_text(verdict)), (self.json, ""), *((path, "") for _, path in self.more)]
+        return [(path, text) for path, text in held if path is not None]
 
     def begin(self, verdict: str) -> None:
         """Leave nothing of an earlier query: the results file holds this verdict, the record is empty.
@@ -38,8 +60,8 @@ class Outputs:
         Raises:
             InputError: one of them cannot be written.
         """
-        for path, text in ((self.results, result_text(verdict)), (self.json, "")):
-            if path is not None and not is_stream(path):
+        for path, text in self.texts(verdict):
+            if not is_stream(path):
                 write_atomic(path, text)
 
 
@@ -98,24 +120,21 @@ def run_query(
         results = outputs.results
         if results is not None and not is_stream(results):
             worker.told = partial(_write_standing, results)
-        background = Background(job.onnx, job.vnnlib) if outputs.json is not None else None
+        background = Background(job.onnx, job.vnnlib) if outputs.json is not None or outputs.more else None
 
         def tick() -> None:
             console.show(worker.phase, {"rate": worker.rate, **worker.figures}, worker.notes)
 
         wait([worker], signals, parent, tick if console.wanted else None)
         outcome = worker.outcome or worker.cut("unknown", "the query ended without an outcome", 1)
-        written = True
-        if outputs.results is not None:
-            written = write_last(outputs.results, result_text(outcome.verdict, outcome.witness_text))
+        answer = Answer(outcome, lambda: _recorded(job, outcome, background, end, outputs.plugins()))
+        written = outputs.results is None or write_answer("vnncomp", outputs.results, answer)
         console.show(worker.phase, worker.figures, worker.notes)
         console.close()
-        if background is not None and outputs.json is not None:
-            background.wait(float("inf") if end is None else end - 0.1)
-            record = record_of(job, outcome, background)
-            written = write_last(outputs.json, to_json(record, indent=2) + "\n") and written
+        for name, path in (*([] if outputs.json is None else [("json", outputs.json)]), *outputs.more):
+            written = write_answer(name, path, answer) and written
         worker.close()
-    console.line(f"{outcome.verdict}: {outcome.reason}" if outcome.reason else outcome.verdict)
+    console.line(FORMATS["line"].render(answer).rstrip("\n"))
     if outcome.trace and verbose:
         click.echo(outcome.trace, err=True, nl=False)
     return outcome if written else replace(outcome, written=False, exit_code=outcome.exit_code or InputError.exit_code)
@@ -125,6 +144,21 @@ def _write_standing(results: Path, found: Outcome) -> None:
     """An answer that holds whatever comes; what cannot be written now is tried again at the end."""
     with contextlib.suppress(InputError):
         write_atomic(results, result_text(found.verdict))
+
+
+def write_answer(name: str, path: Path, answer: Answer) -> bool:
+    """Write in a format at the end of a query; whether it worked, and stderr says why not."""
+    try:
+        text = output_format(name).render(answer)
+    except VerifierError as error:
+        click.echo(f"Error: {error}", err=True)
+        return False
+    except Exception as error:
+        if name in FORMATS:
+            raise
+        click.echo(f"Error: {path}: the {plugin_of(name)} failed: {type(error).__name__}: {error}", err=True)
+        return False
+    return write_last(path, text)
 
 
 def write_last(path: Path, text: str) -> bool:
@@ -137,10 +171,12 @@ def write_last(path: Path, text: str) -> bool:
     return True
 
 
-def record_of(
-    job: Job, outcome: Outcome, background: Background, extra: Mapping[str, Any] | None = None
+def _recorded(
+    job: Job, outcome: Outcome, background: Background | None, end: float | None, plugins: tuple[Plugin, ...]
 ) -> dict[str, Any]:
-    """The JSON record of a finished job."""
+    """The JSON record of a finished job, at ``end`` with what is known by then."""
+    background = background or Background(job.onnx, job.vnnlib)
+    background.wait(float("inf") if end is None else end - 0.1)
     return verify_record(
         outcome,
         onnx=background.file(job.onnx),
@@ -149,5 +185,5 @@ def record_of(
         config=job.config.model_dump(mode="json"),
         seconds=time.monotonic() - job.start,
         versions=background.versions,
-        extra=extra,
+        plugins=plugins,
     )

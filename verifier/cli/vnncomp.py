@@ -21,7 +21,7 @@ from verifier.cli.query import Outputs, run_query, write_last
 from verifier.cli.resident_link import Unavailable
 from verifier.cli.worker import Job
 from verifier.core.errors import DeadlineExceeded, MemoryExceeded, VerifierError
-from verifier.report.files import result_text
+from verifier.report.formats import result_text
 
 if TYPE_CHECKING:
     from verifier.config import Config

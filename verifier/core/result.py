@@ -69,7 +69,8 @@ class Result:
         witness: present exactly when the verdict is ``sat``.
         certified: True when an ``unsat`` rests on float64 bounds with every rounding charged.
         seconds: wall time by phase, in seconds.
-        statistics: counters of the run (domains, bounds, attack candidates, ...), JSON-serialisable.
+        statistics: counters of the run (domains, bounds, attack candidates, ...), JSON-serialisable; ``plugins`` lists
+            what other packages brought to it, if they did.
         memory: ``{"ranks": [...]}``, see :class:`verifier.core.inventory.Inventory`; None before weights were placed.
         device: ``cpu`` or ``cuda``, where the query ended; a small one may never have needed its GPU.
         covers: what an ``unsat`` holds for; nothing for other verdicts.

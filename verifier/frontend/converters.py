@@ -16,9 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from verifier.core.errors import InputError, UnsupportedOpError
+from verifier.core.errors import ConfigError, InputError, UnsupportedOpError
+from verifier.core.plugins import Plugin
 from verifier.frontend.builder import broadcast
 from verifier.frontend.windows import auto_pad, pool_windows
+from verifier.ops.registry import foreign_table
 
 if TYPE_CHECKING:
     from verifier.frontend.onnx2torch_loader import Converter
@@ -37,6 +39,10 @@ class Attributes:
     def get(self, key: str, default: Any = None) -> Any:
         value = self.values.get(key, default)
         return value.to_torch() if type(value).__name__ == "OnnxTensor" else value
+
+
+Converts = Callable[[Attributes], Function]
+"""A converter: reads the attributes of a node of its operator, of any version, and gives a function of its inputs."""
 
 
 class Rule(nn.Module):
@@ -680,7 +686,7 @@ def _recurrent(kind: str) -> Callable[[Attributes], Function]:
     return rule
 
 
-RULES: dict[str, Callable[[Attributes], Function]] = {
+RULES: dict[str, Converts] = {
     "ArgMax": _arg_extremum(True),
     "ArgMin": _arg_extremum(False),
     "AveragePool": _average_pool,
@@ -799,14 +805,49 @@ ACCEPTS_NEWER = [
 """Ops of onnx2torch whose later versions only added element types."""
 
 
-def register(tool: Converter) -> None:
-    """Add our converters to a privately loaded onnx2torch; they replace its own for the same op."""
+@dataclass(frozen=True)
+class Foreign:
+    """A converter of another package, as it stands in onnx2torch's registry."""
+
+    plugin: Plugin
+    convert: Function
+
+    def __call__(self, node: Any, graph: Any) -> Any:
+        return self.convert(node, graph)
+
+
+def since_versions() -> dict[str, list[int]]:
+    """The versions of every standard operator."""
     from onnx import defs
 
     versions: dict[str, list[int]] = {}
     for schema in defs.get_all_schemas_with_history():
         if schema.domain == "":
             versions.setdefault(schema.name, []).append(schema.since_version)
+    return versions
+
+
+def adopt(tool: Converter) -> None:
+    """Add the converters of other packages.
+
+    Raises:
+        ConfigError: one is for an operator that has a converter, or that there is not; or it cannot be imported.
+    """
+    versions = since_versions()
+    ours = {k.operation_type for k, v in tool.registry.items() if k.domain == "" and not isinstance(v, Foreign)}
+    theirs = foreign_table("converters", ours)
+    for op, (plugin, _) in theirs.items():
+        if op not in versions:
+            raise ConfigError(f"the {plugin} has a converter for '{op}', which is no operator of the ONNX standard")
+    for op, (plugin, rule) in theirs.items():
+        for version in versions[op]:
+            convert = Foreign(plugin, _adapt(rule, version, tool))
+            tool.add_converter(operation_type=op, version=version)(convert)
+
+
+def register(tool: Converter) -> None:
+    """Add our converters to a privately loaded onnx2torch; they replace its own for the same op."""
+    versions = since_versions()
     for op, rule in RULES.items():
         for key in [k for k in tool.registry if k.operation_type == op and k.domain == ""]:
             del tool.registry[key]
@@ -824,7 +865,7 @@ def register(tool: Converter) -> None:
                 tool.add_converter(operation_type=op, version=version)(known[op, have[-1]])
 
 
-def _adapt(rule: Callable[[Attributes], Function], version: int, tool: Converter) -> Function:
+def _adapt(rule: Converts, version: int, tool: Converter) -> Function:
     def convert(node: Any, graph: Any) -> Any:
         names = node.input_values
         function = rule(Attributes(dict(node.attributes), version, sum(map(bool, node.output_values))))

@@ -60,20 +60,27 @@ _KIND = {np.dtype(np.float32): 1, np.dtype(np.float64): 11}  # TensorProto's num
 Translate = Callable[[OnnxFile], Graph]
 
 
-def check_nodes(file: OnnxFile, translate: Translate) -> None:
+def check_nodes(file: OnnxFile, translate: Translate, every: bool = False) -> None:
     """Compare every uncommon node with onnxruntime.
 
     Args:
         file: normalised, its computed constants folded.
         translate: makes the graph of a model.
+        every: other packages took part in the translation: common nodes are compared too, and a network that cannot be
+            compared is refused.
 
     Raises:
         UnsupportedOpError: a node gives other values, or cannot be compared.
     """
     if file.opset < _OLDEST_OPSET or not runs_in_memory(file):
+        if every:
+            raise UnsupportedOpError(
+                f"{file.path}: has ops of other packages, whose nodes are compared with onnxruntime, which needs opset "
+                f"{_OLDEST_OPSET} or later and a model of less than 2 GiB"
+            )
         return
     varying, read = varying_values(file.model.graph), _read(file)
-    nodes = [n for n in file.model.graph.node if varying & read & set(n.output) and uncommon(n)]
+    nodes = [n for n in file.model.graph.node if varying & read & set(n.output) and (every or uncommon(n))]
     if not nodes:
         return
     for node, values in zip(nodes, _observed(file, nodes), strict=True):

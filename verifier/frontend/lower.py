@@ -1,6 +1,7 @@
 """Record of ATen calls -> Graph of the verifier's ops.
 
-Each ATen op has one translator, registered by name in a table of its family's file (``lower_*.py``). A translator
+Each ATen op has one translator, registered by name in a table of its family's file (``lower_*.py``), or by another
+package for a name that none of ours has. A translator
 emits nodes and gives every output that it can express a node. What no translator can express is collected over the
 whole record and reported in one error.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
 from verifier.core.deadline import Deadline
+from verifier.core.plugins import Plugin, note
 from verifier.frontend.builder import Builder
 from verifier.frontend.capture import Call, Record, Ref
 from verifier.frontend.lower_affine import AFFINE
@@ -23,12 +26,42 @@ from verifier.frontend.lower_nonlinear import NONLINEAR
 from verifier.frontend.lower_shape import MOVEMENT, PERMUTES, RESHAPES
 from verifier.frontend.lowering import CannotLower, Lowering, MissingRules, Translator
 from verifier.graph.graph import Graph
+from verifier.ops.registry import check_listed, foreign_table
 from verifier.ops.shape import Reshape
 
 
 def translators() -> dict[str, Translator]:
-    """All translators by ATen name."""
+    """All translators of ours by ATen name."""
     return {**MOVEMENT, **AFFINE, **NONLINEAR}
+
+
+@cache
+def foreign_translators() -> dict[str, tuple[Plugin, Translator]]:
+    """Those of other packages, with whose they are.
+
+    Raises:
+        ConfigError: one has a name that is taken, or cannot be imported.
+    """
+    return foreign_table("translators", {*translators(), *(f"{name}_" for name in translators())})
+
+
+def _foreign_rule(name: str) -> Translator | None:
+    """The translator of another package, which takes part with the ops that it emits."""
+    table = foreign_translators()
+    found = table.get(name) or table.get(name.rstrip("_"))
+    if found is None:
+        return None
+    plugin, rule = found
+
+    def run(s: Lowering, call: Call) -> int | Sequence[int | None]:
+        note(plugin)
+        before = len(s.builder.nodes)
+        made = rule(s, call)
+        for node in s.builder.nodes[before:]:
+            check_listed(plugin, node.op)
+        return made
+
+    return run
 
 
 def lower(
@@ -63,7 +96,7 @@ def lower(
             continue
         state.dtype = _computes_in(record, call)
         try:
-            rule = table.get(call.func) or table.get(call.func.rstrip("_"))
+            rule = table.get(call.func) or table.get(call.func.rstrip("_")) or _foreign_rule(call.func)
             if rule is None:
                 raise CannotLower("")
             made = _translated(rule, state, call)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from verifier.core.deadline import Deadline
 from verifier.core.errors import InputError, UnsupportedError
 from verifier.core.handles import WeightStore
+from verifier.core.plugins import Plugin, noted
 from verifier.frontend.runner import OnnxRunner
 from verifier.graph.graph import Graph
 from verifier.graph.op import Shape
@@ -40,6 +41,7 @@ class Network:
         opset: ONNX operator set, None for a torch module.
         path: the ONNX file, None for a torch module.
         sha256: of the ONNX file's bytes, empty for a torch module.
+        plugins: what other packages brought to its translation.
     """
 
     graph: Graph
@@ -51,6 +53,7 @@ class Network:
     run: Callable[[np.ndarray, bool], np.ndarray] = field(repr=False)
     path: Path | None = None
     sha256: str = ""
+    plugins: tuple[Plugin, ...] = ()
 
     @property
     def file(self) -> OnnxFile | None:
@@ -92,7 +95,8 @@ def load_network(path: str | Path, deadline: Deadline | None = None) -> Network:
     from verifier.frontend.normalise import load
 
     file = load(path, deadline)
-    graph, output_shape = translate(file)
+    with noted() as used:
+        graph, output_shape = translate(file)
     return Network(
         graph,
         file.path.name,
@@ -103,6 +107,7 @@ def load_network(path: str | Path, deadline: Deadline | None = None) -> Network:
         OnnxRunner(file),
         file.path,
         file.sha256,
+        tuple(used),
     )
 
 
@@ -111,9 +116,9 @@ def translate(file: OnnxFile) -> tuple[Graph, Shape]:
     from verifier.frontend.crosscheck import check_nodes
     from verifier.frontend.normalise import constants_folded
 
-    with constants_folded(file):
+    with constants_folded(file), noted() as used:
         found = _translated(file)
-        check_nodes(file, lambda alone: _translated(alone)[0])
+        check_nodes(file, lambda alone: _translated(alone)[0], every=bool(used))
     return found
 
 
@@ -168,7 +173,8 @@ def from_module(
     stored = (*module.parameters(), *module.buffers())
     dtype = next((t.dtype for t in stored if t.is_floating_point()), x.dtype)
     record = capture(module, x.to(dtype), deadline=deadline)
-    graph = simplify(lower(record, "input", f"torch {torch.__version__}", deadline=deadline), deadline)
+    with noted() as used:
+        graph = simplify(lower(record, "input", f"torch {torch.__version__}", deadline=deadline), deadline)
     own = copy.deepcopy(module).eval().cpu()
 
     def run(p: np.ndarray, optimised: bool) -> np.ndarray:
@@ -179,7 +185,7 @@ def from_module(
 
     numpy_dtype = np.dtype(np.float64 if dtype == torch.float64 else np.float32)
     label = name or type(module).__name__
-    return Network(graph, label, graph.input_shape, record.output_shape, numpy_dtype, None, run)
+    return Network(graph, label, graph.input_shape, record.output_shape, numpy_dtype, None, run, plugins=tuple(used))
 
 
 def sample_points(lower: np.ndarray, upper: np.ndarray, seed: int, count: int = 8) -> np.ndarray:

@@ -6,7 +6,8 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from verifier.core.errors import InputError, UnsupportedOpError
-from verifier.frontend.converters import register
+from verifier.core.plugins import note
+from verifier.frontend.converters import Foreign, adopt, register
 from verifier.frontend.lowering import MissingRules
 from verifier.frontend.onnx2torch_loader import Converter, load_privately
 
@@ -25,16 +26,40 @@ def converter() -> Converter:
     return loaded
 
 
+@cache
+def extended() -> Converter:
+    """The same, with the converters of other packages as well.
+
+    Raises:
+        ConfigError: one of them cannot be used.
+    """
+    adopt(converter())
+    return converter()
+
+
+def _find(op: str, version: int, domain: str) -> None:
+    """Whose converter an operator has; one of another package takes part.
+
+    Raises:
+        NotImplementedError: it has none.
+    """
+    try:
+        found = converter().get_converter(op, version, domain)
+    except NotImplementedError:
+        found = extended().get_converter(op, version, domain)
+    if isinstance(found, Foreign):
+        note(found.plugin)
+
+
 def unsupported_nodes(file: OnnxFile) -> list[str]:
     """One phrase for every node without a converter: op, version, name and (where stored) shape."""
-    tool = converter()
     versions = {entry.domain: entry.version for entry in file.model.opset_import}
     out = []
     for node in file.model.graph.node:
         domain = "" if node.domain == "ai.onnx" else node.domain
         version = versions.get(node.domain, versions.get(domain, file.opset))
         try:
-            tool.get_converter(node.op_type, version, domain)
+            _find(node.op_type, version, domain)
         except NotImplementedError:
             label = node.output[0] if node.output else node.name
             kind = f"{node.domain}.{node.op_type}" if node.domain else node.op_type

@@ -1,15 +1,23 @@
-"""All op classes, found in the modules of this package: what tests and ``verifier inspect`` go through."""
+"""All op classes: those in the modules of this package, and sets that other packages add (group ``verifier.ops``)."""
 
 from __future__ import annotations
 
 import importlib
 import inspect
 import pkgutil
+import sys
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, is_dataclass
+from functools import cache
+from typing import Any
 
 import verifier.ops
+from verifier.core.errors import ConfigError
+from verifier.core.plugins import OPS, Plugin, foreign, load, note, united
 from verifier.graph.op import Op
 
 
+@cache
 def op_classes() -> tuple[type[Op], ...]:
     """Every concrete op class of ``verifier.ops``, sorted by name."""
     found: set[type[Op]] = set()
@@ -20,3 +28,98 @@ def op_classes() -> tuple[type[Op], ...]:
             if public and issubclass(cls, Op) and not inspect.isabstract(cls):
                 found.add(cls)
     return tuple(sorted(found, key=lambda c: c.__name__))
+
+
+@dataclass(frozen=True)
+class OpSet:
+    """What one plug-in adds. It names a module, or any object, with some of these in capitals (``OPS``, ...).
+
+    Attributes:
+        ops: op classes; an instance of one may stand in a graph.
+        translators: by the name of an ATen function, see :data:`verifier.frontend.lowering.Translator`.
+        converters: by ONNX operator, see :data:`verifier.frontend.converters.Converts`.
+        samples: for :mod:`verifier.testing`.
+    """
+
+    plugin: Plugin
+    ops: tuple[type[Op], ...]
+    translators: Mapping[str, Any]
+    converters: Mapping[str, Any]
+    samples: tuple[Any, ...]
+
+
+@cache
+def op_sets() -> tuple[OpSet, ...]:
+    """The sets of all other packages, imported and checked.
+
+    Raises:
+        ConfigError: one cannot be imported or used, or has something under a name that is taken.
+    """
+    found = tuple(_op_set(plugin) for plugin in foreign(OPS).values())
+    united("op class", {cls.__name__ for cls in op_classes()}, [(s.plugin, _by_name(s)) for s in found])
+    return found
+
+
+def _by_name(found: OpSet) -> dict[str, type[Op]]:
+    return {cls.__name__: cls for cls in found.ops}
+
+
+def _op_set(plugin: Plugin) -> OpSet:
+    loaded = load(plugin)
+    parts = {name: getattr(loaded, name.upper(), None) for name in ("ops", "translators", "converters", "samples")}
+    if all(part is None for part in parts.values()):
+        raise ConfigError(f"the {plugin} has none of OPS, TRANSLATORS, CONVERTERS and SAMPLES")
+    for name in ("translators", "converters"):
+        table = parts[name] or {}
+        if not isinstance(table, Mapping) or not all(isinstance(k, str) and callable(v) for k, v in table.items()):
+            raise ConfigError(f"{name.upper()} of the {plugin} must be functions by name")
+    classes = tuple(parts["ops"] or ())
+    for cls in classes:
+        why = _unfit(cls)
+        if why is not None:
+            raise ConfigError(f"OPS of the {plugin}: {getattr(cls, '__name__', cls)} {why}")
+    return OpSet(plugin, classes, parts["translators"] or {}, parts["converters"] or {}, tuple(parts["samples"] or ()))
+
+
+def _unfit(cls: Any) -> str | None:
+    """Why a class cannot be an op of another package; None when it can."""
+    if not (inspect.isclass(cls) and issubclass(cls, Op)):
+        return "is no op class; derive it from AffineOp or NonlinearOp"
+    if inspect.isabstract(cls):
+        return f"does not say all that an op must: {', '.join(sorted(cls.__abstractmethods__))} missing"
+    if not is_dataclass(cls) or not cls.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+        return "must be a frozen dataclass"
+    base = next((base for base in op_classes() if issubclass(cls, base)), None)
+    if base is not None:  # much knows ours by their class, and would take it for one
+        return f"is a {base.__name__}; derive it from an abstract class instead"
+    there = sys.modules.get(cls.__module__)
+    if cls.__module__ == "__main__" or getattr(there, cls.__qualname__, None) is not cls:
+        return "must stand at the top of a module, where other processes can import it"
+    return None
+
+
+def foreign_table(part: str, ours: Collection[str]) -> dict[str, tuple[Plugin, Any]]:
+    """The ``translators`` or ``converters`` of all other packages, by name, with whose they are.
+
+    Args:
+        ours: names that are taken.
+
+    Raises:
+        ConfigError: a name is taken, or in two sets; or as of :func:`op_sets`.
+    """
+    tables = [(s.plugin, {key: (s.plugin, value) for key, value in getattr(s, part).items()}) for s in op_sets()]
+    return united(part[:-1], ours, tables)
+
+
+def check_listed(plugin: Plugin, op: Op) -> None:
+    """An op that a plug-in's translator has emitted is one of ours or in some set; whose it is takes part.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if type(op) in op_classes():
+        return
+    owner = next((s.plugin for s in op_sets() if type(op) in s.ops), None)
+    if owner is None:
+        raise ConfigError(f"the {plugin} makes nodes of {type(op).__name__}, which is not in its OPS")
+    note(owner)

@@ -28,6 +28,7 @@ from verifier.core.backend import Group
 from verifier.core.deadline import Deadline
 from verifier.core.errors import ConfigError, RankFailed, VerifierError
 from verifier.core.memory import out_of_memory
+from verifier.core.plugins import HEURISTICS, OPS, installed_versions
 from verifier.parallel.group import Solo
 from verifier.parallel.names import local_names
 
@@ -376,11 +377,12 @@ def _stores(place: Place, listening: socket.socket | None) -> tuple[Any, Any]:
 def _same_versions(world: World) -> None:
     """Bits and protocols are promised among equal versions only."""
     mine = {"verifier": verifier.__version__, "torch": torch.__version__, "Python": platform.python_version()}
+    mine |= installed_versions((OPS, HEURISTICS))
     for rank, other in enumerate(world.everyone.objects(mine)):
         for name, version in mine.items():
-            if name != "Python" and other[name] != version:
+            if name != "Python" and other.get(name) != version:
                 raise ConfigError(
-                    f"rank {rank} runs {name} {other[name]} but rank {world.rank} runs {version}; "
+                    f"rank {rank} runs {name} {other.get(name, '(missing)')} but rank {world.rank} runs {version}; "
                     "install the same version on every machine"
                 )
 

@@ -141,8 +141,3 @@ def _empty(path: Path) -> bool:
     except OSError:
         return False
     return True
-
-
-def result_text(verdict: str, witness: str | None = None) -> str:
-    """The text of a VNN-COMP result file: the verdict, and after ``sat`` the witness."""
-    return f"{verdict}\n" if witness is None else f"{verdict}\n{witness.rstrip()}\n"

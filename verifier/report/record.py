@@ -9,12 +9,13 @@ import json
 import math
 import numbers
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import verifier
 from verifier.core.errors import InputError
+from verifier.core.plugins import Plugin
 
 SCHEMA_VERSION = 1
 _PACKAGES = ("numpy", "torch", "onnx", "onnx2torch", "onnxruntime", "highspy")
@@ -70,6 +71,7 @@ def verify_record(
     seconds: float,
     versions: Mapping[str, str | None],
     extra: Mapping[str, Any] | None = None,
+    plugins: Iterable[Plugin] = (),
 ) -> dict[str, Any]:
     """The record of one query.
 
@@ -81,8 +83,10 @@ def verify_record(
         seconds: wall time of the whole query, process start included.
         versions: see :func:`versions`.
         extra: more entries (``verifier run`` adds the category).
+        plugins: what other packages brought to it besides those that the outcome names.
     """
     statistics = dict(outcome.statistics)
+    taking_part = [*_listed(statistics.pop("plugins", [])), *(plugin.entry() for plugin in plugins)]
     return {
         "schema_version": SCHEMA_VERSION,
         **(extra or {}),
@@ -105,8 +109,14 @@ def verify_record(
         "device": outcome.device,
         "config": dict(config),
         "versions": dict(versions),
+        "plugins": taking_part,
         "seconds": {"total": round(seconds, 3), **{k: round(float(v), 3) for k, v in outcome.seconds.items()}},
     }
+
+
+def _listed(plugins: Any) -> list[Any]:
+    """A list, which is a text in JSON where it was reported as a figure."""
+    return json.loads(plugins) if isinstance(plugins, str) else list(plugins)
 
 
 def _domains(statistics: Mapping[str, Any]) -> int | None:

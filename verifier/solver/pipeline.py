@@ -6,6 +6,7 @@ network; ``sat`` only with a witness that was replayed in the reference.
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import time
@@ -18,9 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from verifier.attack import pgd
+from verifier.attack import methods
 from verifier.attack.runs import run_candidates
+from verifier.attack.target import Target
 from verifier.config import AttackConfig, Config
+from verifier.core import plugins
 from verifier.core.claims import Claims, Covered, Semantics
 from verifier.core.deadline import Deadline
 from verifier.core.errors import DeadlineExceeded, MemoryExceeded, RankFailed, UnsupportedError
@@ -232,10 +235,9 @@ class _Run:
 
     def _attack(self, crew: Crew, config: AttackConfig) -> None:
         """Look for a counterexample, also near the minimisers of the rows that the root could not refute."""
-        points = [r.candidates for r in crew.roots if r.candidates.size]
         store, device = self._own(crew)
         with self._phase("attack"), self._looking_inside():
-            self.witness = pgd.search(
+            target = Target(
                 self.network.graph,
                 store,
                 self.problem,
@@ -245,9 +247,10 @@ class _Run:
                 seed=self.config.seed + len(self.statistics),
                 accept=self._accept,
                 cases=self.open.tolist(),
-                starts=np.concatenate(points) if points else None,
+                starts=tuple(r.candidates for r in crew.roots if r.candidates.size),
                 progress=self.progress,
             )
+            self.witness = methods.search(target, config.methods)
 
     def _bound(self, crew: Crew) -> None:
         with self._phase("root bounds"):
@@ -367,9 +370,15 @@ class _Run:
         memory = None if self.memory is None else {"ranks": self.memory}
         device = (self.crew.placed.backend if self.crew else self.world).device.type
         figures = self.statistics if self.compared is None else {"parity": self.compared, **self.statistics}
+        figures = {**figures, "plugins": self._plugins()} if self._plugins() else figures
         return Result(
             self.verdict, self.reason, witness, certified, self.seconds, figures, memory, device, self._covers()
         )
+
+    def _plugins(self) -> list[dict[str, str]]:
+        """What other packages have brought to this query so far, as it stands in a record."""
+        found = dict.fromkeys((*self.network.plugins, *plugins.taking_part()))
+        return [plugin.entry() for plugin in found]
 
     def _covers(self) -> Covers:
         """What the proof holds for."""
@@ -467,6 +476,8 @@ class _Run:
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
         self.progress.phase(name)
+        if self._plugins():  # for the record of a query that is cut off; figures are numbers and texts
+            self.progress.update(plugins=json.dumps(self._plugins()))
         self.world.heart.phase(name)
         start = time.monotonic()
         try:

@@ -1,0 +1,1 @@
+"""Examples of everything that another package can add to the verifier; docs/extending.md explains them."""
