@@ -30,6 +30,8 @@ _MAX_FILE_BYTES = 1 << 20
 
 # Names of ours; other packages add theirs by entry points (:mod:`verifier.core.plugins`).
 BRANCHING = ("auto", "babsr", "kfsb", "input")
+# Names in it that stand for no heuristic of neurons.
+NOT_NEURONS = ("auto", "input")
 ATTACK_METHODS = ("pgd", "runs")
 
 

@@ -5,19 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from verifier.bab.branching.heuristic import Neurons
 from verifier.bab.splits import SplitSpace
 
 
-def rank(space: SplitSpace, signs: Tensor, coefficients: Tensor, slopes: Tensor, z: Tensor, gap: Tensor) -> Tensor:
-    """Scores of B domains for U neurons, the largest being split first.
+def rank(space: SplitSpace, neurons: Neurons) -> Tensor:
+    """Scores (B, U) of the neurons of B domains; the largest is split first.
 
     Args:
-        space: the neurons that the root left undecided, with its bounds ``lower`` and ``upper`` (U,).
-        signs: (B, U) int8: 0 where a neuron is not split yet, else the side.
-        coefficients: (B, U) of the row to improve, on the neurons' outputs.
-        slopes: (B, U) of their lower planes.
-        z: (B, U) pre-activations where the relaxed network is smallest.
-        gap: (B,) bounds minus thresholds, negative.
+        space: the U neurons that the root leaves unstable, with its bounds ``lower`` and ``upper`` (U,).
+        neurons: their phases, and how the bounds of the domains see them.
     """
-    width = (space.upper - space.lower).to(coefficients.dtype)
-    return torch.where(signs == 0, width, float("-inf"))
+    width = (space.upper - space.lower).expand_as(neurons.coefficients)
+    return torch.where(neurons.signs == 0, width, float("-inf"))

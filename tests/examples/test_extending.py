@@ -20,7 +20,6 @@ from onnx import TensorProto, helper, numpy_helper
 from tests.cli.helpers import environment, no_process_mentions
 from tests.cli.networks import above, absolute
 from tests.support.plugins import EXTRAS, install, install_extras
-from verifier.bab import branching
 from verifier.report.record import schema
 from verifier.testing import Check, checks
 
@@ -226,7 +225,6 @@ def test_the_list_of_what_is_supported_marks_other_packages(extras: Path) -> Non
 # -------------------------------------------------------------------------------------------- heuristics and attacks
 
 
-@pytest.mark.skipif(not hasattr(branching, "HEURISTICS"), reason="no table of heuristics in verifier/bab/branching")
 @pytest.mark.parametrize("options", [[], ["--ranks", 2]], ids=["alone", "2 ranks"])
 def test_a_heuristic(options: list[object], extras: Path, tmp_path: Path) -> None:
     examples = EXTRAS.parent

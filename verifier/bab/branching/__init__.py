@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from torch import Tensor
+
 from verifier.bab.branching import babsr, kfsb
-from verifier.bab.branching.heuristic import Heuristic
+from verifier.bab.branching.heuristic import Heuristic, Neurons
+from verifier.bab.splits import SplitSpace
+from verifier.config import NOT_NEURONS
+from verifier.core import plugins
+from verifier.core.errors import ConfigError
 
 HEURISTICS: dict[str, Heuristic] = {"babsr": babsr.HEURISTIC, "kfsb": kfsb.HEURISTIC}
 # Where the configuration leaves it open.
@@ -11,5 +19,21 @@ DEFAULT = "kfsb"
 
 
 def named(name: str) -> Heuristic:
-    """The heuristic of a name in the configuration; names that are none of neurons mean the default."""
-    return HEURISTICS.get(name, HEURISTICS[DEFAULT])
+    """The heuristic of a name in the configuration, ours or another package's.
+
+    Raises:
+        ConfigError: nobody has the name, or the other package's heuristic is none.
+    """
+    if name in NOT_NEURONS:
+        return HEURISTICS[DEFAULT]
+    found: Any = plugins.lookup(plugins.HEURISTICS, name, HEURISTICS, NOT_NEURONS)
+    if isinstance(found, Heuristic):
+        return found
+    if not callable(found):
+        raise ConfigError(f"the branching heuristic '{name}' is neither a function nor a Heuristic")
+
+    def score(space: SplitSpace, neurons: Neurons) -> Tensor:
+        # Copies: what is written to them does not reach the domains.
+        return found(space, Neurons(*(t.clone() for t in neurons)))
+
+    return Heuristic((score,))
