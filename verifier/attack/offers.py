@@ -1,4 +1,4 @@
-"""Candidates that seem to be counterexamples, and the judge that decides: an attack never gives a verdict itself."""
+"""Candidate counterexamples and the judge that decides about them: an attack never gives a verdict itself."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The search for a counterexample: samples, rounds of gradient ascent on the most promising cases, linear polish.
+"""The search for a counterexample: samples, rounds of gradient ascent on the most promising cases, linear polishing.
 
-Attacks return candidates, never verdicts: ``accept`` replays a candidate and alone may make a witness of it.
+Attacks return candidates, never verdicts: ``accept`` replays a candidate, and only it can turn one into a witness.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What the engine sees of the machine: the protocols behind ``parallel.backend``.
 
-Ops, bounds and the search never see a rank. What they may ask is here: which rows are theirs, where weights are, what
-all ranks agree on. One device is the case in which every answer is trivial.
+Ops, bounds and the search are unaware of ranks. What they may ask is here: which rows are local, where weights are,
+what all ranks agree on. On a single device every answer is trivial.
 """
 
 from __future__ import annotations

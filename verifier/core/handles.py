@@ -1,4 +1,4 @@
-"""Parameters are named by handles; the tensors live in a weight store and are fetched just before use."""
+"""Weights are referred to by handles; the tensors live in a weight store and are fetched just before use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What takes memory on one rank, by kind: counted where it arises, written into records."""
+"""Memory use of one rank by kind: counted where it arises, written into records."""
 
 from __future__ import annotations
 

@@ -4,8 +4,8 @@ gamma_k = k u / (1 - k u) times the sum of the absolute products, u being the un
 
 That holds without underflow. An operation whose result lies below the smallest normal number t can lose up to t, and
 so can an operand that lies there: kernels may flush it to zero. A product (a + e)(w + f) of operands that lost at most
-t each is off by at most t (|a| + |w| + 1 + t), a sum by t. :func:`underflow` is so much larger than t that one unit of
-it in a magnitude pays for all operations of a sum (``docs/numerics.md``).
+t each is off by at most t (|a| + |w| + 1 + t), a sum by t. :func:`underflow` is so much larger than t that adding it
+once to a magnitude covers all operations of a sum (``docs/numerics.md``).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The question that is asked: does some input of a box make the outputs unsafe?"""
+"""The question to be answered: is there an input in a box for which the outputs are unsafe?"""
 
 from __future__ import annotations
 

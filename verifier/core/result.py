@@ -1,4 +1,4 @@
-"""What a query ends with: a verdict, the reason, a witness and the figures of the run."""
+"""The outcome of a query: a verdict, the reason, a witness and the statistics of the run."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""How much memory tensors take: every live storage of one device counted once, and the most there ever was.
+"""Memory used by tensors: every live storage of one device counted once, and the peak.
 
-On a GPU the allocator keeps this count itself; on a CPU nothing does. The resident set of the process is no measure: it
-holds libraries, the parsed network and pages that the allocator has not given back.
+On a GPU the allocator keeps this count itself; on a CPU nothing does. The resident set of the process is no substitute:
+it includes libraries, the parsed network and pages that the allocator has not returned.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Torch module -> record of the ATen calls that depend on the input.
 
-An eval-mode copy runs once on a concrete input. A dispatch mode sees every ATen call: calls on constants just run (so
-that shape arithmetic and constants fold by themselves, in the network's own types: what it computes from its stored
-parameters counts as stored), calls on values that depend on the input are recorded. The run is functionalised, so the
-record has no in-place ops and no aliasing.
+An eval-mode copy runs once on a concrete input. A dispatch mode sees every ATen call: calls on constants are simply
+executed (so that shape arithmetic and constants fold by themselves, in the network's own dtypes: what it computes from
+its stored weights counts as stored), calls on values that depend on the input are recorded. The run is functionalised,
+so the record has no in-place ops and no aliasing.
 """
 
 from __future__ import annotations

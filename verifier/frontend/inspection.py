@@ -1,4 +1,4 @@
-"""What ``verifier inspect`` shows: the nodes of an ONNX file, its size, and what cannot be verified."""
+"""What ``verifier inspect`` shows: the nodes of an ONNX file, its size, and what is not supported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A network as the rest of the verifier sees it: the graph for bounds, and the original for evaluation and parity."""
+"""A network as the rest of the verifier sees it: the graph for bounds, the original for evaluation and parity."""
 
 from __future__ import annotations
 

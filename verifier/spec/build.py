@@ -1,4 +1,4 @@
-"""Properties from Python: boxes, linear output constraints, local robustness."""
+"""Properties built in Python: boxes, linear output constraints, local robustness."""
 
 from __future__ import annotations
 

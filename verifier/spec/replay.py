@@ -1,4 +1,4 @@
-"""Decides whether a candidate is a counterexample: by the reference network, on the printed text, without tolerance."""
+"""Decides whether a candidate is a counterexample: on the reference network, from its printed text, exactly."""
 
 from __future__ import annotations
 

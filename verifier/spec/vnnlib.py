@@ -1,8 +1,8 @@
-"""VNN-LIB 1.0 files in, :class:`Problem` out.
+"""Reads VNN-LIB 1.0 files into a :class:`Problem`.
 
-``fast`` reads the shapes that nearly all files have and declines everything else; ``general`` reads all that is
-supported and words the errors. Comparisons relax soundly: strict ones become non-strict for proofs, boxes and
-right-hand sides are rounded so that the unsafe set never shrinks.
+``fast`` reads the forms that nearly all files have and declines everything else; ``general`` reads everything that is
+supported and formulates the errors. Comparisons are relaxed soundly: strict ones become non-strict for proofs, boxes
+and right-hand sides are rounded so that the unsafe set never shrinks.
 """
 
 from __future__ import annotations
