@@ -152,7 +152,7 @@ class ParallelBackend(Protocol):
 
     @property
     def summands(self) -> int:
-        """How many partial sums over features :meth:`total` adds; their roundings are charged."""
+        """How many partial sums over features :meth:`total` adds; their roundings are accounted for."""
         ...
 
     def total(self, partial: Tensor) -> Tensor:

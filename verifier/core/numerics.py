@@ -41,7 +41,7 @@ def tiny(dtype: torch.dtype) -> float:
 
 
 def underflow(dtype: torch.dtype) -> float:
-    """What is added to every magnitude m, so that charges of the form gamma_k |A| m also pay for underflow.
+    """What is added to every magnitude m, so that error terms of the form gamma_k |A| m also cover underflow.
 
     It is 64 t / u, t the smallest normal number: gamma_k of it is at least 64 k t, and it is itself more than 64 times
     what all operations of a sum with k u < 1/2 can lose. About 1e-29 for float32 and 1e-290 for float64.
@@ -54,7 +54,7 @@ _FLOAT32_PROOFS = True
 
 
 def float32_proofs() -> bool:
-    """Whether proofs may rest on charged float32 where that suffices."""
+    """Whether proofs may rest on float32 with rounding errors accounted for, where that suffices."""
     return _FLOAT32_PROOFS
 
 
