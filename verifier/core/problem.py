@@ -16,8 +16,8 @@ class Problem:
     plain numpy so that parsing needs no torch.
 
     Attributes:
-        lower: float32 (K, n_in), lower bounds of the boxes, rounded *outward* from the file's decimals: proofs use these,
-            whatever the network's input type.
+        lower: float32 (K, n_in), lower bounds of the boxes, rounded *outward* from the file's decimals: proofs use
+            these, whatever the network's input type.
         upper: the upper bounds, likewise.
         witness_lower: (K, n_in), lower bounds rounded to nearest, in the network's input type after :meth:`typed`,
             float32 before: counterexamples stay inside these.
@@ -26,7 +26,7 @@ class Problem:
         row_x: float64 (M, n_in) or None when no row mentions an input; always exact.
         row_d: float64 (M,), right-hand sides, rounded *up* from the exact number, so that the set never shrinks.
         case_box: int64 (N,), index into the boxes.
-        case_rows: int64 (N, S), indices into the rows, padded with -1; the unsafe set of a case without rows is its box.
+        case_rows: int64 (N, S), indices into the rows, padded with -1; a case without rows is its whole box.
         row_strict: bool (M,) or None (no strict row): the file says ``<``. Proofs use ``<=``, replays ``<``.
         row_d_inner: float64 (M,) or None (equal to ``row_d``), rounded *down*: replays use these.
         inner_lower: (K, n_in) or None (equal to the witness bounds), lower bounds rounded *inward*: counterexamples are

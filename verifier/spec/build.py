@@ -40,7 +40,7 @@ def robustness(
     clip: tuple[float, float] | None = None,
     targets: Sequence[int] | None = None,
 ) -> Problem:
-    """Local robustness: is the class the same in a box around an input? Unsafe: a target's output is ``>=`` the label's.
+    """Local robustness: is the class constant on a box around an input? Unsafe: a target's output is >= the label's.
 
     Args:
         x: the input, any shape (flattened).

@@ -22,7 +22,8 @@ def parse_vnnlib(
 
     Args:
         path: a VNN-LIB 1.0 file, plain or gzip.
-        n_in, n_out: sizes of the network's input and output when known; a mismatch is an error.
+        n_in: size of the network's input, if known; a mismatch is an error.
+        n_out: size of its output, likewise.
         deadline: checked while reading.
 
     Raises:
