@@ -1,4 +1,5 @@
-"""Hooks of the site (``mkdocs.yml``): pages that are files outside ``docs/``, and links from pages to such files.
+"""Hooks of the site (``mkdocs.yml``): pages that are files outside ``docs/``, links from pages to such files, and
+references in docstrings.
 
 Links in the repository are relative to the file they stand in, so that they work wherever the repository is shown. On
 the site, a link to a published page leads to that page, and a link to any other file leads to a copy of it.
@@ -20,6 +21,7 @@ PUBLISHED = {
     "changelog.md": "CHANGELOG.md",
 }
 _PAGE_OF = {file: page for page, file in PUBLISHED.items()}
+_ROLE = re.compile(r":(?:class|func|meth|mod|attr):(?=<code>)")
 _LINK = re.compile(r"\]\((?!\w+:)([^)#\s]+)(#[^)\s]*)?\)")
 
 
@@ -37,6 +39,11 @@ def on_files(files: Any, config: Any) -> Any:
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Links of a page as the site needs them."""
     return relinked(markdown, page.file.src_uri)
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Docstrings without the roles of their references, which name the kind of what the code beside them names."""
+    return _ROLE.sub("", html)
 
 
 def source_of(page: str) -> Path:
