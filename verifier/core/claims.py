@@ -30,10 +30,10 @@ class Semantics(StrEnum):
 
 @dataclass(frozen=True)
 class Claims:
-    """What a query's bounds are to hold for.
+    """What a query's bounds must hold for.
 
     Attributes:
-        model: the kind of run; None where nothing is known of any.
+        model: the kind of run; None where no run can be modelled.
     """
 
     semantics: Semantics = Semantics.REAL
@@ -60,7 +60,7 @@ class Claims:
 
 @dataclass
 class Covered:
-    """What closings cover, added up.
+    """What the closing bounds cover, accumulated.
 
     Attributes:
         weak: domains that were closed for the real network alone.

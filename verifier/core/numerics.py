@@ -70,12 +70,12 @@ def outward(bounds: Interval, dtype: torch.dtype = torch.float32) -> Interval:
 
 
 def finite_lower(bound: Tensor) -> Tensor:
-    """A lower bound with NaN replaced by -inf: what is not a number proves nothing."""
+    """A lower bound with NaN replaced by -inf: NaN proves nothing."""
     return torch.nan_to_num(bound, nan=float("-inf"), posinf=float("-inf"), neginf=float("-inf"))
 
 
 def proved(lower: Tensor, threshold: Tensor, strict: Tensor | None = None) -> Tensor:
-    """True where no value can make its row true: the only test that may close anything.
+    """True where a row is certified to be violated everywhere: the only test that may close anything.
 
     A row is ``value <= threshold``, or ``value < threshold`` where it is strict. With ``value >= lower`` it is refuted
     when lower > threshold, a strict one also when lower = threshold. Both numbers must be finite.
@@ -102,7 +102,7 @@ def combined_strict(weights: Tensor, strict: Tensor) -> Tensor:
 
 
 def rounded_up(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """A threshold in another dtype, never below what it was: the unsafe set may only grow."""
+    """A threshold in another dtype, rounded up: the unsafe set may only grow."""
     near = value.to(dtype)
     inf = torch.tensor(float("inf"), dtype=dtype, device=near.device)
     return torch.where(near.to(value.dtype) < value, torch.nextafter(near, inf), near)
@@ -133,7 +133,7 @@ def sums_exactly(size: Tensor, multiples: Tensor) -> Tensor:
 
 
 def widen(lower: Tensor, upper: Tensor, slack: Tensor | float) -> Interval:
-    """Move both bounds outward by ``slack`` and by one more rounding, so that the subtraction itself is covered."""
+    """Move both bounds outward by ``slack`` and by one more rounding, which covers the subtraction itself."""
     u = torch.finfo(lower.dtype).eps
     low = lower - slack
     up = upper + slack

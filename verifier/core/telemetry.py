@@ -26,7 +26,7 @@ def switch_off() -> None:
 
 
 def warn_if_late() -> None:
-    """Say so when a program has imported onnxruntime before this package, and without the variable."""
+    """Warn if a program has imported onnxruntime before this package, and without the variable."""
     if _seen_before:
         _log.warning(
             "onnxruntime was imported before verifier and without %s=1, and may send telemetry; import verifier first",
