@@ -40,7 +40,8 @@ class Bounds:
     is off.
 
     Attributes:
-        lower, upper: of the output, in its shape.
+        lower: of the output, in its shape.
+        upper: likewise.
         intermediate: bounds of every pre-activation by name, empty unless asked for.
     """
 
@@ -93,7 +94,8 @@ def compute_bounds(
 
     Args:
         module: a torch module, a loaded network or an ONNX file.
-        lower, upper: the box, in the shape the network takes, leading batch dimension of 1 included.
+        lower: of the box, in the shape the network takes, leading batch dimension of 1 included.
+        upper: likewise.
         method: ``ibp``, ``crown`` or ``alpha-crown``.
         return_intermediate: bounds of every pre-activation too.
         config: settings, as for :func:`verify`.

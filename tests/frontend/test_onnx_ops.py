@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from onnx import helper
 
 from tests.frontend.models import check, load, model
+from verifier.core.errors import VerifierError
 
 RNG = np.random.default_rng(0)
 
@@ -178,6 +181,33 @@ def test_op_agrees_with_onnxruntime(spec: Any, tmp_path: Path) -> None:
     network = load(model(nodes, shape, constants, opset, out_type=elem), tmp_path)
     assert network.graph.nodes[network.graph.output].name == "y"
     check(network, *box)
+
+
+def versions(op: str) -> list[int]:
+    """Operator sets from 7 on in which the op changed, and the newest one."""
+    since = {max(schema.since_version, 7) for schema in onnx.defs.get_all_schemas_with_history() if schema.name == op}
+    return sorted(since | {onnx.defs.onnx_opset_version()})
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("spec", CASES, ids=[f"{k}-{c[0]}" for k, c in enumerate(CASES)])
+def test_op_agrees_with_onnxruntime_in_every_version(spec: Any, tmp_path: Path) -> None:
+    """A version in which the node is valid gives onnxruntime's values or is refused."""
+    op, shape, given, attributes, own, box = spec
+    constants = {f"c{k}": a for k, a in enumerate(given) if a is not None}
+    inputs = ["x", *(f"c{k}" if a is not None else "" for k, a in enumerate(given))]
+    agreed = set()
+    for opset in {*versions(op), own}:
+        node = helper.make_node(op, inputs, ["y"], "n", **attributes)
+        made = model([node], shape, constants, opset, out_type=11 if op == "Cast" else 1)
+        try:
+            onnx.checker.check_model(made, full_check=True)
+        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError):
+            continue
+        with suppress(VerifierError):
+            check(load(made, tmp_path), *box)
+            agreed.add(opset)
+    assert own in agreed
 
 
 def two(op: str, **attributes: Any) -> list[Any]:

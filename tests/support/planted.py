@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
-from tests.support.exact import exact_min
+from tests.support.exact import Minimum, exact_min
 from tests.support.networks import Dag, random_box, random_network
 
 
@@ -42,14 +43,26 @@ def planted(kind: str, seed: int, sat: bool, gap: float = 0.02, radius: float = 
     A ``sat`` case holds only near the minimiser: random search rarely finds it. The gap is far above the solver's
     tolerance of 1e-6, so the answer is certain.
     """
+    network, lower, upper, row = _question(kind, seed, radius)
+    least = _truth(kind, seed, radius)
+    distance = gap * (1 + abs(least.value))
+    threshold = least.value + distance if sat else least.bound - distance
+    return Planted(network, lower, upper, row, threshold, sat, least.point.copy(), distance)
+
+
+def _question(kind: str, seed: int, radius: float) -> tuple[Dag, Tensor, Tensor, np.ndarray]:
+    """Network, box and row."""
     network = random_network(kind, seed)
     lower, upper = random_box(network, seed + 1, radius)
     n_out = int(np.prod(network.shapes[-1]))
     row = np.random.default_rng(seed).normal(size=n_out).astype(np.float32).astype(np.float64)
-    least = exact_min(network, lower, upper, row)
-    distance = gap * (1 + abs(least.value))
-    threshold = least.value + distance if sat else least.bound - distance
-    return Planted(network, lower, upper, row, threshold, sat, least.point, distance)
+    return network, lower, upper, row
+
+
+@functools.cache
+def _truth(kind: str, seed: int, radius: float) -> Minimum:
+    """Solved once per process: tests ask for both sides of one minimum, with many settings."""
+    return exact_min(*_question(kind, seed, radius))
 
 
 def write_vnnlib(path: Path, lower: Tensor, upper: Tensor, rows: np.ndarray, thresholds: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""Projected gradient ascent (Madry et al., ICLR 2018) on the score of many points at once."""
+"""Projected gradient ascent (Madry et al., ICLR 2018) on the objective for many points at once."""
 
 from __future__ import annotations
 

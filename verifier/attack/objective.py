@@ -1,4 +1,4 @@
-"""What the attacks maximise: the smallest slack over the rows of a case, for many points at once."""
+"""The objective that attacks maximise: the smallest slack over the rows of a case, for many points at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Candidates that seem to be counterexamples, and the judge that decides: an attack never gives a verdict itself."""
+"""Candidate counterexamples and the judge that decides about them: an attack never gives a verdict itself."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Offers:
 
     @torch.no_grad()
     def consider(self, x: Tensor, y: Tensor, case: Tensor, score: Tensor, near: bool = False) -> bool:
-        """Offer what is worth it among points (P, n) with outputs, cases and scores; True once there is a witness.
+        """Offer promising points (P, n) with their outputs, cases and scores; True once there is a witness.
 
         Args:
             near: also offer points that miss by no more than rounding.
@@ -74,7 +74,7 @@ class Offers:
         return self._wait()
 
     def flush(self) -> bool:
-        """Offer the shallow candidate that is being kept, if any."""
+        """Offer the shallow candidate that was held back, if any."""
         if self.witness is None and self._shallow is not None:
             depth, case, x = self._shallow
             self._shallow, self._age = None, 0

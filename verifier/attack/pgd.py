@@ -1,6 +1,6 @@
-"""The search for a counterexample: samples, rounds of gradient ascent on the most promising cases, linear polish.
+"""The search for a counterexample: samples, rounds of gradient ascent on the most promising cases, linear polishing.
 
-Attacks return candidates, never verdicts: ``accept`` replays a candidate and alone may make a witness of it.
+Attacks return candidates, never verdicts: ``accept`` replays a candidate, and only it can turn one into a witness.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def search(
             and returns a witness or None.
         cases: the cases to attack; default all.
         starts: (P, n_in) points to begin from, such as minimisers of bounds; moved into the boxes.
-        progress: hears ``attack``, the best score so far (a distance in output units; at least 0: a candidate).
+        progress: receives ``attack``, the best score so far (a distance in output units; at least 0: a candidate).
 
     Returns:
         the first accepted witness, or None.
@@ -139,7 +139,7 @@ def search(
 
 
 def _run(run: _Search, starts: np.ndarray | None, progress: Progress | None) -> None:
-    """The phases, until the offers hold a witness or there is nothing left to do."""
+    """The phases, until there is a witness or nothing left to do."""
     objective = run.objective
     most = max(1, min(_MOST_KEPT, _MOVING_ENTRIES[objective.device.type] // max(1, objective.n_in)))
     given = None if starts is None or len(starts) == 0 else _given(run, starts[:most])
@@ -279,7 +279,7 @@ def _style(run: _Search, count: int) -> Style:
 
 
 def _last_offers(run: _Search, bank: Points) -> None:
-    """What was held back: the shallow candidate, then points that miss by no more than rounding."""
+    """Candidates that were held back: the shallow one, then points that miss by no more than rounding."""
     if run.offers.witness is not None or run.offers.flush() or len(bank) == 0:
         return
     best = prune(bank, 2, 8)

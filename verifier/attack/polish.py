@@ -1,4 +1,4 @@
-"""Steps by linear models for few inputs: networks of ReLUs are piecewise linear, so near a point they are exact."""
+"""Steps by linear models, for few inputs: ReLU networks are piecewise linear, so near a point the model is exact."""
 
 from __future__ import annotations
 

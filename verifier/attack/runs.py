@@ -1,5 +1,5 @@
-"""Points at which a float32 run may do what the network in real arithmetic cannot: where bounds are smallest, near
-there, corners, and anywhere. What a run adds is noise, so no gradient leads to it.
+"""Points at which a float32 run may behave in a way that the network in real arithmetic cannot: where bounds are
+smallest, their neighbourhood, corners, and random points. The errors of a run are noise, so no gradient leads to them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where attacks begin: centres, corners and random points of the boxes, and the best of them for every case."""
+"""Starting points of attacks: centres, corners and random points of the boxes, and the best of them for every case."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fewer CPU threads for work in tiny pieces, where waiting for each other costs threads more than they save."""
+"""Fewer CPU threads for work in tiny pieces, where synchronising threads costs more than they save."""
 
 from __future__ import annotations
 

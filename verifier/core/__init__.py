@@ -1,1 +1,1 @@
-"""Types that every other part of the verifier shares; imports nothing from the rest of the package."""
+"""Types shared by every other part of the verifier; imports nothing from the rest of the package."""

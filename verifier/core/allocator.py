@@ -1,4 +1,4 @@
-"""How the C library treats the memory that tensors on a CPU give back."""
+"""What the C library does with memory that CPU tensors have freed."""
 
 from __future__ import annotations
 

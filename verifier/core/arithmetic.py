@@ -1,8 +1,8 @@
-"""What changes torch's arithmetic from outside: set right for a query and put back after it, or refused.
+"""External settings that change torch's arithmetic: overridden for a query and restored after it, or refused.
 
-Charges for rounding suppose IEEE arithmetic: float32 products in full precision, results to nearest, subnormal numbers
-kept by elementwise operations and conversions (products of matrices may lose them). A process that calls the verifier
-may have asked torch for something else, and so may its environment.
+Rounding error bounds assume IEEE arithmetic: float32 products in full precision, rounding to nearest, subnormal numbers
+preserved by elementwise operations and conversions (matrix products may flush them). A process that calls the verifier
+may have configured torch differently, and so may its environment.
 """
 
 from __future__ import annotations

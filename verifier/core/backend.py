@@ -1,7 +1,7 @@
 """What the engine sees of the machine: the protocols behind ``parallel.backend``.
 
-Ops, bounds and the search never see a rank. What they may ask is here: which rows are theirs, where weights are, what
-all ranks agree on. One device is the case in which every answer is trivial.
+Ops, bounds and the search are unaware of ranks. What they may ask is here: which rows are local, where weights are,
+what all ranks agree on. On a single device every answer is trivial.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _FEWER_CHUNKS = (1, 2, 4, 8)
 
 
 def canonical_chunks(n_rows: int, row_bytes: int, chunk_bytes: int, fewest: int = 1) -> tuple[Chunk, ...]:
-    """Cut rows into equal chunks by a rule that knows neither free memory nor the number of ranks.
+    """Cut rows into equal chunks by a rule that depends neither on free memory nor on the number of ranks.
 
     The geometry depends on the rows, on the bytes that one row keeps alive and on the budget alone, so that every
     backend makes literally the same kernel calls. From ``SHARD_ROWS`` rows on their number is a multiple of
@@ -69,8 +69,8 @@ def canonical_chunks(n_rows: int, row_bytes: int, chunk_bytes: int, fewest: int 
 
 
 class Group(Protocol):
-    """Ranks that talk to each other. Every call is collective unless it says otherwise: all ranks of the group make the
-    same calls in the same order. One rank alone is a group too.
+    """Ranks that communicate with each other. Calls are collective unless stated otherwise: all ranks of the group make
+    the same calls in the same order. One rank alone is a group too.
     """
 
     @property
@@ -100,7 +100,7 @@ class Group(Protocol):
         ...
 
     def call(self) -> None:
-        """Not collective: ask all ranks to come to the next meeting soon (see :meth:`called`)."""
+        """Not collective: ask all ranks to synchronise soon (see :meth:`called`)."""
         ...
 
     def called(self) -> bool:
@@ -117,7 +117,7 @@ class Group(Protocol):
 
 
 class ParallelBackend(Protocol):
-    """Placement of weights and work. Ops, bounds and the search never see a rank."""
+    """Placement of weights and work. Ops, bounds and the search are unaware of ranks."""
 
     @property
     def rank(self) -> int: ...
@@ -133,7 +133,7 @@ class ParallelBackend(Protocol):
 
     @property
     def usage(self) -> Usage:
-        """What this rank's work has taken so far; whoever takes memory by the row or the domain notes it here."""
+        """Memory used by this rank's work so far; whatever allocates memory per row or domain is recorded here."""
         ...
 
     def row_chunks(self, n_rows: int, row_bytes: int, fewest: int = 1) -> Sequence[Chunk]:
@@ -152,7 +152,7 @@ class ParallelBackend(Protocol):
 
     @property
     def summands(self) -> int:
-        """How many partial sums over features :meth:`total` adds; their roundings are charged."""
+        """How many partial sums over features :meth:`total` adds; their roundings are accounted for."""
         ...
 
     def total(self, partial: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""What the bounds that closed a search's domains cover: the network in real arithmetic, or its float32 run as well.
+"""What the bounds that closed a search's domains cover: the network in real arithmetic, or its float32 runs as well.
 
-Bounds hold for every run whose ops are off by what :mod:`verifier.core.runtime` allows. A closing bound says by how
-much a row stays above its threshold in real arithmetic, and how much of that a run can take away.
+Bounds hold for every run whose ops are off by no more than :mod:`verifier.core.runtime` allows. A closing bound comes
+with its distance from the threshold in real arithmetic, and with how much of that the errors of a run can consume.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class Semantics(StrEnum):
 
 @dataclass(frozen=True)
 class Claims:
-    """What a query's bounds are to hold for.
+    """What a query's bounds must hold for.
 
     Attributes:
-        model: the kind of run; None where nothing is known of any.
+        model: the kind of run; None where no run can be modelled.
     """
 
     semantics: Semantics = Semantics.REAL
@@ -60,7 +60,7 @@ class Claims:
 
 @dataclass
 class Covered:
-    """What closings cover, added up.
+    """What the closing bounds cover, accumulated.
 
     Attributes:
         weak: domains that were closed for the real network alone.

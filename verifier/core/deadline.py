@@ -1,4 +1,4 @@
-"""One clock for a whole query: parsing, attack, bounds, search and clean-up all ask the same object."""
+"""One clock for a whole query, which parsing, attack, bounds, search and clean-up all check."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Errors a user can meet. Each message is one sentence: what is wrong, where, what to do."""
+"""Errors that a user can meet. Each message is one sentence: what is wrong, where, what to do."""
 
 from __future__ import annotations
 

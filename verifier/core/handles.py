@@ -1,4 +1,4 @@
-"""Parameters are named by handles; the tensors live in a weight store and are fetched just before use."""
+"""Weights are referred to by handles; the tensors live in a weight store and are fetched just before use."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Handle:
-    """Name, shape and stored dtype of one parameter tensor."""
+    """Name, shape and stored dtype of one weight tensor."""
 
     name: str
     shape: tuple[int, ...]
@@ -35,7 +35,7 @@ class Blocks(ABC):
 
 
 class WeightStore(Protocol):
-    """Where parameters live. Ops get tensors from ``fetch`` and must not keep them."""
+    """Where weights are stored. Ops get tensors from ``fetch`` and must not hold on to them."""
 
     @property
     def device(self) -> torch.device:
@@ -43,7 +43,7 @@ class WeightStore(Protocol):
         ...
 
     def put(self, handle: Handle, tensor: Tensor) -> None:
-        """Store one parameter of any strides (while loading, one at a time)."""
+        """Store one weight tensor of any strides (while loading, one at a time)."""
         ...
 
     def fetch(self, handles: Sequence[Handle], dtype: torch.dtype) -> AbstractContextManager[tuple[Tensor, ...]]:
@@ -63,9 +63,9 @@ class WeightStore(Protocol):
         ...
 
     def held(self) -> Iterable[Tensor]:
-        """The tensors that this rank holds at rest, on the compute device or the host."""
+        """The tensors that this rank stores, on the compute device or the host."""
         ...
 
     def resident_bytes(self) -> int:
-        """Bytes that this rank holds at rest on its compute device."""
+        """Bytes that this rank stores on its compute device."""
         ...

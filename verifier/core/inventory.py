@@ -1,4 +1,4 @@
-"""What takes memory on one rank, by kind: counted where it arises, written into records."""
+"""Memory use of one rank by kind: counted where it arises, written into records."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ PeakKind = Literal["allocator", "tensors", "rss"]
 
 @dataclass(frozen=True)
 class RowState:
-    """Bytes that optimising rows takes beside the coefficients; those of several chunks add.
+    """Bytes used for optimising rows, besides the coefficients; those of several chunks add up.
 
     Attributes:
-        slopes: relaxation parameters and split multipliers, and the copy of the best ones.
-        gradients: of the parameters and multipliers.
-        optimizer: both moments.
-        chunks: how many chunks of rows these figures are the sum of; one of them is alive at a time.
+        slopes: slopes and split multipliers, and the copy of the best ones.
+        gradients: of the slopes and multipliers.
+        optimizer: the optimiser's two moments.
+        chunks: number of chunks of rows over which these figures are summed; one chunk's share exists at a time.
     """
 
     slopes: int = 0
@@ -36,11 +36,11 @@ class RowState:
 
 @dataclass
 class Usage:
-    """The most of every kind that a rank's work has taken so far.
+    """Peak memory of every kind used by a rank's work so far.
 
     Attributes:
-        coefficients: bytes of the largest linear form (A) that a walk held.
-        rows: of the start node (or batch of domains) whose rows took most, summed over this rank's chunks of it.
+        coefficients: bytes of the largest linear form (A) held during a backward pass.
+        rows: of the start node (or batch of domains) whose rows used most, summed over this rank's chunks of it.
         domains: bytes of the pool of open domains.
     """
 
@@ -68,9 +68,9 @@ class Inventory:
     """One rank's memory.
 
     Attributes:
-        weights: bytes of parameters at rest.
+        weights: bytes of resident weights.
         usage: everything else by kind.
-        peak: the most bytes taken at once.
+        peak: most bytes in use at any time.
         peak_kind: ``allocator``: by a GPU's tensors; ``tensors``: by the tensors of bound computation on a CPU, weights
             included; ``rss``: by the whole process on a CPU, libraries and the parsed network included.
     """
@@ -101,5 +101,5 @@ class Inventory:
 
 
 def process_peak() -> int:
-    """The most bytes this process has had resident."""
+    """Largest resident set of this process so far, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

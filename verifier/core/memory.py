@@ -1,4 +1,4 @@
-"""Memory: recognising that an allocation failed, and what is free."""
+"""Memory: recognising failed allocations, and how much is free."""
 
 from __future__ import annotations
 

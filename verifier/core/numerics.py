@@ -4,8 +4,8 @@ gamma_k = k u / (1 - k u) times the sum of the absolute products, u being the un
 
 That holds without underflow. An operation whose result lies below the smallest normal number t can lose up to t, and
 so can an operand that lies there: kernels may flush it to zero. A product (a + e)(w + f) of operands that lost at most
-t each is off by at most t (|a| + |w| + 1 + t), a sum by t. :func:`underflow` is so much larger than t that one unit of
-it in a magnitude pays for all operations of a sum (``docs/numerics.md``).
+t each is off by at most t (|a| + |w| + 1 + t), a sum by t. :func:`underflow` is so much larger than t that adding it
+once to a magnitude covers all operations of a sum (``docs/numerics.md``).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def tiny(dtype: torch.dtype) -> float:
 
 
 def underflow(dtype: torch.dtype) -> float:
-    """What is added to every magnitude m, so that charges of the form gamma_k |A| m also pay for underflow.
+    """What is added to every magnitude m, so that error terms of the form gamma_k |A| m also cover underflow.
 
     It is 64 t / u, t the smallest normal number: gamma_k of it is at least 64 k t, and it is itself more than 64 times
     what all operations of a sum with k u < 1/2 can lose. About 1e-29 for float32 and 1e-290 for float64.
@@ -54,7 +54,7 @@ _FLOAT32_PROOFS = True
 
 
 def float32_proofs() -> bool:
-    """Whether proofs may rest on charged float32 where that suffices."""
+    """Whether proofs may rest on float32 with rounding errors accounted for, where that suffices."""
     return _FLOAT32_PROOFS
 
 
@@ -70,12 +70,12 @@ def outward(bounds: Interval, dtype: torch.dtype = torch.float32) -> Interval:
 
 
 def finite_lower(bound: Tensor) -> Tensor:
-    """A lower bound with NaN replaced by -inf: what is not a number proves nothing."""
+    """A lower bound with NaN replaced by -inf: NaN proves nothing."""
     return torch.nan_to_num(bound, nan=float("-inf"), posinf=float("-inf"), neginf=float("-inf"))
 
 
 def proved(lower: Tensor, threshold: Tensor, strict: Tensor | None = None) -> Tensor:
-    """True where no value can make its row true: the only test that may close anything.
+    """True where a row is certified to be violated everywhere: the only test that may close anything.
 
     A row is ``value <= threshold``, or ``value < threshold`` where it is strict. With ``value >= lower`` it is refuted
     when lower > threshold, a strict one also when lower = threshold. Both numbers must be finite.
@@ -102,7 +102,7 @@ def combined_strict(weights: Tensor, strict: Tensor) -> Tensor:
 
 
 def rounded_up(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """A threshold in another dtype, never below what it was: the unsafe set may only grow."""
+    """A threshold in another dtype, rounded up: the unsafe set may only grow."""
     near = value.to(dtype)
     inf = torch.tensor(float("inf"), dtype=dtype, device=near.device)
     return torch.where(near.to(value.dtype) < value, torch.nextafter(near, inf), near)
@@ -133,7 +133,7 @@ def sums_exactly(size: Tensor, multiples: Tensor) -> Tensor:
 
 
 def widen(lower: Tensor, upper: Tensor, slack: Tensor | float) -> Interval:
-    """Move both bounds outward by ``slack`` and by one more rounding, so that the subtraction itself is covered."""
+    """Move both bounds outward by ``slack`` and by one more rounding, which covers the subtraction itself."""
     u = torch.finfo(lower.dtype).eps
     low = lower - slack
     up = upper + slack

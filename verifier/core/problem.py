@@ -1,4 +1,4 @@
-"""The question that is asked: does some input of a box make the outputs unsafe?"""
+"""The question to be answered: is there an input in a box for which the outputs are unsafe?"""
 
 from __future__ import annotations
 
@@ -16,21 +16,25 @@ class Problem:
     plain numpy so that parsing needs no torch.
 
     Attributes:
-        lower, upper: float32 (K, n_in), boxes, rounded *outward* from the file's decimals: proofs use these, whatever
-            the network's input type.
-        witness_lower, witness_upper: (K, n_in), rounded to nearest, in the network's input type after :meth:`typed`,
+        lower: float32 (K, n_in), lower bounds of the boxes, rounded *outward* from the file's decimals: proofs use
+            these, whatever the network's input type.
+        upper: the upper bounds, likewise.
+        witness_lower: (K, n_in), lower bounds rounded to nearest, in the network's input type after :meth:`typed`,
             float32 before: counterexamples stay inside these.
+        witness_upper: the upper bounds, likewise.
         row_y: float64 (M, n_out), coefficients over the outputs, table of distinct rows; always exact.
         row_x: float64 (M, n_in) or None when no row mentions an input; always exact.
         row_d: float64 (M,), right-hand sides, rounded *up* from the exact number, so that the set never shrinks.
         case_box: int64 (N,), index into the boxes.
         case_rows: int64 (N, S), indices into the rows, padded with -1; a case without rows is its whole box.
-        row_strict: bool (M,) or None (no strict row): the file says ``<``. Proofs use ``<=``, replays keep ``<``.
+        row_strict: bool (M,) or None (no strict row): the file says ``<``. Proofs use ``<=``, replays ``<``.
         row_d_inner: float64 (M,) or None (equal to ``row_d``), rounded *down*: replays use these.
-        inner_lower, inner_upper: (K, n_in) or None (equal to the witness bounds), rounded *inward*: counterexamples are
-            sought in here first. float64, and perhaps empty, before :meth:`typed`.
-        nearest_lower, nearest_upper: float64 (K, n_in) or None (equal to the witness bounds), rounded to nearest: what
-            :meth:`typed` makes the witness bounds of a float64 network from.
+        inner_lower: (K, n_in) or None (equal to the witness bounds), lower bounds rounded *inward*: counterexamples are
+            searched for in here first. float64, and perhaps empty, before :meth:`typed`.
+        inner_upper: the upper bounds, likewise.
+        nearest_lower: float64 (K, n_in) or None (equal to the witness bounds), lower bounds rounded to nearest, from
+            which :meth:`typed` derives the witness bounds of a float64 network.
+        nearest_upper: the upper bounds, likewise.
     """
 
     lower: np.ndarray

@@ -1,4 +1,4 @@
-"""How a running query says what it is doing; the solver reports figures and never knows who listens."""
+"""Progress of a running query; the solver reports figures without knowing who listens."""
 
 from __future__ import annotations
 

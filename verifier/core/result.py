@@ -1,4 +1,4 @@
-"""What a query ends with: a verdict, the reason, a witness and the figures of the run."""
+"""The outcome of a query: a verdict, the reason, a witness and the statistics of the run."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ class Covers:
     """What an ``unsat`` holds for.
 
     Attributes:
-        real: the network's stored parameters in real arithmetic.
-        float32: every run of the network in float32 by ``run``, whatever its threads and graph optimisations are.
-        run: runtime, version and processor; empty where nothing is known of any.
+        real: the network with its stored weights, in real arithmetic.
+        float32: every float32 run of the network by ``run``, with any number of threads and any graph optimisations.
+        run: runtime, version and processor; empty where no run can be modelled.
         reason: why runs are not covered, one phrase; empty when they are.
-        margin: of the closing bound with the least to spare, its distance from the threshold in real arithmetic; None
+        margin: distance of the closing bound with the smallest slack from its threshold, in real arithmetic; None
             without any.
-        error: of a run in the row of that bound; None where runs were not looked at.
+        error: largest error of a run in the row of that bound; None where runs were not considered.
     """
 
     real: bool = False
@@ -65,15 +65,15 @@ class Result:
 
     Attributes:
         verdict: see :class:`Verdict`.
-        reason: one sentence on why; for ``unknown`` what is left and the final gap.
+        reason: one sentence on why; for ``unknown``, what is left and the final gap.
         witness: present exactly when the verdict is ``sat``.
-        certified: True when an ``unsat`` rests on float64 bounds with every rounding charged.
+        certified: True when an ``unsat`` rests on float64 bounds in which all rounding errors are accounted for.
         seconds: wall time by phase, in seconds.
         statistics: counters of the run (domains, bounds, attack candidates, ...), JSON-serialisable; ``plugins`` lists
-            what other packages brought to it, if they did.
-        memory: ``{"ranks": [...]}``, see :class:`verifier.core.inventory.Inventory`; None before weights were placed.
-        device: ``cpu`` or ``cuda``, where the query ended; a small one may never have needed its GPU.
-        covers: what an ``unsat`` holds for; nothing for other verdicts.
+            what other packages contributed to it, if they did.
+        memory: ``{"ranks": [...]}``, see :class:`verifier.core.inventory.Inventory`; None before weights were loaded.
+        device: ``cpu`` or ``cuda``, where the query ended; a small query may never use the GPU.
+        covers: what an ``unsat`` holds for; empty for other verdicts.
     """
 
     verdict: Verdict

@@ -1,9 +1,9 @@
-"""The float32 run that a claim may cover, and what its arithmetic can cost.
+"""The float32 runs that a claim may cover, and the errors of their arithmetic.
 
-A run evaluates every op in float32: its value is the op's exact value at the values that *the run* fed it, plus an
-unknown error of at most what is stated here. Sums and products have Higham's bound whatever the order, with or without
-fused multiply-adds, in any number of threads; other functions have errors that were measured over all float32 numbers
-on one build and one kind of processor (``scripts/measure_runtime.py``).
+A run evaluates every op in float32: its value is the op's exact value at the inputs that *the run* computed, plus an
+unknown error of at most what is stated here. Sums and products satisfy Higham's bound whatever the order, with or
+without fused multiply-adds, in any number of threads; the errors of other functions were measured over all float32
+numbers on one build and one kind of processor (``scripts/measure_runtime.py``).
 """
 
 from __future__ import annotations

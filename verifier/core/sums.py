@@ -1,11 +1,11 @@
-"""Very long float32 sums, of numbers or of products: taken in blocks of terms, the blocks' sums added in float64.
+"""Very long float32 sums, of numbers or of products: computed in blocks of terms, with the blocks added in float64.
 
-A float32 sum is off by more the longer it is, and by another amount when a rank sums only its share. In blocks the
-error is that of one block, whatever the length. The cut depends on the operands' shapes and dtype alone, so that equal
-layers give equal kernel calls everywhere, and a share of whole blocks gives the calls that the whole sum makes there.
+The error of a float32 sum grows with its length, and differs when a rank sums only its share. In blocks the error is
+that of one block, whatever the length. The cut depends on the operands' shapes and dtype alone, so that equal layers
+give equal kernel calls in every mode, and a share of whole blocks gives the same calls that the whole sum makes there.
 
-No charge changes: within a block there are fewer roundings than terms in all, the conversion back is one more, and
-those of float64 vanish in the safety factor of ``gamma``.
+Error bounds stay valid: within a block there are fewer roundings than the sum has terms, the conversion back is one
+more, and those of float64 vanish in the safety factor of ``gamma``.
 """
 
 from __future__ import annotations

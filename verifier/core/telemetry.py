@@ -1,7 +1,8 @@
-"""Nothing leaves the machine: onnxruntime's wheels report to their maker unless a variable is set before the import.
+"""Nothing leaves the machine: onnxruntime's wheels send telemetry unless a variable is set before the import.
 
-Some seconds after the first session such a wheel looks up its maker's host, keeps an identifier in a file ``.ses`` of
-the temporary folder, under a name that others can guess and link elsewhere, and a data base below the home folder.
+Some seconds after the first session such a wheel looks up its vendor's host, stores an identifier in a file ``.ses`` of
+the temporary folder, under a name that others can guess and replace by a link, and creates a database in the home
+folder.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def switch_off() -> None:
 
 
 def warn_if_late() -> None:
-    """Say so when a program has imported onnxruntime before this package, and without the variable."""
+    """Warn if a program has imported onnxruntime before this package, and without the variable."""
     if _seen_before:
         _log.warning(
             "onnxruntime was imported before verifier and without %s=1, and may send telemetry; import verifier first",

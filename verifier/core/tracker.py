@@ -1,7 +1,7 @@
-"""How much memory tensors take: every live storage of one device counted once, and the most there ever was.
+"""Memory used by tensors: every live storage of one device counted once, and the peak.
 
-On a GPU the allocator keeps this count itself; on a CPU nothing does. The resident set of the process is no measure: it
-holds libraries, the parsed network and pages that the allocator has not given back.
+On a GPU the allocator keeps this count itself; on a CPU nothing does. The resident set of the process is no substitute:
+it includes libraries, the parsed network and pages that the allocator has not returned.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class ByteTracker(TorchDispatchMode):
     operation resizes is counted anew. Storages that existed before are counted when :meth:`add` names them, or when
     an operation returns a view of them.
 
-    What it cannot see: scratch space inside a kernel, memory that is no tensor's, and operations of other threads (a
+    What it cannot see: scratch space inside a kernel, memory outside of tensors, and operations of other threads (a
     dispatch mode belongs to the thread that entered it). Storages that were counted here may be freed by any thread.
 
     Attributes:
@@ -52,7 +52,7 @@ class ByteTracker(TorchDispatchMode):
             self._see(tensor)
 
     def reset_peak(self) -> None:
-        """Start looking for a new peak, from what is alive now."""
+        """Restart the peak from what is alive now."""
         with self._lock:
             self.peak = self.current
 
@@ -102,7 +102,7 @@ class Peak:
 
 @contextmanager
 def measured_peak(device: torch.device, baseline: Iterable[Tensor] = ()) -> Iterator[Peak]:
-    """Measure what runs inside, in this thread.
+    """Measure the peak of what runs inside the context, in this thread.
 
     Args:
         device: where the work is done. A GPU's own allocator is asked, which counts everything that is on it; on the

@@ -1,1 +1,1 @@
-"""Networks in: ONNX files and torch modules to graphs, checked against the original."""
+"""Reading networks: ONNX files and torch modules become graphs, which are checked against the original."""

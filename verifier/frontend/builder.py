@@ -1,4 +1,4 @@
-"""A graph under construction: nodes, parameters (stored once per content), and what could not be translated."""
+"""A graph under construction: nodes, weights (stored once per content), and what could not be translated."""
 
 from __future__ import annotations
 

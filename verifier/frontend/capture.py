@@ -1,9 +1,9 @@
 """Torch module -> record of the ATen calls that depend on the input.
 
-An eval-mode copy runs once on a concrete input. A dispatch mode sees every ATen call: calls on constants just run (so
-that shape arithmetic and constants fold by themselves, in the network's own types: what it computes from its stored
-parameters counts as stored), calls on values that depend on the input are recorded. The run is functionalised, so the
-record has no in-place ops and no aliasing.
+An eval-mode copy runs once on a concrete input. A dispatch mode sees every ATen call: calls on constants are simply
+executed (so that shape arithmetic and constants fold by themselves, in the network's own dtypes: what it computes from
+its stored weights counts as stored), calls on values that depend on the input are recorded. The run is functionalised,
+so the record has no in-place ops and no aliasing.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ LEAVES_TORCH = ("numpy", "__array__", "tolist", "data_ptr", "__dlpack__", "untyp
 
 
 class _Guard(TorchFunctionMode):
-    """Refuses what takes a value that depends on the input out of torch's sight."""
+    """Refuses operations that take a value that depends on the input out of torch."""
 
     def __init__(self, recorder: _Recorder) -> None:
         super().__init__()
@@ -305,7 +305,7 @@ def _harmless_random(name: str, func: Any, args: Any, kwargs: Any) -> bool:
 
 
 def _check_size(func: Any, name: str, args: Any, kwargs: Any, place: str) -> None:
-    """Refuse constants that would take more than MAX_CONSTANT_BYTES."""
+    """Refuse constants of more than MAX_CONSTANT_BYTES."""
     bound = _bind(func, args, kwargs)
     size = bound.get("size")
     if name in {"repeat", "tile"}:
@@ -363,7 +363,7 @@ def capture(
         module: any module; it is not changed (an eval-mode copy runs).
         x: one sample, of the shape and type the module takes, leading batch dimension included.
         output_names: names of the values that a submodule returns, when its source has names for them (ONNX).
-        deadline: looked at before every call.
+        deadline: checked before every call.
         copied: the module belongs to the caller, who does not need it again; no copy is made.
 
     Raises:

@@ -1,6 +1,6 @@
-"""Converters for the ONNX ops and versions that onnx2torch lacks or does not follow to the letter.
+"""Converters for the ONNX ops and versions that onnx2torch lacks or does not implement to the letter.
 
-A rule is a factory: it reads a node's attributes once and returns a plain function of the node's input tensors. Absent
+A rule is a factory: it reads a node's attributes once and returns a pure function of the node's input tensors. Absent
 optional inputs arrive as ``None``. Our rules are total over the versions of an op: what changed between versions is
 handled inside the rule.
 """

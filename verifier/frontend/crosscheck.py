@@ -1,9 +1,8 @@
-"""Nodes of uncommon kinds, each alone, compared with onnxruntime on numbers of all kinds.
+"""Nodes of rare kinds, each on its own, compared with onnxruntime on numbers of all kinds.
 
 Parity compares whole networks at points of the property's box, where a node may happen to meet only harmless values.
-What is common (affine layers, usual activations, slices, ...) is tested once and for all; every other node is taken out
-of its network here, translated as a network of its own and run on random numbers, ties, whole and half numbers and
-zeros.
+Common kinds (affine layers, usual activations, slices, ...) are covered by the tests; every other node is taken out of
+its network here, translated as a network of its own and run on random numbers, ties, integers, half-integers and zeros.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What ``verifier inspect`` shows: the nodes of an ONNX file, its size, and what cannot be verified."""
+"""What ``verifier inspect`` shows: the nodes of an ONNX file, its size, and what is not supported."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Inspection:
 
 
 def inspect(path: str | Path) -> Inspection:
-    """Read a network and say what is in it; networks that cannot be verified are described as well.
+    """Read a network and describe it, whether or not it can be verified.
 
     Raises:
         InputError: the file is missing or malformed.

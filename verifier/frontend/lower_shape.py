@@ -1,7 +1,7 @@
-"""Translators of ATen ops that only move numbers: views, slices, indexing, padding, joining, selection by constants.
+"""Translators of ATen ops that only move data: views, slices, indexing, padding, concatenation, selection by constants.
 
 They need no knowledge of the op: the op itself is run on the positions of the elements instead of their values, which
-gives an index map; constants that it mixes in are found by running it with zeros in the place of the values.
+gives an index map; constants that it mixes in are found by running it with zeros in place of the values.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A network as the rest of the verifier sees it: the graph for bounds, and the original for evaluation and parity."""
+"""A network as the rest of the verifier sees it: the graph for bounds, the original for evaluation and parity."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def load_network(path: str | Path, deadline: Deadline | None = None) -> Network:
     """Read an ONNX file and translate it.
 
     Raises:
-        DeadlineExceeded: between two of many steps; a single one is not interrupted.
+        DeadlineExceeded: checked between many steps; a single one is not interrupted.
         InputError: the file is missing or malformed.
         UnsupportedError: it is well-formed but uses something without a rule.
     """
@@ -201,15 +201,15 @@ def sample_points(lower: np.ndarray, upper: np.ndarray, seed: int, count: int = 
 
 @dataclass(frozen=True)
 class Parity:
-    """What the graph was compared with the original on, and how it ended.
+    """The comparison of the graph with the original: its points and its outcome.
 
     Attributes:
         mismatch: None when they agree, else one sentence.
-        points: that were compared, without repetitions.
+        points: number of distinct points compared.
         left_out: points at which the original is not finite or the graph's own answer depends on the last digits.
-        boxes: whose hull and insides the points come from.
-        difference: the largest between two outputs.
-        tolerance: for it.
+        boxes: number of boxes whose hull and interior the points are taken from.
+        difference: largest difference between two outputs.
+        tolerance: largest difference that is accepted.
         dtype: type of the points, that of the network's input.
     """
 

@@ -1,9 +1,9 @@
-"""What is put in order in an ONNX model before it is converted, so that the converter cannot misread it.
+"""Normalises an ONNX model before its conversion, so that the converter cannot misread it.
 
-Names of nodes become unique and unlike any value's, outputs that are left out disappear or get names, the standard
-operator set has one name, numbers that nodes take by default are written down as the float32 values that they are, and
-constants that the model computes are computed by onnxruntime, in the types that the model says. None of this changes
-what the model computes.
+Node names become unique and distinct from value names, omitted outputs disappear or get names, the standard operator
+set has one name, default attributes are written out as the float32 values that they are, and constants that the model
+computes are computed by onnxruntime, in the types that the model prescribes. None of this changes the function that the
+model computes.
 """
 
 from __future__ import annotations

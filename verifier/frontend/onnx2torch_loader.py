@@ -1,9 +1,9 @@
 """onnx2torch, loaded privately and without torchvision.
 
-Two of its converters (NonMaxSuppression, RoiAlign) import torchvision, which costs seconds. Neither op can be verified,
-so the package is loaded with these two left out. The load is private: its modules are taken out of ``sys.modules``
-again, so that another program in this process that imports onnx2torch gets its own, complete copy, and our converters
-appear in no registry but ours.
+Two of its converters (NonMaxSuppression, RoiAlign) import torchvision, which takes seconds. Neither op can be verified,
+so the package is loaded without these two. The load is private: its modules are removed from ``sys.modules`` again, so
+that another program in this process that imports onnx2torch gets its own complete copy, and our converters appear in no
+registry but ours.
 """
 
 from __future__ import annotations

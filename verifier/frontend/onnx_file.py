@@ -1,6 +1,6 @@
-"""Reading an ONNX file safely: every fault of the file is found here and said in one sentence.
+"""Reads an ONNX file safely: every defect of the file is found here and reported in one sentence.
 
-What is checked before memory is taken: the size of the file (also unpacked), the size of every stored tensor against
+Checked before memory is allocated: the size of the file (also decompressed), the size of every stored tensor against
 its dims, and that external data lies inside the model's folder and is long enough.
 """
 

@@ -1,8 +1,8 @@
-"""Which float32 run of a network a claim can cover: onnxruntime on this CPU, as far as its errors are known.
+"""Which float32 runs of a network a claim can cover: onnxruntime on this CPU, as far as its errors are known.
 
-Bounds speak of the graph that was translated, a run of the nodes in the file. A claim about runs needs every node to be
-of a kind whose translation has, node by node, an error that covers the runtime's kernel; all other kinds are refused
-here by name. Graph optimisations replace nodes: what onnxruntime makes of the network is looked at as well.
+Bounds are about the translated graph, a run executes the nodes in the file. A claim about runs needs every node to be
+of a kind whose translation has, node by node, an error bound that covers the runtime's kernel; all other kinds are
+refused here by name. Graph optimisations replace nodes, so onnxruntime's optimised graph is inspected as well.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Properties: VNN-LIB files and Python objects in, counterexamples out, replayed and checked."""
+"""Properties: VNN-LIB files and Python objects are read, counterexamples are written, replayed and validated."""

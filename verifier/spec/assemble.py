@@ -1,4 +1,4 @@
-"""From the atoms of a property, in disjunctive form, to the arrays of a :class:`Problem`.
+"""From the atoms of a property, in disjunctive normal form, to the arrays of a :class:`Problem`.
 
 Both readers (the fast one and the general one) end here. A bound on an input is an integer *key* that orders exact
 numbers: ``2 * rank`` of the number, plus one for a strict lower bound, minus one for a strict upper bound. So

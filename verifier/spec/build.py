@@ -1,4 +1,4 @@
-"""Properties from Python: boxes, linear output constraints, local robustness."""
+"""Properties built in Python: boxes, linear output constraints, local robustness."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ def from_box(lower: ArrayLike, upper: ArrayLike, unsafe: Sequence[Sequence[Row]]
     """One input box and an unsafe set in disjunctive form.
 
     Args:
-        lower, upper: bounds, any shape (flattened), float64 or float32; proofs round outward to float32.
+        lower: lower bounds, any shape (flattened), float64 or float32; proofs round outward to float32.
+        upper: upper bounds, likewise.
         unsafe: an OR over cases, each an AND over rows ``(c, d)`` with c of shape (n_out,), meaning ``c.y <= d``.
         n_out: number of outputs, flattened.
 
@@ -39,14 +40,14 @@ def robustness(
     clip: tuple[float, float] | None = None,
     targets: Sequence[int] | None = None,
 ) -> Problem:
-    """Is the class stable in a box around an input? Unsafe: some target's output reaches the label's (``>=``).
+    """Local robustness: is the class constant on a box around an input? Unsafe: a target's output is >= the label's.
 
     Args:
         x: the input, any shape (flattened).
-        epsilon: radius, a number or one per input; the box is exact, no rounding of x +- epsilon is lost.
-        label: the right class.
+        epsilon: radius, one number or one per input; the box is exact, the rounding of x +- epsilon is accounted for.
+        label: the correct class.
         n_classes: number of outputs.
-        clip: range of valid inputs that the box is cut to.
+        clip: range of valid inputs; the box is intersected with it.
         targets: classes that must not win; all others by default.
 
     Raises:

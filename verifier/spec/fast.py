@@ -1,9 +1,9 @@
 """The fast reader: files whose asserts hold atoms, ands of atoms and ors of (ands of) atoms, without arithmetic.
 
-One regular expression cuts the text into atoms and the gaps between them; few distinct gaps occur, so structure is
-followed by table, and everything per atom is vectorised. Whatever is unusual (strict comparisons, arithmetic, inputs
-in rows, deeper nests, odd numbers, any error) makes :func:`read` return None, and the general reader takes over: this
-file must agree with it or decline.
+One regular expression cuts the text into atoms and the gaps between them; few distinct gaps occur, so the structure is
+followed by a table, and all work per atom is vectorised. For anything unusual (strict comparisons, arithmetic, inputs
+in rows, deeper nesting, odd numbers, any error) :func:`read` returns None, and the general reader takes over: this file
+must agree with it or decline.
 """
 
 from __future__ import annotations

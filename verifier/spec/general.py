@@ -1,8 +1,8 @@
-"""The general reader of VNN-LIB 1.0: any nest of and/or over linear comparisons, with exact rational arithmetic.
+"""The general reader of VNN-LIB 1.0: arbitrarily nested and/or over linear comparisons, in exact rational arithmetic.
 
-A shift-reduce reader with an explicit stack: every closing parenthesis reduces its list to a value (a linear
-expression, a formula in disjunctive form, or the effect of a command), so depth costs no recursion. It is the
-reference that the fast reader is tested against, and the only place that words errors.
+A shift-reduce parser with an explicit stack: every closing parenthesis reduces its list to a value (a linear
+expression, a formula in disjunctive normal form, or the effect of a command), so nesting depth costs no recursion. It
+is the reference that the fast reader is tested against, and the only place that formulates error messages.
 """
 
 from __future__ import annotations

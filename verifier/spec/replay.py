@@ -1,4 +1,4 @@
-"""Decides whether a candidate is a counterexample: by the reference network, on the printed text, without tolerance."""
+"""Decides whether a candidate is a counterexample: on the reference network, from its printed text, exactly."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SLACK = 1e-9  # relative; how much the float64 pre-filter may err
 
 
 class Reference(Protocol):
-    """The network that has the last word (onnxruntime, or the module itself)."""
+    """The network that decides (onnxruntime, or the module itself)."""
 
     def evaluate(self, x: np.ndarray, optimised: bool = True) -> np.ndarray:
         """(n, n_in) to (n, n_out); casts to the network's input type."""
@@ -33,7 +33,7 @@ class Reference(Protocol):
 
 
 class Status(StrEnum):
-    """What a check ends with."""
+    """Outcome of a check."""
 
     VALID = "valid"
     TOLERANCE = "tolerance"

@@ -1,4 +1,4 @@
-"""Reads a text file that may be compressed, with limits, and names places in it."""
+"""Reads a text file that may be compressed, within size limits, and names positions in it."""
 
 from __future__ import annotations
 

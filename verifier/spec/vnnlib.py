@@ -1,8 +1,8 @@
-"""VNN-LIB 1.0 files in, :class:`Problem` out.
+"""Reads VNN-LIB 1.0 files into a :class:`Problem`.
 
-``fast`` reads the shapes that nearly all files have and declines everything else; ``general`` reads all that is
-supported and words the errors. Comparisons relax soundly: strict ones become non-strict for proofs, boxes and
-right-hand sides are rounded so that the unsafe set never shrinks.
+``fast`` reads the forms that nearly all files have and declines everything else; ``general`` reads everything that is
+supported and formulates the errors. Comparisons are relaxed soundly: strict ones become non-strict for proofs, boxes
+and right-hand sides are rounded so that the unsafe set never shrinks.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ def parse_vnnlib(
 
     Args:
         path: a VNN-LIB 1.0 file, plain or gzip.
-        n_in, n_out: sizes of the network's input and output when known; a mismatch is an error.
+        n_in: size of the network's input, if known; a mismatch is an error.
+        n_out: size of its output, likewise.
         deadline: checked while reading.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Counterexamples as text: the VNN-COMP 1.0 form, written and read."""
+"""Counterexamples as text, in the VNN-COMP 1.0 format: writing and parsing."""
 
 from __future__ import annotations
 

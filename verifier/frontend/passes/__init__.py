@@ -1,7 +1,7 @@
-"""Canonicalising passes. A pass is a function Graph -> Graph that leaves every value it keeps unchanged.
+"""Canonicalising passes. A pass is a function Graph -> Graph that preserves the value of every node it retains.
 
-Parameters that a pass changes are computed in float64 and marked as folded (their number of roundings, and the sum of
-the magnitudes behind a bias), so that the certificate charges them.
+Weights that a pass changes are computed in float64 and marked as folded (their number of roundings, and the sum of the
+magnitudes behind a bias), so that certificates account for these roundings.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Constant factors and offsets go into the affine op before them.
+"""Constant factors and offsets are folded into the affine op before them.
 
-Only steps with a few roundings per parameter are taken: scaling the rows of a weight and adding to a bias. Offsets
+Only steps with few roundings per weight are taken: scaling the rows of a weight matrix and adding to a bias. Offsets
 *before* an affine op stay (W t would be a sum over the whole fan-in). Nothing is folded where a product leaves the
-range of normal float64 numbers: it would be off by more than its roundings.
+range of normal float64 numbers: its error would exceed that of its roundings.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Chains of ops that only move numbers become one."""
+"""Merges chains of ops that only move data."""
 
 from __future__ import annotations
 

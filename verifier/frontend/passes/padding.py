@@ -1,4 +1,4 @@
-"""Symmetric zero padding before a convolution becomes the convolution's own."""
+"""Turns symmetric zero padding before a convolution into the convolution's own padding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the passes share: walking a graph in order while building the new one."""
+"""What the passes share: traversing a graph in order while building the new one."""
 
 from __future__ import annotations
 

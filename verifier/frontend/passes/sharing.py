@@ -1,4 +1,4 @@
-"""Equal computations are done once; what nobody reads is dropped."""
+"""Computes equal subexpressions once and drops nodes that nothing reads."""
 
 from __future__ import annotations
 
