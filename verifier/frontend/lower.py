@@ -1,8 +1,8 @@
 """Record of ATen calls -> Graph of the verifier's ops.
 
 Each ATen op has one translator, registered by name in a table of its family's file (``lower_*.py``), or by another
-package for a name that none of ours has. A translator emits nodes and assigns a node to every output that it can express. What no translator can express is collected over the
-whole record and reported in one error.
+package for a name that none of ours has. A translator emits nodes and assigns a node to every output that it can
+express. What no translator can express is collected over the whole record and reported in one error.
 """
 
 from __future__ import annotations
