@@ -45,7 +45,7 @@ class WarmStarts:
         import highspy  # a tenth of a second, and few problems come to a linear program
 
         # The base class: what is derived from it prints a banner.
-        solver = highspy._Highs()
+        solver: Any = highspy._Highs()  # type: ignore[attr-defined]
         for name, value in (("output_flag", False), ("threads", 1), ("solver", "simplex")):
             solver.setOptionValue(name, value)
         solver.setOptionValue("time_limit", min(seconds, _FOREVER))

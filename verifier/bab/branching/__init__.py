@@ -31,9 +31,10 @@ def named(name: str) -> Heuristic:
         return found
     if not callable(found):
         raise ConfigError(f"the branching heuristic '{name}' is neither a function nor a Heuristic")
+    rank: Any = found
 
     def score(space: SplitSpace, neurons: Neurons) -> Tensor:
         # Copies: what is written to them does not reach the domains.
-        return found(space, Neurons(*(t.clone() for t in neurons)))
+        return rank(space, Neurons(*(t.clone() for t in neurons)))
 
     return Heuristic((score,))
