@@ -6,13 +6,13 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from verifier.bounds.forms import Dense, OneHot, Patches, add, dense, patches_through, start_through, windows
 
 from tests.bounds.nets import Builder, Case, case, make
 from tests.support.device import DEVICE
 from verifier.bounds import forms as forms_module
 from verifier.bounds import walk as walk_module
 from verifier.bounds.crown import crown_hidden, hidden_rows, preactivations, relaxations
-from verifier.bounds.forms import Dense, OneHot, Patches, add, dense, patches_through, start_through, windows
 from verifier.bounds.walk import backward, concretise
 from verifier.core.deadline import Deadline
 from verifier.core.handles import Handle
