@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -25,9 +26,8 @@ ROWS = 3
 
 def specification(made: Case) -> Specification:
     random = torch.Generator().manual_seed(1)
-    return Specification(
-        torch.randn((1, ROWS, *made.graph.output_shape), generator=random, dtype=torch.float64).to(DEVICE)
-    )
+    y = torch.randn((1, ROWS, *made.graph.output_shape), generator=random, dtype=torch.float64)
+    return Specification(y.to(DEVICE))
 
 
 def root(made: Case) -> BoundState:
@@ -95,8 +95,6 @@ def test_features_and_arithmetic_of_twins(name: str) -> None:
     made = make(name, 0)
     low, up = (b.flatten(1).cpu().numpy() for b in made.box)
     n = made.graph.nodes[made.graph.output].size
-    import numpy as np
-
     rows, table = np.eye(n)[:1], np.zeros((1, 1), np.int64)
     problem = Problem(low, up, low, up, rows, None, np.zeros(1), np.zeros(1, np.int64), table)
     first, second, third = (m.graph for m in (made, replaced(made, twin), replaced(made, silent)))

@@ -28,6 +28,9 @@ class ForeignAffine(AffineOp):
     def forward(self, xs: Sequence[Tensor], p: Params) -> Tensor:
         return self.op.forward(xs, p)
 
+    def linear(self, xs: Sequence[Tensor], p: Params) -> Tensor:
+        return self.op.linear(xs, p)
+
     def magnitude(self, ms: Sequence[Tensor], p: Params) -> Tensor:
         return self.op.magnitude(ms, p)
 

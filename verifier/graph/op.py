@@ -136,9 +136,9 @@ class AffineOp(Op):
 
     Attributes:
         moves: every output element is one input element or zero, bit for bit; which one depends on no value.
-        plain_sums: :meth:`forward` and :meth:`transpose` multiply and add, in any order, in float32 as well: rounding
-            costs no more than ``gamma`` of their terms times what they sum in magnitude. Kernels that transform what
-            they multiply (Winograd, FFT) have no such bound.
+        plain_sums: all results are products that are added, in any order, in float32 as well: rounding costs no more
+            than ``gamma`` of their terms times what they sum in magnitude. Kernels that transform what they multiply
+            (Winograd, FFT) have no such bound.
         seeks_windows: :meth:`window_backward` takes dense rows too, looks where they are not zero, and makes windows of
             them where these are small. A walk from single elements asks the first op that says so, and no other: it
             waits for the device.
@@ -163,7 +163,7 @@ class AffineOp(Op):
         return False
 
     def linear(self, xs: Sequence[Tensor], p: Params) -> Tensor:
-        """The linear part, sum_i W_i x_i, (N, *shape). Default: forward minus forward at zero."""
+        """The linear part, sum_i W_i x_i, (N, *shape). Default: forward minus forward at zero; a bias rounds there."""
         zero = [torch.zeros_like(x[:1]) for x in xs]
         return self.forward(xs, p) - self.forward(zero, p)
 
@@ -185,15 +185,15 @@ class AffineOp(Op):
             return torch.autograd.grad(y, xs, a, create_graph=further, allow_unused=True, materialize_grads=True)
 
     def window_backward(self, form: Form, p: Params, in_shapes: Sequence[Shape], total: torch.dtype) -> Crossing | None:
-        """What :meth:`transpose` and :meth:`bias_dot` say of rows that are no dense tensors, without making them dense.
+        """What :meth:`transpose` and :meth:`bias_dot` give for rows that are not dense, without making them dense.
 
         Args:
             form: single elements or windows of the output; dense rows only where the op ``seeks_windows``.
             total: the dtype in which the bias is summed over windows.
 
         Returns:
-            the same linear functions of the inputs, but for rounding; None, the default, when this cannot be done, and
-            then the rows become dense.
+            the same linear functions of the inputs, but for rounding. None, the default, where there is no way; then
+            the rows become dense.
         """
         return None
 
