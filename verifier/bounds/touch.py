@@ -296,9 +296,9 @@ class _Walk:
         return _flat(terms).sum(2)
 
     def _add(self, index: int, a: Tensor) -> None:
-        self.pending.push(index, a, self._sum)
+        self.pending.push(index, a, self._added)
 
-    def _sum(self, a: Tensor, b: Tensor) -> Tensor:
+    def _added(self, a: Tensor, b: Tensor) -> Tensor:
         both = torch.stack([a, b])
         g = torch.minimum(grain(a.flatten(0, 1)), grain(b.flatten(0, 1))).view(a.shape[:2])
         self.sure &= sums_exactly(_largest(both.abs().sum(0)), g)

@@ -140,8 +140,8 @@ class AffineOp(Op):
             than ``gamma`` of their terms times what they sum in magnitude. Kernels that transform what they multiply
             (Winograd, FFT) have no such bound.
         seeks_windows: :meth:`window_backward` takes dense rows too, looks where they are not zero, and makes windows of
-            them where these are small. A walk from single elements asks the first op that says so, and no other: it
-            waits for the device.
+            them where these are small. A walk that started from single elements asks the first such op after that, and
+            no other: it waits for the device.
     """
 
     moves: ClassVar[bool] = False
