@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from verifier.bounds import ibp
-from verifier.bounds.forms import Dense, Form, OneHot
 from verifier.bounds.walk import Charges, Walk, backward, concretise
 from verifier.core.arithmetic import full_precision
 from verifier.core.backend import ParallelBackend
@@ -26,12 +25,10 @@ from verifier.core.deadline import Deadline
 from verifier.core.interval import Interval
 from verifier.core.numerics import finite_lower, float32_proofs, outward
 from verifier.core.runtime import RunModel
+from verifier.graph import traverse
 from verifier.graph.graph import Graph, Node
+from verifier.graph.linear_forms import Dense, Form, OneHot
 from verifier.graph.op import AffineOp, NonlinearOp, Relaxation
-from verifier.ops.add import Add
-from verifier.ops.relu import Relu
-from verifier.ops.scale import ScaleShift
-from verifier.ops.shape import Gather, Permute, Reshape
 
 # Where the error of a run has so much of the width of hidden bounds, bounds that hold for runs lead nowhere.
 _HOPELESS = 0.5
@@ -114,21 +111,25 @@ def relaxations(
 ) -> dict[int, Relaxation]:
     """Planes of every nonlinear node with index below ``before``, except those in ``skip``."""
     out: dict[int, Relaxation] = {}
-    for node in graph.nodes[: before if before is not None else len(graph.nodes)]:
-        if isinstance(node.op, NonlinearOp) and node.index not in skip:
+    for node, op in traverse.nonlinear(graph.nodes, last=None if before is None else before - 1):
+        if node.index not in skip:
             xs = [bounds[i].to(dtype) for i in node.inputs]
             given = (parameters or {}).get(node.index)
             cast = {k: v.to(dtype) for k, v in given.items()} if given else None
-            out[node.index] = node.op.relax(xs, cast)
+            out[node.index] = op.relax(xs, cast)
     return out
 
 
 def undecided(graph: Graph, index: int, bounds: Interval) -> Tensor:
     """Elements of a node whose bounds still matter to the relaxations that read it: (B, *shape) bool."""
-    wide = bounds.upper > bounds.lower
-    unstable = (bounds.lower < 0) & (bounds.upper > 0)
-    readers = [graph.nodes[i].op for i in graph.consumers[index] if isinstance(graph.nodes[i].op, NonlinearOp)]
-    return unstable if all(isinstance(op, Relu) for op in readers) else wide
+    readers = [graph.nodes[i].op for i in graph.consumers[index]]
+    pieces = [op.pieces for op in readers if isinstance(op, NonlinearOp)]
+    if None in pieces:
+        return bounds.upper > bounds.lower
+    out = torch.zeros_like(bounds.lower, dtype=torch.bool)
+    for point in sorted({point for found in pieces if found is not None for point in found.points}):
+        out = out | ((bounds.lower < point) & (bounds.upper > point))
+    return out
 
 
 def open_elements(
@@ -147,7 +148,7 @@ def open_elements(
 
 def preactivations(graph: Graph) -> tuple[int, ...]:
     """Nodes that nonlinear ops read, in topological order; the input itself is known."""
-    seen = {i for node in graph.nodes if isinstance(node.op, NonlinearOp) for i in node.inputs}
+    seen = {i for node, _ in traverse.nonlinear(graph.nodes) for i in node.inputs}
     return tuple(sorted(i for i in seen if i != 0))
 
 
@@ -173,13 +174,14 @@ def settled_by_ibp(graph: Graph, node: Node, bounds: Mapping[int, Interval]) -> 
     while node.index != 0:
         sources = node.inputs
         if isinstance(node.op, NonlinearOp):
-            if len(sources) != 1:
+            if len(sources) != 1 or not node.op.elementwise:
                 return False
-            if not isinstance(node.op, Relu):  # whose input has rows for every element that has a width
+            if node.op.pieces is None:  # its input has rows for every element that has a width
                 return True
-        elif isinstance(node.op, Add):
-            sources = [i for i in sources if not _is_known(bounds[i])]
-        elif not isinstance(node.op, ScaleShift | Reshape | Permute | Gather):
+        elif isinstance(node.op, AffineOp) and node.op.elementwise:
+            if not node.op.handles:  # of a sum, what is known is an offset
+                sources = [i for i in sources if not _is_known(bounds[i])]
+        elif not (isinstance(node.op, AffineOp) and node.op.moves):
             return False
         if len(sources) != 1:
             return False
@@ -319,10 +321,9 @@ def float32_can_be_charged(graph: Graph, device: torch.device, last: int | None 
     On the CPU convolutions run as direct kernels and products in full float32 unless the process lowered the
     precision; on a GPU convolutions may be Winograd or FFT, but float64 is fast there.
     """
-    nodes = graph.nodes if last is None else graph.nodes[: last + 1]
     if not float32_proofs():
         return False
-    plain = all(isinstance(n.op, AffineOp | Relu) or n.index == 0 for n in nodes)
+    plain = all(op.pieces is not None for _, op in traverse.nonlinear(graph.nodes, last=last))
     return plain and device.type == "cpu" and full_precision()
 
 
@@ -374,7 +375,7 @@ def _propagate(graph: Graph, backend: ParallelBackend, out: BoundState, first: i
     charges = out.charges
     charges.note_value(first, out.bounds[first].to(charges.dtype))
     known = charges.to(dtype)
-    for node in graph.nodes[first + 1 : last + 1]:
+    for node in traverse.forward(graph.nodes, first, last):
         ibp.step(graph, backend, node, wide, known, out.certified)
         ibp.replace(node, out.bounds[node.index].to(dtype), wide, known)
         out.bounds[node.index] = outward(wide[node.index])
@@ -385,11 +386,10 @@ def _between(
     graph: Graph, bounds: Mapping[int, Interval], dtype: torch.dtype, first: int, last: int
 ) -> dict[int, Relaxation]:
     """Planes of the nonlinear nodes with first <= index <= last: a walk passes through the node that it starts from."""
-    out: dict[int, Relaxation] = {}
-    for node in graph.nodes[first : last + 1]:
-        if isinstance(node.op, NonlinearOp):
-            out[node.index] = node.op.relax([bounds[i].to(dtype) for i in node.inputs])
-    return out
+    return {
+        node.index: op.relax([bounds[i].to(dtype) for i in node.inputs])
+        for node, op in traverse.nonlinear(graph.nodes, first, last)
+    }
 
 
 def crown_rows(
