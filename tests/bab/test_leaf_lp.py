@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
+import highspy
 import numpy as np
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from tests.bounds.nets import Builder, Case, case, make
 from tests.support.device import DEVICE, array
+from verifier.bab import highs
 from verifier.bab.highs import Solved, WarmStarts
 from verifier.bab.leaf_lp import LeafResult, LeafRows, LeafSolver
 from verifier.bounds.crown import BoundState, Specification, crown_hidden
@@ -269,3 +271,27 @@ def test_leaves_that_are_alike_start_where_the_one_before_ended() -> None:
 def test_the_solver_is_silent(capfd: pytest.CaptureFixture[str]) -> None:
     Leaf("mlp", 0).solve(torch.zeros(ROWS, dtype=torch.float64, device=DEVICE))
     assert capfd.readouterr() == ("", "")
+
+
+def test_what_the_solver_cannot_say_is_tried_without_a_start_and_then_called_infeasible(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The elastic program decides; its certificate is what closes a leaf."""
+    rows, right, cost, box = np.array([[1.0, -1.0]]), np.zeros(1), np.array([0.0, 1.0]), np.array([1.0, np.inf])
+    starts, solver = WarmStarts(), highs._solver
+    assert starts.minimise(cost, rows, right, (-box, box), 10.0).point is not None
+    begun = []
+
+    class Unsure:
+        def getModelStatus(self) -> object:
+            return highspy.HighsModelStatus.kUnknown
+
+    def unsure(model: object, basis: object, seconds: float) -> object:
+        begun.append(basis is not None)
+        return Unsure() if len(begun) != 2 else solver(model, basis, seconds)
+
+    monkeypatch.setattr(highs, "_solver", unsure)
+    assert starts.minimise(cost, rows, right, (-box, box), 10.0).point is not None
+    assert begun == [True, False]
+    begun[:] = [False, False]
+    assert WarmStarts().minimise(cost, rows, right, (-box, box), 10.0).infeasible

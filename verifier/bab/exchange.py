@@ -172,17 +172,15 @@ class Exchange(Generic[D]):
         try:
             work()
         except DeadlineExceeded as error:
-            self._fail(error)
-        except (MemoryExceeded, RuntimeError, MemoryError) as error:
-            if self.backend.size > 1 or not (isinstance(error, MemoryExceeded) or out_of_memory(error)):
+            if self.group.size == 1:
                 raise
-            self._fail(error)
+            self._failure = error
+        except (MemoryExceeded, RuntimeError, MemoryError) as error:
+            memory = isinstance(error, MemoryExceeded) or out_of_memory(error)
+            if self.group.size == 1 or self.backend.size > 1 or not memory:
+                raise
+            self._failure = MemoryExceeded(str(error))
         return time.monotonic() - began
-
-    def _fail(self, error: Exception) -> None:
-        if self.group.size == 1:
-            raise error
-        self._failure = error if isinstance(error, VerifierError) else MemoryExceeded(str(error))
 
     def due(self, seconds: float, bounded: int) -> bool:
         """Whether it is time for a meeting; a search of one group needs none before its end.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +16,7 @@ class Solved:
     """What the solver says; its tolerances are absolute, so none of it proves anything.
 
     Attributes:
-        infeasible: it finds no point, or cannot say.
+        infeasible: there is no point, or the solver cannot say.
         point: (n,) of the least value, or of the best one when time ran out; None when there is none.
         duals: (m,) of the rows, <= 0 up to tolerances; None when there are none.
         iterations: of the simplex method.
@@ -44,25 +45,35 @@ class WarmStarts:
         """
         import highspy  # a tenth of a second, and few problems come to a linear program
 
-        # The base class: what is derived from it prints a banner.
-        solver: Any = highspy._Highs()  # type: ignore[attr-defined]
-        for name, value in (("output_flag", False), ("threads", 1), ("solver", "simplex")):
-            solver.setOptionValue(name, value)
-        solver.setOptionValue("time_limit", min(seconds, _FOREVER))
-        solver.passModel(_model(cost, rows, right, box))
-        known = self._bases.get(rows.shape)
-        if known is not None:
-            solver.setBasis(known)
-        solver.run()
-        status, kinds = solver.getModelStatus(), highspy.HighsModelStatus
-        if status in (kinds.kInfeasible, kinds.kUnboundedOrInfeasible):
-            return Solved(True, None, None, 0)
-        if status == kinds.kOptimal:
+        kinds, began = highspy.HighsModelStatus, time.monotonic()
+        model, known = _model(cost, rows, right, box), self._bases.pop(rows.shape, None)
+        solver = _solver(model, known, seconds)
+        if known is not None and solver.getModelStatus() not in (kinds.kOptimal, kinds.kInfeasible, kinds.kTimeLimit):
+            solver = _solver(model, None, max(0.0, seconds - (time.monotonic() - began)))  # the start may be to blame
+        if solver.getModelStatus() == kinds.kOptimal:
             self._bases[rows.shape] = solver.getBasis()
+        elif solver.getModelStatus() != kinds.kTimeLimit:
+            return Solved(True, None, None, 0)
         found, count = solver.getSolution(), int(solver.getInfo().simplex_iteration_count)
         point = np.array(found.col_value) if found.value_valid else None
         duals = np.array(found.row_dual) if found.dual_valid else None
         return Solved(False, _finite(point), _finite(duals), count)
+
+
+def _solver(model: Any, basis: Any, seconds: float) -> Any:
+    """A solver that has run, from a basis if there is one."""
+    import highspy
+
+    # The base class: what is derived from it prints a banner.
+    solver: Any = highspy._Highs()  # type: ignore[attr-defined]
+    for name, value in (("output_flag", False), ("threads", 1), ("solver", "simplex")):
+        solver.setOptionValue(name, value)
+    solver.setOptionValue("time_limit", min(seconds, _FOREVER))
+    solver.passModel(model)
+    if basis is not None:
+        solver.setBasis(basis)
+    solver.run()
+    return solver
 
 
 def _model(cost: np.ndarray, rows: np.ndarray, right: np.ndarray, box: tuple[np.ndarray, np.ndarray]) -> Any:

@@ -32,7 +32,7 @@ from verifier.bab.statistics import SearchStatistics, Stop
 from verifier.bab.sweeps import Sweeps, Swept
 from verifier.core.claims import Covered
 from verifier.core.deadline import Deadline
-from verifier.core.errors import MemoryExceeded
+from verifier.core.errors import MemoryExceeded, VerifierError
 from verifier.core.interval import Interval
 from verifier.core.problem import Problem
 from verifier.core.result import Witness
@@ -129,6 +129,8 @@ class InputSplitting:
 
     Attributes:
         stuck: boxes that are single floating-point cells.
+        broken: memory does not hold the bounds of a single box.
+        too_many: the fewest boxes whose bounds did not fit into memory.
     """
 
     kind = BoxDomains
@@ -151,6 +153,7 @@ class InputSplitting:
         self.pool: Pool[BoxDomains] = Pool()
         self.stuck: list[BoxDomains] = []
         self.broken = False
+        self.too_many: float = math.inf
 
     def meaning(self) -> list[Tensor]:
         """What gives the numbers of a domain their meaning."""
@@ -302,14 +305,15 @@ class InputSplitting:
     # -- limits -----------------------------------------------------------------------------------------------------
 
     def shrink(self, count: int) -> None:
-        self.sweeps.batch = max(1, self.sweeps.batch // 2)
+        if count < self.too_many:  # not again for others of the same size
+            self.too_many, self.sweeps.batch = count, max(1, self.sweeps.batch // 2)
 
     def undo(self, before: SearchStatistics) -> None:
         self.statistics.restore(before)
         while sum(d.count for d in self.stuck) > before.stuck:
             self.stuck.pop()
 
-    def postpone(self, domains: BoxDomains, error: Exception) -> None:
+    def postpone(self, domains: BoxDomains, error: VerifierError) -> None:
         self.pool.push(domains)
         self.broken |= isinstance(error, MemoryExceeded)
 

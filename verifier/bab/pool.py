@@ -33,7 +33,7 @@ class Pool(Generic[D]):
             return
         need = self.count + n
         if self._store is None:
-            self._store = batch.map(lambda t: t.new_empty((max(_FEWEST, 2 * n), *t.shape[1:])))
+            self._store = batch.map(lambda t: t.new_empty((max(_FEWEST, n), *t.shape[1:])))
         elif need > self._store.count:
             self._store = self._grown(self._store, max(need, self._store.count * 3 // 2))
         for f in fields(batch):
@@ -53,6 +53,10 @@ class Pool(Generic[D]):
         """All of them as views, in the order of the store; there must have been some."""
         assert self._store is not None
         return self._store[: self.count]
+
+    def cut(self, count: int) -> None:
+        """Forget what was pushed after there were ``count`` domains."""
+        self.count = min(self.count, count)
 
     def by_gap(self, n: int, worst_first: bool = True) -> D:
         """Take the ``n`` domains with the lowest (or highest) gap."""

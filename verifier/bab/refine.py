@@ -270,7 +270,7 @@ class RaisedRows:
         groups: a round takes this part of a batch.
 
     Attributes:
-        splits: about so many are made; ``done``: so many were.
+        splits: about so many are made; ``done``: so many were, small rounds counting for what they cost.
     """
 
     def __init__(self, rows: int, device: torch.device, groups: int) -> None:
@@ -337,7 +337,7 @@ class RaisedRows:
 
         def failed(part: NeuronDomains, error: Exception) -> bool:
             if part.count == 1:
-                raise error
+                raise MemoryExceeded("not even one domain fits") from error
             return True
 
         in_halves([domains], work, failed)

@@ -41,6 +41,8 @@ from verifier.bounds.alpha import Schedule
 from verifier.bounds.crown import BoundState
 from verifier.core.claims import Covered, Semantics
 from verifier.core.deadline import Deadline
+from verifier.core.errors import VerifierError
+from verifier.core.progress import SilentProgress
 from verifier.core.result import Witness
 
 __all__ = ["CaseRows", "SearchResult", "search"]
@@ -138,10 +140,11 @@ class Goal(Protocol):
 
 @dataclass(frozen=True)
 class Left:
-    """Domains of a batch that are open.
+    """What a batch leaves open.
 
     Attributes:
-        still: (n,) their positions.
+        domains: the whole batch.
+        still: (n,) positions of the open ones.
     """
 
     domains: NeuronDomains
@@ -281,8 +284,8 @@ class NeuronSplitting:
     def undo(self, before: SearchStatistics) -> None:
         self.statistics.restore(before)
 
-    def postpone(self, domains: NeuronDomains, error: Exception) -> None:
-        raise error
+    def postpone(self, domains: NeuronDomains, error: VerifierError) -> None:
+        raise type(error)(str(error)) from error  # a new one: whose frames die with it
 
     def full(self) -> Stop:
         return self.goal.full(self)
@@ -293,6 +296,8 @@ class NeuronSplitting:
         return replace(self.statistics, open=self.pool.count, worst=self.pool.worst())
 
     def show(self, others: SearchStatistics) -> None:
+        if isinstance(self.progress, SilentProgress):
+            return  # the device is not asked for what nobody sees
         statistics = self.statistics
         self.progress.update(
             open=self.pool.count + statistics.stuck + others.open + others.stuck,
@@ -321,7 +326,7 @@ class Refutation:
     """
 
     def __init__(self, context: SearchContext, replay: Callable[[np.ndarray], Witness | None]) -> None:
-        self.leaf_lp, self.real_closes = context.config.leaf_lp, context.claims.semantics is not Semantics.FLOAT32
+        self.leaf_lp, self.real_suffices = context.config.leaf_lp, context.claims.semantics is not Semantics.FLOAT32
         self.replay, self.leaves = replay, LeafSolver(context.graph, context.backend)
 
     def pick(self, splitting: NeuronSplitting) -> OpenNeuronDomains:
@@ -360,7 +365,7 @@ class Refutation:
             LeafRows(cases.spec.select(case), cases.thresholds[case][0], strict),
             splitting.deadline,
         )
-        weak = found.real and not found.closed and self.real_closes
+        weak = found.real and not found.closed and self.real_suffices
         if found.closed or weak:
             statistics.closed += 1
             run = splitting.state.charges.run is not None

@@ -15,11 +15,13 @@ from verifier.bab.domains import Domains
 from verifier.bab.exchange import Ending, Exchange
 from verifier.bab.splitting import Splitting
 from verifier.bab.statistics import Stop
-from verifier.core.errors import DeadlineExceeded, MemoryExceeded
+from verifier.core.errors import DeadlineExceeded, MemoryExceeded, VerifierError
 from verifier.core.memory import in_halves, out_of_memory
 
 D = TypeVar("D", bound=Domains)
 C = TypeVar("C", bound=Domains)
+
+_TOO_LARGE = "not even one domain fits"
 
 
 def branch_and_bound(splitting: Splitting[D, Any, Any], exchange: Exchange[D]) -> Ending:
@@ -59,8 +61,10 @@ def step(splitting: Splitting[Any, Any, Any]) -> None:
     try:
         children = splitting.branch(picked)
     except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
         if not _smaller(splitting, picked, error):
-            raise MemoryExceeded("not even one domain fits") from error
+            raise MemoryExceeded(_TOO_LARGE) from error
         splitting.pool.push(picked)
         return
     settle(splitting, children)
@@ -71,26 +75,35 @@ def settle(splitting: Splitting[Any, C, Any], domains: C) -> None:
 
     A batch that does not fit into memory is halved and tried again, as if it had never been touched.
     """
+    given_up: list[VerifierError] = []
+
+    def postpone(part: C, error: VerifierError) -> None:
+        given_up.append(error)
+        splitting.postpone(part, error)
 
     def work(part: C) -> None:
         if splitting.witness is not None:
             return
-        before = splitting.statistics.copy()
+        if given_up:  # what is left of the batch would fare no better
+            splitting.postpone(part, given_up[0])
+            return
+        before, held = splitting.statistics.copy(), splitting.pool.count
         try:
             left = splitting.certify(part, splitting.bound(part))
             splitting.witness = splitting.offer(left)
             if splitting.witness is None:
                 splitting.push(left)
         except (DeadlineExceeded, RuntimeError, MemoryError) as error:
+            splitting.pool.cut(held)
             splitting.undo(before)
             if not isinstance(error, DeadlineExceeded):
                 raise
-            splitting.postpone(part, error)
+            postpone(part, error)
 
     def failed(part: C, error: Exception) -> bool:
         if _smaller(splitting, part, error):
             return True
-        splitting.postpone(part, MemoryExceeded("not even one domain fits"))
+        postpone(part, MemoryExceeded(_TOO_LARGE))
         return False
 
     in_halves(splitting.parts(domains), work, failed)
@@ -98,8 +111,6 @@ def settle(splitting: Splitting[Any, C, Any], domains: C) -> None:
 
 def _smaller(splitting: Splitting[Any, Any, Any], part: Domains, error: Exception) -> bool:
     """After an allocation failed: go on with smaller batches; whether this one can be halved."""
-    if not out_of_memory(error):
-        raise error
     if splitting.backend.size > 1:  # the other ranks of a group go on: only the end of the job is safe
         raise MemoryExceeded(f"a batch of {part.count} domains does not fit; make bab.batch_size smaller") from error
     splitting.shrink(part.count)

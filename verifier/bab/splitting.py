@@ -8,6 +8,7 @@ from verifier.bab.domains import Domains
 from verifier.bab.pool import Pool
 from verifier.bab.statistics import SearchStatistics, Stop
 from verifier.core.backend import ParallelBackend
+from verifier.core.errors import VerifierError
 from verifier.core.result import Witness
 
 D = TypeVar("D", bound=Domains)  # domains in the pool
@@ -77,12 +78,12 @@ class Splitting(Protocol, Generic[D, C, B]):
         """Take back what a failed batch has counted."""
         ...
 
-    def postpone(self, domains: C, error: Exception) -> None:
+    def postpone(self, domains: C, error: VerifierError) -> None:
         """Put back what cannot be bounded now, or raise the error: time is over, or one domain fills the memory."""
         ...
 
     def full(self) -> Stop:
-        """Whether memory forbids another round."""
+        """Whether memory forbids another round, or there is no more work to do."""
         ...
 
     def count(self) -> SearchStatistics:

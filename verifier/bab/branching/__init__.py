@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
 from verifier.bab.branching import babsr, kfsb
-from verifier.bab.branching.heuristic import Heuristic, Neurons
+from verifier.bab.branching.heuristic import Heuristic, Neurons, Score
 from verifier.bab.splits import SplitSpace
 from verifier.config import NOT_NEURONS
 from verifier.core import plugins
@@ -27,14 +28,19 @@ def named(name: str) -> Heuristic:
     if name in NOT_NEURONS:
         return HEURISTICS[DEFAULT]
     found: Any = plugins.lookup(plugins.HEURISTICS, name, HEURISTICS, NOT_NEURONS)
-    if isinstance(found, Heuristic):
+    if name in HEURISTICS:
         return found
+    if isinstance(found, Heuristic):
+        return replace(found, scores=tuple(map(_on_copies, found.scores)))
     if not callable(found):
         raise ConfigError(f"the branching heuristic '{name}' is neither a function nor a Heuristic")
-    rank: Any = found
+    return Heuristic((_on_copies(found),))
+
+
+def _on_copies(rank: Any) -> Score:
+    """A score of another package: what it writes to its arguments does not reach the domains."""
 
     def score(space: SplitSpace, neurons: Neurons) -> Tensor:
-        # Copies: what is written to them does not reach the domains.
         return rank(space, Neurons(*(t.clone() for t in neurons)))
 
-    return Heuristic((score,))
+    return score

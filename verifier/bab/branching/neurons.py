@@ -30,7 +30,7 @@ class Branched:
     Attributes:
         children: these are to be bounded.
         split: domains that were replaced by two; a forced phase is such a split, with one child closed.
-        between: children that were split in turn or closed without a bound of their own.
+        between: children that were split in turn, or went on as their parent with a phase more.
         forced: closed children.
         unsure: sides that float32 refutes and their certificate does not.
     """
