@@ -54,11 +54,17 @@ class Split(NamedTuple):
 class Op(ABC):
     """Base of all ops. Subclasses are frozen dataclasses; fields of type Handle are their parameters.
 
+    Bounds and searches know ops by their traits alone. A trait is a promise, and every default promises nothing: an op
+    without traits is treated correctly, but by the slowest way. ``tests/ops/test_traits.py`` tests the promises.
+
     Attributes:
         rounds: the op does nothing to float32 numbers and something to others: it shows in float64 alone.
+        elementwise: every output element is a function of one element of each input, the one that broadcasting puts at
+            its place; the inputs broadcast to the output's shape.
     """
 
     rounds: ClassVar[bool] = False
+    elementwise: ClassVar[bool] = False
 
     @property
     def handles(self) -> tuple[Handle, ...]:
@@ -77,15 +83,16 @@ class Op(ABC):
         return ()
 
     def split(self, dims: Sequence[int], in_shapes: Sequence[Shape], out_shape: Shape, ranks: int) -> Split | None:
-        """How tensor parallelism can split this op; None, the default, when it cannot.
+        """How tensor parallelism can split this op; None when it cannot.
 
-        An affine op is then evaluated whole on every rank with all of its parameters; a nonlinear one is refused.
+        An affine op is then evaluated whole on every rank with all of its parameters; a nonlinear one is refused. An
+        elementwise op without parameters works on its blocks as it is, where those of its inputs coincide.
 
         Args:
             dims: by input the dim along which it is cut into ``ranks`` equal blocks. The last blocks may reach beyond
                 the value; what lies there repeats its last entry and never matters.
         """
-        return None
+        return _split_elementwise(self, dims, in_shapes, out_shape) if self.elementwise else None
 
     @abstractmethod
     def forward(self, xs: Sequence[Tensor], p: Params) -> Tensor:
@@ -97,7 +104,7 @@ class Op(ABC):
         ops (see ``AffineOp``), and must be outward for nonlinear ops."""
 
 
-def split_elementwise(op: Op, dims: Sequence[int], in_shapes: Sequence[Shape], out_shape: Shape) -> Split | None:
+def _split_elementwise(op: Op, dims: Sequence[int], in_shapes: Sequence[Shape], out_shape: Shape) -> Split | None:
     """Blocks of an op that computes every output from the inputs at the same place, broadcasting aside: they must
     coincide."""
     if not op.handles and dims and len({dim - len(shape) for dim, shape in zip(dims, in_shapes, strict=True)}) == 1:
@@ -109,10 +116,34 @@ def split_elementwise(op: Op, dims: Sequence[int], in_shapes: Sequence[Shape], o
 
 
 class AffineOp(Op):
-    """y = sum_i W_i x_i + b. Its backward rule is the VJP of its linear part."""
+    """y = sum_i W_i x_i + b. Its backward rule is the VJP of its linear part.
+
+    Attributes:
+        moves: every output element is one input element or zero, bit for bit; which one depends on no value.
+        plain_sums: all results are products that are added, in any order, in float32 as well: rounding costs no more
+            than ``gamma`` of their terms times what they sum in magnitude. Kernels that transform what they multiply
+            (Winograd, FFT) have no such bound.
+    """
+
+    moves: ClassVar[bool] = False
+    plain_sums: ClassVar[bool] = False
+
+    @property
+    def exact_weights(self) -> bool:
+        """Whether every entry of W is a stored parameter, or 0 or plus or minus a power of two that is at least 1, and
+        b is a stored parameter: nothing was folded and nothing is divided. Where no product and no sum of an op with
+        ``plain_sums`` rounds, its results are then those of the network, exactly."""
+        return False
+
+    def reads_all(self, mask: Tensor) -> bool:
+        """Whether outputs under a mask, bool (*shape), are taken to depend on all elements of every input.
+
+        True is never wrong. Where the op says False, :meth:`transpose` is asked on which elements they do.
+        """
+        return False
 
     def linear(self, xs: Sequence[Tensor], p: Params) -> Tensor:
-        """The linear part, sum_i W_i x_i, (N, *shape). Default: forward minus forward at zero."""
+        """The linear part, sum_i W_i x_i, (N, *shape). Default: forward minus forward at zero; a bias rounds there."""
         zero = [torch.zeros_like(x[:1]) for x in xs]
         return self.forward(xs, p) - self.forward(zero, p)
 
@@ -191,6 +222,26 @@ class AffineOp(Op):
         return Interval((mid - rad).nan_to_num(-inf, inf, -inf), (mid + rad).nan_to_num(inf, inf, -inf))
 
 
+class Pieces(NamedTuple):
+    """A continuous function of one number that is linear between some points.
+
+    Attributes:
+        points: where the slope changes, in increasing order; at least one.
+        slopes: from left to right, one more than points.
+        value: of the function at the first point.
+    """
+
+    points: tuple[float, ...]
+    slopes: tuple[float, ...]
+    value: float = 0.0
+
+    @property
+    def negative_slope(self) -> float | None:
+        """k where the function is a (leaky) ReLU, max(z, 0) + k min(z, 0); None for every other function."""
+        alike = self.points == (0.0,) and self.slopes[1] == 1.0 and self.value == 0.0
+        return self.slopes[0] if alike else None
+
+
 class ParamSpec(NamedTuple):
     """An optimisable relaxation parameter: initial value (B, 1, *shape), and scalar or tensor limits."""
 
@@ -236,6 +287,22 @@ class Relaxation(ABC):
 class NonlinearOp(Op):
     """An op that is bounded by planes on [l, u]."""
 
+    @property
+    def pieces(self) -> Pieces | None:
+        """The function, when it is piecewise linear and applied to every element of the only input; None: not known.
+
+        The op is ``elementwise`` then, and planes on an interval without a point inside coincide with the function, so
+        that only the others gain from tighter bounds. Where 0 is the only point, neurons are split there. A parameter
+        ``alpha`` of :meth:`relax`, if the op has one, is the slope of the plane that the function itself leaves open:
+        the lower one of a convex, the upper one of a concave function.
+        """
+        return None
+
+    @property
+    def splits_at_zero(self) -> bool:
+        """Whether the op is linear on either side of 0, so that splits of neurons there make it linear."""
+        return self.pieces is not None and self.pieces.points == (0.0,)
+
     def parameters(self, xs: Sequence[Interval]) -> Mapping[str, ParamSpec]:
         """Optimisable parameters for inputs (B, *shape_i); empty when the relaxation has none."""
         return {}
@@ -252,6 +319,13 @@ class NonlinearOp(Op):
             found: the op's interval on ``xs``.
         """
         return None
+
+    def parallel(self, xs: Sequence[Interval]) -> Relaxation:
+        """:meth:`relax` with planes that are as parallel as they can be: a function is then a line plus an interval.
+
+        Default: the op has no better ones than :meth:`relax` gives.
+        """
+        return self.relax(xs)
 
     def prepared(self, xs: Sequence[Interval]) -> Callable[[Mapping[str, Tensor] | None], Relaxation]:
         """:meth:`relax` on fixed boxes: what depends on the boxes alone is worked out once, for many parameters."""

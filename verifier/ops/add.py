@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from verifier.core.interval import Interval
-from verifier.graph.op import AffineOp, Params, Shape, Split, split_elementwise
+from verifier.graph.op import AffineOp, Params, Shape
 from verifier.ops.layout import align, reduce_count, unbroadcast
 
 
@@ -19,8 +20,12 @@ class Add(AffineOp):
 
     signs: tuple[float, ...] = (1.0, 1.0)
 
-    def split(self, dims: Sequence[int], in_shapes: Sequence[Shape], out_shape: Shape, ranks: int) -> Split | None:
-        return split_elementwise(self, dims, in_shapes, out_shape)
+    elementwise = True
+    plain_sums = True
+
+    @property
+    def exact_weights(self) -> bool:
+        return all(math.frexp(abs(s))[0] == 0.5 and abs(s) >= 1 for s in self.signs)
 
     def forward(self, xs: Sequence[Tensor], p: Params) -> Tensor:
         return _total(self.signs, xs)

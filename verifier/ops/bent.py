@@ -18,7 +18,7 @@ from torch import Tensor
 from verifier.core.interval import Interval
 from verifier.core.numerics import tiny
 from verifier.core.runtime import RunModel
-from verifier.graph.op import NonlinearOp, Params, ParamSpec, Shape, Split, UnaryPlanes, split_elementwise
+from verifier.graph.op import NonlinearOp, Params, ParamSpec, UnaryPlanes
 from verifier.ops.curves import measured
 from verifier.ops.layout import sane
 
@@ -38,6 +38,8 @@ class _Sampled:
 class BentOp(NonlinearOp):
     """A smooth unary op. Parameters: ``lower_point`` and ``upper_point``, where tangents touch."""
 
+    elementwise = True
+
     @abstractmethod
     def value(self, z: Tensor) -> Tensor: ...
 
@@ -54,9 +56,6 @@ class BentOp(NonlinearOp):
     def error(self, z: Tensor) -> Tensor:
         """Absolute error of a computed value or slope at z."""
         return (1 + z.abs()) * (_ULPS * torch.finfo(z.dtype).eps)
-
-    def split(self, dims: Sequence[int], in_shapes: Sequence[Shape], out_shape: Shape, ranks: int) -> Split | None:
-        return split_elementwise(self, dims, in_shapes, out_shape)
 
     def forward(self, xs: Sequence[Tensor], p: Params) -> Tensor:
         return self.value(xs[0])

@@ -20,7 +20,7 @@ _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose
 
 @dataclass(frozen=True)
 class Conv(AffineOp):
-    """Cross-correlation over the last ``dims`` dims; value shape (..., C, *space).
+    """Cross-correlation over the last ``dims`` dims; value shape (..., C, *space). Its kernels may be Winograd or FFT.
 
     Ints are allowed for stride, padding, dilation and output_padding and become tuples of length ``dims``.
 
@@ -51,6 +51,10 @@ class Conv(AffineOp):
         for name in ("stride", "padding", "dilation"):
             object.__setattr__(self, name, tuple_of(getattr(self, name), self.dims))
         object.__setattr__(self, "output_padding", tuple_of(self.output_padding or 0, self.dims))
+
+    def reads_all(self, mask: Tensor) -> bool:
+        """Of all outputs it is not asked what strides and paddings leave out."""
+        return bool(mask.all())
 
     @property
     def kind(self) -> str:

@@ -19,7 +19,7 @@ from torch import Tensor
 from verifier.core.interval import Interval
 from verifier.core.numerics import tiny
 from verifier.core.runtime import RunModel
-from verifier.graph.op import NonlinearOp, Params, ParamSpec, Shape, Split, UnaryPlanes, split_elementwise
+from verifier.graph.op import NonlinearOp, Params, ParamSpec, UnaryPlanes
 from verifier.ops.layout import sane
 
 _INF = float("inf")
@@ -162,6 +162,8 @@ class CurveOp(NonlinearOp):
     Subclasses say which curve they are, possibly as the mirror image f(-z) of one that is convex first.
     """
 
+    elementwise = True
+
     @property
     @abstractmethod
     def curve(self) -> Curve:
@@ -174,9 +176,6 @@ class CurveOp(NonlinearOp):
 
     def run_error(self, model: RunModel, xs: Sequence[Interval], found: Interval) -> Tensor | float | None:
         return measured(model, self.kind, found)
-
-    def split(self, dims: Sequence[int], in_shapes: Sequence[Shape], out_shape: Shape, ranks: int) -> Split | None:
-        return split_elementwise(self, dims, in_shapes, out_shape)
 
     def forward(self, xs: Sequence[Tensor], p: Params) -> Tensor:
         return self.curve.value(-xs[0] if self.mirrored else xs[0])

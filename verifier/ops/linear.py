@@ -61,6 +61,15 @@ class Linear(AffineOp):
     folded: int = 0
     reach: float = 1.0
 
+    plain_sums = True
+
+    @property
+    def exact_weights(self) -> bool:
+        return self.folded == 0 and self.bias_magnitude is None
+
+    def reads_all(self, mask: Tensor) -> bool:
+        return True
+
     @property
     def streamable(self) -> tuple[Handle, ...]:
         return (self.weight,)
@@ -140,6 +149,15 @@ class MatMulConstant(AffineOp):
 
     weight: Handle
     left: bool = False
+
+    plain_sums = True
+
+    @property
+    def exact_weights(self) -> bool:
+        return True
+
+    def reads_all(self, mask: Tensor) -> bool:
+        return True
 
     def split(self, dims: Sequence[int], in_shapes: Sequence[Shape], out_shape: Shape, ranks: int) -> Split | None:
         plain = not self.left and len(self.weight.shape) == 2

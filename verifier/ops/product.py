@@ -21,8 +21,6 @@ from verifier.graph.op import (
     ParamSpec,
     Relaxation,
     Shape,
-    Split,
-    split_elementwise,
     times_intercept,
 )
 from verifier.ops.layout import align, sane, unbroadcast
@@ -88,8 +86,7 @@ class ProductPlanes(Relaxation):
 class Mul(NonlinearOp):
     """y = x_1 x_2 with broadcasting. Parameters: ``lower_mix`` and ``upper_mix`` in [0, 1] per output."""
 
-    def split(self, dims: Sequence[int], in_shapes: Sequence[Shape], out_shape: Shape, ranks: int) -> Split | None:
-        return split_elementwise(self, dims, in_shapes, out_shape)
+    elementwise = True
 
     def forward(self, xs: Sequence[Tensor], p: Params) -> Tensor:
         x, y = _aligned(xs)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from verifier.core.interval import Interval
 from verifier.core.runtime import TINY, UNIT, RunModel, rate
-from verifier.graph.op import NonlinearOp, Params, ParamSpec, Shape, Split, UnaryPlanes, split_elementwise
+from verifier.graph.op import NonlinearOp, Params, ParamSpec, UnaryPlanes
 from verifier.ops.curves import Curve, lower_plane, measured, tangent_limits
 from verifier.ops.layout import sane
 
@@ -44,8 +44,7 @@ class Reciprocal(NonlinearOp):
 
     row: int = 0
 
-    def split(self, dims: Sequence[int], in_shapes: Sequence[Shape], out_shape: Shape, ranks: int) -> Split | None:
-        return split_elementwise(self, dims, in_shapes, out_shape)
+    elementwise = True
 
     def forward(self, xs: Sequence[Tensor], p: Params) -> Tensor:
         return torch.reciprocal(xs[0])

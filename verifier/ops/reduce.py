@@ -16,6 +16,8 @@ from verifier.ops.layout import kept_dim, merge_lead, reduce_count, tuple_of
 class _Reduction(AffineOp):
     """A linear map with non-negative weights, so that |W| m is the op itself."""
 
+    plain_sums = True
+
     def linear(self, xs: Sequence[Tensor], p: Params) -> Tensor:
         return self.forward(xs, p)
 
@@ -29,6 +31,10 @@ class Sum(_Reduction):
 
     dims: tuple[int, ...]
     keepdim: bool = False
+
+    @property
+    def exact_weights(self) -> bool:
+        return True
 
     def split(self, dims: Sequence[int], in_shapes: Sequence[Shape], out_shape: Shape, ranks: int) -> Split | None:
         dim = kept_dim(dims[0], self.dims, in_shapes[0], self.keepdim)

@@ -19,10 +19,8 @@ from verifier.graph.op import (
     NonlinearOp,
     Params,
     ParamSpec,
-    Shape,
-    Split,
+    Pieces,
     UnaryPlanes,
-    split_elementwise,
     times_intercept,
 )
 from verifier.ops.layout import sane
@@ -37,6 +35,8 @@ class Relu(NonlinearOp):
 
     negative_slope: float = 0.0
 
+    elementwise = True
+
     def __post_init__(self) -> None:
         if not math.isfinite(self.negative_slope) or abs(self.negative_slope) > 1e30:
             raise ValueError(f"the negative slope of a leaky ReLU must be finite, not {self.negative_slope}")
@@ -47,8 +47,9 @@ class Relu(NonlinearOp):
     def kind(self) -> str:
         return "LeakyRelu" if self.negative_slope else "Relu"
 
-    def split(self, dims: Sequence[int], in_shapes: Sequence[Shape], out_shape: Shape, ranks: int) -> Split | None:
-        return split_elementwise(self, dims, in_shapes, out_shape)
+    @property
+    def pieces(self) -> Pieces:
+        return Pieces((0.0,), (self.negative_slope, 1.0))
 
     def forward(self, xs: Sequence[Tensor], p: Params) -> Tensor:
         x, k = xs[0], self.negative_slope
@@ -82,6 +83,11 @@ class Relu(NonlinearOp):
 
     def relax(self, xs: Sequence[Interval], params: Mapping[str, Tensor] | None = None) -> UnaryPlanes:
         return self._prepared(xs, once=True)(params)
+
+    def parallel(self, xs: Sequence[Interval]) -> UnaryPlanes:
+        """With k in [0, 1] the lower line through the origin may have the slope of the chord."""
+        planes = self.relax(xs)
+        return self.relax(xs, {"alpha": planes.upper_slope}) if 0 <= self.negative_slope <= 1 else planes
 
     def prepared(self, xs: Sequence[Interval]) -> Callable[[Mapping[str, Tensor] | None], UnaryPlanes]:
         return self._prepared(xs, once=False)

@@ -33,6 +33,13 @@ class ScaleShift(AffineOp):
     folded: int = 0
     reach: float = 1.0
 
+    elementwise = True
+    plain_sums = True
+
+    @property
+    def exact_weights(self) -> bool:
+        return self.folded == 0 and self.shift_magnitude is None
+
     def split(self, dims: Sequence[int], in_shapes: Sequence[Shape], out_shape: Shape, ranks: int) -> Split | None:
         """Constants that vary along the dim are cut with it."""
         if in_shapes[0] != out_shape or not out_shape:

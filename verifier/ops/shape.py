@@ -18,6 +18,13 @@ from verifier.graph.op import AffineOp, Params, Shape, Split
 class StructuralOp(AffineOp):
     """An affine op whose every output is one input or zero: bounds move along with the values, without rounding."""
 
+    moves = True
+    plain_sums = True
+
+    @property
+    def exact_weights(self) -> bool:
+        return True
+
     def linear(self, xs: Sequence[Tensor], p: Params) -> Tensor:
         return self.forward(xs, p)
 

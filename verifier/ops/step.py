@@ -15,10 +15,7 @@ from verifier.graph.op import (
     NonlinearOp,
     Params,
     ParamSpec,
-    Shape,
-    Split,
     UnaryPlanes,
-    split_elementwise,
 )
 from verifier.ops.layout import sane
 
@@ -29,12 +26,11 @@ _LARGEST = torch.finfo(torch.float32).max
 class StepOp(NonlinearOp):
     """Evaluation is exact; bounds are the values at the ends."""
 
+    elementwise = True
+
     @abstractmethod
     def step(self, z: Tensor) -> Tensor:
         """The function."""
-
-    def split(self, dims: Sequence[int], in_shapes: Sequence[Shape], out_shape: Shape, ranks: int) -> Split | None:
-        return split_elementwise(self, dims, in_shapes, out_shape)
 
     def forward(self, xs: Sequence[Tensor], p: Params) -> Tensor:
         return self.step(xs[0])
