@@ -32,9 +32,7 @@ from verifier.core.interval import Interval
 from verifier.core.numerics import CHARGE_SAFETY, finite_lower, float32_proofs, outward, underflow
 from verifier.core.runtime import RunModel
 from verifier.graph.graph import Graph
-from verifier.graph.op import AffineOp, NonlinearOp, Relaxation
-from verifier.ops.conv import Conv
-from verifier.ops.relu import Relu
+from verifier.graph.op import AffineOp, NonlinearOp, Op, Relaxation
 
 # Charges are positive sums computed in the same arithmetic: their relative error must stay below the safety factor.
 _FLOAT32_WIDTH = 1024
@@ -64,11 +62,13 @@ def charges_in_float32(graph: Graph) -> bool:
     """
     plain = float32_proofs() and full_precision()
     return plain and all(
-        node.size <= _FLOAT32_WIDTH
-        and (node.index == 0 or isinstance(node.op, Relu | AffineOp))
-        and not isinstance(node.op, Conv)
-        for node in graph.whole.nodes
+        node.size <= _FLOAT32_WIDTH and (node.index == 0 or _float32_suffices(node.op)) for node in graph.whole.nodes
     )
+
+
+def _float32_suffices(op: Op) -> bool:
+    """Whether float32 does not charge more than the op is worth: the planes of a curve have errors of their own."""
+    return op.plain_sums if isinstance(op, AffineOp) else isinstance(op, NonlinearOp) and op.pieces is not None
 
 
 @dataclass(frozen=True)

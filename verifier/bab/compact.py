@@ -25,9 +25,9 @@ from verifier.core.backend import ParallelBackend
 from verifier.core.interval import Interval
 from verifier.core.numerics import rounded_up
 from verifier.graph.graph import Graph
-from verifier.graph.op import AffineOp, NonlinearOp
-from verifier.ops.relu import Relu
+from verifier.graph.op import AffineOp, NonlinearOp, Pieces
 
+_RELU = Pieces((0.0,), (0.0, 1.0))
 # A column costs about as much as this many multiplications: some twenty elementwise passes per optimiser step.
 _COLUMN_WORK = 250
 # Numbers of the widest tensor while rows are walked.
@@ -167,7 +167,7 @@ def _cuts(graph: Graph, space: SplitSpace) -> dict[int, _Cut] | None:
     """How every ReLU node is cut, by node index."""
     groups = {g.value: g for g in space.groups}
     relus = [n for n in graph.nodes if isinstance(n.op, NonlinearOp)]
-    if any(not isinstance(n.op, Relu) or n.op.negative_slope != 0 for n in relus):
+    if any(isinstance(n.op, NonlinearOp) and n.op.pieces != _RELU for n in relus):
         return None
     values = [n.inputs[0] for n in relus]
     if len(set(values)) < len(values) or not all(

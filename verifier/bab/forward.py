@@ -22,7 +22,6 @@ from verifier.core.interval import Interval
 from verifier.core.numerics import CHARGE_SAFETY, gamma, tiny, underflow, unit_roundoff, widen
 from verifier.graph.graph import Graph, Node
 from verifier.graph.op import AffineOp, NonlinearOp, UnaryPlanes
-from verifier.ops.relu import Relu
 
 
 def outdated(graph: Graph, node: Node) -> list[int]:
@@ -110,17 +109,15 @@ class Forward:
     def _nonlinear(self, node: Node, op: NonlinearOp, bounds: Mapping[int, Interval]) -> Affine:
         """f(z) = s z + e for any slope s; the planes bound e on [l, u] by its values at the two ends."""
         xs = [bounds[i] for i in node.inputs]
-        planes = op.relax(xs)
-        if isinstance(op, Relu) and isinstance(planes, UnaryPlanes) and 0 <= op.negative_slope <= 1:
-            # The lower line through the origin may be parallel to the chord.
-            planes = op.relax(xs, {"alpha": planes.upper_slope})
+        planes = op.parallel(xs)
         if not isinstance(planes, UnaryPlanes) or len(xs) != 1:
             like = self._values[node.inputs[0]].jacobian
             return Affine(like.new_zeros(*like.shape[:2], *node.shape), bounds[node.index])
         value, z = self._values[node.inputs[0]], xs[0]
         ls, us = planes.lower_slope[:, 0], planes.upper_slope[:, 0]
         li, ui = planes.lower_intercept[:, 0], planes.upper_intercept[:, 0]
-        slope = us if isinstance(op, Relu) else (ls + us) / 2
+        chord = op.pieces is not None
+        slope = us if chord else (ls + us) / 2
         low = torch.minimum((ls - slope) * z.lower, (ls - slope) * z.upper) + li
         up = torch.maximum((us - slope) * z.lower, (us - slope) * z.upper) + ui
         low = low + torch.minimum(slope * value.rest.lower, slope * value.rest.upper)
@@ -129,7 +126,7 @@ class Forward:
         moved, at_ends = self._size(value.rest, node.inputs[0]), z.magnitude() + floor
         # The smallest numbers may be lost: slopes times what they multiply.
         size = slope.abs() * moved + li.abs() + ui.abs() + (moved + at_ends) * underflow(self._dtype)
-        if isinstance(op, Relu):
+        if chord:
             # Parallel planes leave nothing at the ends; others do.
             size = size + (ls - slope).abs() * at_ends
         else:

@@ -1,4 +1,4 @@
-"""The space of ReLU splits: which neurons can be split, and how a domain's splits change bounds and multipliers.
+"""The space of neuron splits: which neurons can be split, and how a domain's splits change bounds and multipliers.
 
 Only neurons that the root leaves unstable can ever be split, so a domain stores one sign per such neuron ("column"):
 +1 when its pre-activation is >= 0, -1 when it is <= 0, 0 when it is free. Columns are the same on all ranks; tensors of
@@ -16,7 +16,7 @@ from torch import Tensor
 from verifier.core.backend import ParallelBackend
 from verifier.core.interval import Interval
 from verifier.graph.graph import Graph
-from verifier.ops.relu import Relu
+from verifier.graph.op import NonlinearOp
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Group:
 
     Attributes:
         value: index of the pre-activation node.
-        owner: index of a ReLU node that reads it; split multipliers enter the walk there.
+        owner: index of a node that reads it and is linear on either side of zero; split multipliers enter there.
         elements: (u,) flat positions of the unstable neurons in this rank's part.
         start, stop: range of columns.
         lower, upper: (u,) root bounds.
@@ -121,12 +121,12 @@ class SplitSpace:
 
 
 def split_space(graph: Graph, backend: ParallelBackend, bounds: Mapping[int, Interval]) -> SplitSpace:
-    """Columns of every ReLU pre-activation that the root bounds (1, *shape) leave unstable."""
+    """Columns of every pre-activation that a node splits at zero and the root bounds (1, *shape) leave unstable."""
     groups: list[Group] = []
     seen: set[int] = set()
     start = 0
     for node in graph.nodes:
-        if not isinstance(node.op, Relu) or node.inputs[0] in seen:
+        if not (isinstance(node.op, NonlinearOp) and node.op.splits_at_zero) or node.inputs[0] in seen:
             continue
         value = node.inputs[0]
         seen.add(value)

@@ -28,10 +28,6 @@ from verifier.core.numerics import finite_lower, float32_proofs, outward
 from verifier.core.runtime import RunModel
 from verifier.graph.graph import Graph, Node
 from verifier.graph.op import AffineOp, NonlinearOp, Relaxation
-from verifier.ops.add import Add
-from verifier.ops.relu import Relu
-from verifier.ops.scale import ScaleShift
-from verifier.ops.shape import Gather, Permute, Reshape
 
 # Where the error of a run has so much of the width of hidden bounds, bounds that hold for runs lead nowhere.
 _HOPELESS = 0.5
@@ -125,10 +121,14 @@ def relaxations(
 
 def undecided(graph: Graph, index: int, bounds: Interval) -> Tensor:
     """Elements of a node whose bounds still matter to the relaxations that read it: (B, *shape) bool."""
-    wide = bounds.upper > bounds.lower
-    unstable = (bounds.lower < 0) & (bounds.upper > 0)
-    readers = [graph.nodes[i].op for i in graph.consumers[index] if isinstance(graph.nodes[i].op, NonlinearOp)]
-    return unstable if all(isinstance(op, Relu) for op in readers) else wide
+    readers = [graph.nodes[i].op for i in graph.consumers[index]]
+    pieces = [op.pieces for op in readers if isinstance(op, NonlinearOp)]
+    if None in pieces:
+        return bounds.upper > bounds.lower
+    out = torch.zeros_like(bounds.lower, dtype=torch.bool)
+    for point in sorted({point for found in pieces if found is not None for point in found.points}):
+        out = out | ((bounds.lower < point) & (bounds.upper > point))
+    return out
 
 
 def open_elements(
@@ -173,13 +173,14 @@ def settled_by_ibp(graph: Graph, node: Node, bounds: Mapping[int, Interval]) -> 
     while node.index != 0:
         sources = node.inputs
         if isinstance(node.op, NonlinearOp):
-            if len(sources) != 1:
+            if len(sources) != 1 or not node.op.elementwise:
                 return False
-            if not isinstance(node.op, Relu):  # whose input has rows for every element that has a width
+            if node.op.pieces is None:  # its input has rows for every element that has a width
                 return True
-        elif isinstance(node.op, Add):
-            sources = [i for i in sources if not _is_known(bounds[i])]
-        elif not isinstance(node.op, ScaleShift | Reshape | Permute | Gather):
+        elif isinstance(node.op, AffineOp) and node.op.elementwise:
+            if not node.op.handles:  # of a sum, what is known is an offset
+                sources = [i for i in sources if not _is_known(bounds[i])]
+        elif not (isinstance(node.op, AffineOp) and node.op.moves):
             return False
         if len(sources) != 1:
             return False
@@ -322,7 +323,7 @@ def float32_can_be_charged(graph: Graph, device: torch.device, last: int | None 
     nodes = graph.nodes if last is None else graph.nodes[: last + 1]
     if not float32_proofs():
         return False
-    plain = all(isinstance(n.op, AffineOp | Relu) or n.index == 0 for n in nodes)
+    plain = not any(isinstance(n.op, NonlinearOp) and n.op.pieces is None for n in nodes)
     return plain and device.type == "cpu" and full_precision()
 
 

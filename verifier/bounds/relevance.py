@@ -14,8 +14,6 @@ from torch import Tensor
 from verifier.core.backend import ParallelBackend
 from verifier.graph.graph import Graph
 from verifier.graph.op import AffineOp, Params
-from verifier.ops.conv import Conv
-from verifier.ops.linear import Linear, MatMulConstant
 
 
 def relevant(graph: Graph, backend: ParallelBackend, rows: Mapping[int, Tensor]) -> dict[int, Tensor]:
@@ -45,7 +43,7 @@ def relevant(graph: Graph, backend: ParallelBackend, rows: Mapping[int, Tensor])
         parts = [torch.ones(shape, dtype=torch.bool, device=mask.device) for shape in shapes]
         if not isinstance(node.op, AffineOp):
             parts = [mask if shape == node.shape else part for shape, part in zip(shapes, parts, strict=True)]
-        elif not isinstance(node.op, Linear | MatMulConstant) and not (isinstance(node.op, Conv) and bool(mask.all())):
+        elif not node.op.reads_all(mask):
             with backend.weights.fetch(node.op.handles, torch.float32) as p:
                 back = node.op.transpose(mask[None].float(), _ones(p), shapes)
             parts = [part[0] != 0 for part in back]

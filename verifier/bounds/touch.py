@@ -25,13 +25,7 @@ from verifier.core.handles import Blocks
 from verifier.core.interval import Interval
 from verifier.core.numerics import combined_strict, grain, proved, sums_exactly
 from verifier.graph.graph import Graph, Node
-from verifier.graph.op import AffineOp, Params
-from verifier.ops.add import Add
-from verifier.ops.linear import Linear, MatMulConstant
-from verifier.ops.reduce import Sum
-from verifier.ops.relu import Relu
-from verifier.ops.scale import ScaleShift
-from verifier.ops.shape import StructuralOp
+from verifier.graph.op import AffineOp, NonlinearOp, Params
 
 # A row comes near its threshold when it misses it by no more than what rounding can cost.
 _NEAR = 1e-5
@@ -146,9 +140,9 @@ def _sharpened(graph: Graph, backend: ParallelBackend, bounds: Mapping[int, Inte
     for node in graph.nodes[1 : graph.output + 1]:
         known, op = bounds[node.index].to(torch.float64), node.op
         xs = [out[i] for i in node.inputs]
-        if isinstance(op, Relu):  # rounds outward, or not at all
+        if isinstance(op, NonlinearOp) and op.pieces is not None:  # rounds outward, or not at all
             known = known.intersect(op.interval(xs, ()))
-        elif isinstance(op, AffineOp) and _plain(op):
+        elif isinstance(op, AffineOp) and op.plain_sums and op.exact_weights:
             found = _image(backend, op, xs)
             known = known if found is None else known.intersect(found)
         out[node.index] = known
@@ -228,10 +222,14 @@ class _Walk:
         return torch.where(self.sure & exact, value, -torch.inf)
 
     def _step(self, node: Node, a: Tensor) -> None:
-        if isinstance(node.op, Relu) and 0 <= node.op.negative_slope <= 1 and self.slope != "stop":
-            self._relu(node, node.op.negative_slope, a)
-        elif isinstance(node.op, AffineOp) and _plain(node.op):
-            self._affine(node, node.op, a)
+        op = node.op
+        if isinstance(op, AffineOp) and op.plain_sums and op.exact_weights:
+            self._affine(node, op, a)
+            return
+        pieces = op.pieces if isinstance(op, NonlinearOp) else None
+        slope = None if pieces is None else pieces.negative_slope
+        if slope is not None and 0 <= slope <= 1 and self.slope != "stop":
+            self._relu(node, slope, a)
         else:
             self._leaf(node.index, a)
 
@@ -299,18 +297,6 @@ class _Walk:
             self.sure &= sums_exactly(_largest(both.abs().sum(0)), g)
             a = both.sum(0)
         self.pending[index] = a
-
-
-def _plain(op: AffineOp) -> bool:
-    """Ops whose transpose is a sum of coefficients times stored parameters (or plain signs), in a kernel that
-    multiplies and adds; parameters that were folded are rounded themselves.
-    """
-    if isinstance(op, Linear | ScaleShift):
-        magnitude = op.bias_magnitude if isinstance(op, Linear) else op.shift_magnitude
-        return op.folded == 0 and magnitude is None
-    if isinstance(op, Add):
-        return all(math.frexp(abs(s))[0] == 0.5 and abs(s) >= 1 for s in op.signs)
-    return isinstance(op, MatMulConstant | Sum | StructuralOp)
 
 
 def _magnitudes(p: Params) -> Params:

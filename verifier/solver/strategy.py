@@ -14,7 +14,6 @@ from verifier.config import AttackConfig, Config
 from verifier.core.problem import Problem
 from verifier.graph.graph import Graph, Node
 from verifier.graph.op import AffineOp, NonlinearOp
-from verifier.ops.relu import Relu
 
 # Sustained rates that turn counted operations into seconds; orders of magnitude are all that is needed.
 _FLOPS = {"cpu": 2e10, "cuda": 1e13}
@@ -27,7 +26,7 @@ class Features:
     Attributes:
         free_inputs: most inputs that differ within any box.
         boxes, cases: how many there are.
-        only_relu: every nonlinear op is a (leaky) ReLU.
+        only_relu: every nonlinear op is linear on either side of zero, as a (leaky) ReLU is.
         walk_flops: operations of one row's backward walk from the output.
         box_flops: the same for the rows of all nonlinear nodes, as if each were walked from the output.
     """
@@ -48,7 +47,7 @@ def features(graph: Graph, problem: Problem) -> Features:
         free_inputs=int(problem.free().sum(1).max()) if problem.lower.shape[0] else 0,
         boxes=int(problem.lower.shape[0]),
         cases=problem.n_cases,
-        only_relu=all(isinstance(n.op, Relu) for n in nonlinear_nodes),
+        only_relu=all(n.op.splits_at_zero for n in nonlinear_nodes if isinstance(n.op, NonlinearOp)),
         walk_flops=walk,
         box_flops=walk * sum(2 * n.size for n in nonlinear_nodes),
     )
