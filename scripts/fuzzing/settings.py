@@ -28,7 +28,7 @@ PATHS: dict[str, list[tuple[str, str, Any]]] = {
         ("verifier.bounds.crown", "float32_can_be_charged", lambda *_, **__: False),
     ],
     # Windows on planes of any size, long sums from few terms on, blocks of few rows.
-    "small windows": [("verifier.bounds.forms", "_SMALLEST_PLANE", 1)],
+    "small windows": [("verifier.graph.linear_forms", "_SMALLEST_PLANE", 1)],
     "long sums": [("verifier.bounds.walk", "_LONG_SUM", 2), ("verifier.core.sums", "BLOCK", 3)],
     "small batches": [("verifier.bab.input_split", "_BATCH_BYTES", {"cpu": 4096, "cuda": 4096})],
     "many splits": [("verifier.bab.input_split", "_SUBTREE", 8), ("verifier.bab.input_split", "_SPLITS_PER_ROUND", 6)],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import assume, given, settings
@@ -9,14 +11,14 @@ from hypothesis import strategies as st
 
 from tests.bounds.nets import Builder, Case, case, make
 from tests.support.device import DEVICE
-from verifier.bounds import forms as forms_module
-from verifier.bounds import walk as walk_module
 from verifier.bounds.crown import crown_hidden, hidden_rows, preactivations, relaxations
-from verifier.bounds.forms import Dense, OneHot, Patches, add, dense, patches_through, start_through, windows
 from verifier.bounds.walk import backward, concretise
 from verifier.core.deadline import Deadline
 from verifier.core.handles import Handle
 from verifier.core.interval import Interval
+from verifier.graph import linear_forms
+from verifier.graph.linear_forms import Dense, Form, OneHot, Patches, add, dense, windows
+from verifier.graph.op import Crossing
 from verifier.ops.add import Add
 from verifier.ops.conv import Conv
 from verifier.ops.reduce import AvgPool
@@ -57,7 +59,7 @@ def test_windows_cross_convolutions_like_dense_forms(made: tuple[Case, list[int]
     size = node.size
     index = torch.arange(size, device=DEVICE)
     values = torch.linspace(-2, 3, size, dtype=torch.float64, device=DEVICE)
-    form: OneHot | Patches | Dense = OneHot(index, values, node.shape)
+    form: Form = OneHot(index, values, node.shape)
     full = dense(form)
     for i in reversed(nodes):
         node = case.graph.nodes[i]
@@ -65,12 +67,11 @@ def test_windows_cross_convolutions_like_dense_forms(made: tuple[Case, list[int]
         assert isinstance(op, Conv)
         with case.backend.weights.fetch(op.handles, torch.float64) as p:
             full = op.transpose(full.flatten(0, 1), p, (shape,))[0].reshape(1, size, *shape)
-            if isinstance(form, OneHot):
-                form = start_through(form, op, p[0], shape)
-            elif isinstance(form, Patches):
-                form = patches_through(form, op, p[0], shape)
-            else:
-                form = Dense(full)
+            crossing = None
+            if not isinstance(form, Dense):
+                crossing = op.window_backward(form, p, (shape,), torch.float64)
+                assert crossing is not None
+            form = Dense(full) if crossing is None else crossing.parts[0]
         torch.testing.assert_close(dense(form), full, rtol=1e-12, atol=1e-12)
         if isinstance(form, Patches):
             ones = torch.ones((1, 1, *shape), dtype=torch.float64, device=DEVICE)
@@ -114,16 +115,16 @@ def test_sum_of_windows(seed: int, first: int, second: int, dy: int, dx: int) ->
 @pytest.mark.parametrize("name", NAMES)
 def test_window_walks_equal_dense_walks(name: str, seed: int, charged: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     crossed = 0
-    real = walk_module.start_through
+    real = Conv.window_backward
 
-    def counting(*args: object) -> object:
+    def counting(self: Conv, form: Form, *args: Any) -> Crossing | None:
         nonlocal crossed
-        form = real(*args)  # type: ignore[arg-type]
-        crossed += isinstance(form, Patches)
-        return form
+        crossing = real(self, form, *args)
+        crossed += isinstance(form, OneHot) and crossing is not None and isinstance(crossing.parts[0], Patches)
+        return crossing
 
-    monkeypatch.setattr(walk_module, "start_through", counting)
-    monkeypatch.setattr(forms_module, "_SMALLEST_PLANE", 1)
+    monkeypatch.setattr(Conv, "window_backward", counting)
+    monkeypatch.setattr(linear_forms, "_SMALLEST_PLANE", 1)
     case = make(name, seed, batch=2)
     state = crown_hidden(case.graph, case.backend, case.state(), Deadline())
     box = case.box.to(torch.float64)

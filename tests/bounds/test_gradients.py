@@ -15,10 +15,10 @@ from tests.bounds.nets import ARCHITECTURES, Builder, Case, case, make
 from tests.support.device import DEVICE
 from verifier.bounds.alpha import Parameters, Schedule, initial_parameters, optimise, sweep
 from verifier.bounds.crown import BoundState, Specification, crown_hidden, crown_rows, relaxations
-from verifier.bounds.forms import Form
 from verifier.bounds.walk import backward, concretise, minimiser
 from verifier.core.deadline import Deadline
 from verifier.core.interval import Interval
+from verifier.graph.linear_forms import Form
 from verifier.graph.op import NonlinearOp, ParamSpec
 from verifier.ops.power import Power
 from verifier.ops.product import MatMul

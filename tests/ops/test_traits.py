@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.ops.samples import AFFINE, NONLINEAR, SAMPLES, Sample
-from tests.support.device import DEVICE
+from tests.support.device import CONV_FLOAT32, DEVICE
 from verifier.core.interval import Interval
+from verifier.core.numerics import CHARGE_SAFETY, gamma
+from verifier.graph.linear_forms import Dense, Form, OneHot, Patches, dense, one_window
 from verifier.graph.op import AffineOp, NonlinearOp, Pieces, UnaryPlanes
 
 seeds = st.integers(0, 2**31)
@@ -158,6 +160,122 @@ def test_what_an_op_does_not_call_everything_is_found_by_the_transpose(sample: S
     found = torch.cat([b.flatten() != 0 for b in back])
     needed = (matrix(sample)[mask.flatten()] != 0).any(0)
     assert not (needed & ~found).any()
+
+
+# -------------------------------------------------------------------------------------------------------------- windows
+
+
+def forms(sample: Sample, seed: int) -> list[Form]:
+    """Single elements, single elements as windows where the value is an image, and windows that grew and shrank."""
+    shape, random = out_shape(sample), torch.Generator().manual_seed(seed)
+    size = math.prod(shape)
+    index = torch.randint(0, size, (5,), generator=random)
+    values = torch.randn(5, generator=random, dtype=torch.float64)
+    values[-1] = 0.0
+    one = OneHot(index.to(DEVICE), values.to(DEVICE), shape)
+    out: list[Form] = [one]
+    window = one_window(one)
+    if isinstance(window, Patches):
+        out.append(window)
+        height, width = shape[-2:]
+        kh, kw = min(2, height), min(3, width)
+        top = torch.randint(0, height - kh + 1, (5,), generator=random).to(DEVICE)
+        left = torch.randint(0, width - kw + 1, (5,), generator=random).to(DEVICE)
+        a = torch.randn((2, 5, shape[-3], kh, kw), generator=random, dtype=torch.float64).to(DEVICE)
+        out.append(Patches(a, top, left, shape))
+    return out
+
+
+@those(AFFINE)
+@settings(max_examples=10)
+@given(seed=seeds)
+def test_windows_cross_like_dense_rows(sample: Sample, seed: int) -> None:
+    op, p = affine(sample), sample.params
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("verifier.graph.linear_forms._SMALLEST_PLANE", 1)
+        for form in forms(sample, seed):
+            crossing = op.window_backward(form, p, sample.in_shapes, torch.float64)
+            if crossing is None:
+                continue
+            a = dense(form)
+            torch.testing.assert_close(dense(crossing.form), a, rtol=0, atol=0)
+            flat = a.flatten(0, 1)
+            expected = op.transpose(flat, p, sample.in_shapes)
+            for part, want, shape in zip(crossing.parts, expected, sample.in_shapes, strict=True):
+                torch.testing.assert_close(dense(part), want.reshape(*a.shape[:2], *shape), rtol=1e-12, atol=1e-12)
+            bias = op.bias_dot(flat, p)
+            assert (bias is None) == (crossing.constant is None)
+            if bias is not None and crossing.constant is not None:
+                torch.testing.assert_close(crossing.constant, bias.reshape(a.shape[:2]), rtol=1e-12, atol=1e-12)
+
+
+@those(AFFINE)
+@settings(max_examples=5)
+@given(seed=seeds)
+def test_rounding_of_windows_is_within_their_terms(sample: Sample, seed: int) -> None:
+    """float32 against float64, as for the transpose of dense rows."""
+    op = affine(sample)
+    if not (CONV_FLOAT32 or op.plain_sums):
+        pytest.skip("float32 convolutions are charged on a CPU alone")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("verifier.graph.linear_forms._SMALLEST_PLANE", 1)
+        for form in forms(sample, seed):
+            narrow = cast(form, torch.float32)
+            found = op.window_backward(narrow, sample.cast(torch.float32), sample.in_shapes, torch.float64)
+            if found is None:
+                continue
+            wide, sizes = cast(narrow, torch.float64), cast(narrow, torch.float64, magnitudes=True)
+            exact = op.window_backward(wide, sample.params, sample.in_shapes, torch.float64)
+            absolute = tuple(q.abs() if q.is_floating_point() else q for q in sample.params)
+            size = op.window_backward(sizes, absolute, sample.in_shapes, torch.float64)
+            assert exact is not None and size is not None
+            # Where single elements pick coefficients, the walk charges the product with theirs besides.
+            picked = 2 if isinstance(found.form, OneHot) and found.terms else 0
+            rate = gamma(found.terms + picked, torch.float32) * CHARGE_SAFETY
+            for f, e, s in zip(found.parts, exact.parts, size.parts, strict=True):
+                error = (dense(f).double() - dense(e)).abs()
+                assert bool((error <= rate * dense(s).abs() + 1e-37).all())
+
+
+def cast(form: Form, dtype: torch.dtype, magnitudes: bool = False) -> Form:
+    """The same rows, or their magnitudes, in another dtype."""
+    if isinstance(form, OneHot):
+        values = form.values.to(dtype)
+        return OneHot(form.index, values.abs() if magnitudes else values, form.shape)
+    assert isinstance(form, Patches)
+    a = form.a.to(dtype)
+    return Patches(a.abs() if magnitudes else a, form.top, form.left, form.shape)
+
+
+def test_ops_that_let_windows_pass() -> None:
+    """Which samples let single elements and windows of a large plane cross."""
+    crossed: dict[type, set[str]] = {OneHot: set(), Patches: set()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("verifier.graph.linear_forms._SMALLEST_PLANE", 1)
+        for sample in AFFINE:
+            for form in forms(sample, 0):
+                if affine(sample).window_backward(form, sample.params, sample.in_shapes, torch.float64) is not None:
+                    crossed[type(form)].add(sample.name)
+    images = {"conv", "conv-remainder", "conv-image", "scale-shift", "shift-image", "add-image"}
+    assert crossed[Patches] == images | {"avgpool", "avgpool-divisor"}
+    assert {"linear", "linear-lead", "linear-no-bias", "conv", "conv-remainder", "add", "reshape"} <= crossed[OneHot]
+    assert not crossed[OneHot] & {"conv-groups", "conv-1d", "deconv", "add-broadcast", "avgpool-include", "sum", "mean"}
+
+
+def test_dense_rows_of_a_convolution_become_windows_where_they_are_small() -> None:
+    sample = next(s for s in AFFINE if s.name == "conv")
+    op, shape = affine(sample), out_shape(sample)
+    assert op.seeks_windows
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("verifier.graph.linear_forms._SMALLEST_PLANE", 1)
+        a = torch.zeros((1, 2, *shape), dtype=torch.float64, device=DEVICE)
+        a[0, 0, ..., 0, 1] = 1.5
+        crossing = op.window_backward(Dense(a), sample.params, sample.in_shapes, torch.float64)
+        assert crossing is not None and isinstance(crossing.form, Patches)
+        assert torch.equal(dense(crossing.form), a)
+        everywhere = Dense(torch.ones_like(a))
+        assert op.window_backward(everywhere, sample.params, sample.in_shapes, torch.float64) is None
+    assert not any(affine(s).seeks_windows for s in AFFINE if s.op.kind not in ("Conv", "ConvTranspose"))
 
 
 # ----------------------------------------------------------------------------------------------------------- pieces

@@ -16,13 +16,13 @@ from torch import Tensor
 from verifier.bab.splits import SplitSpace
 from verifier.bounds.alpha import Parameters, Schedule, optimise, sweep
 from verifier.bounds.crown import Specification, relaxations
-from verifier.bounds.forms import Form
 from verifier.bounds.walk import Walk, backward, concretise
 from verifier.core.backend import ParallelBackend
 from verifier.core.deadline import Deadline
 from verifier.core.interval import Interval
 from verifier.core.numerics import finite_lower, rounded_up
 from verifier.graph.graph import Graph
+from verifier.graph.linear_forms import Form
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,6 @@ import torch
 from torch import Tensor
 
 from verifier.bounds.crown import BoundState, Specification, crown_rows, relaxations, row_bytes
-from verifier.bounds.forms import OneHot
 from verifier.bounds.walk import Walk, backward
 from verifier.core.backend import ParallelBackend, canonical_chunks
 from verifier.core.claims import real_part
@@ -40,6 +39,7 @@ from verifier.core.deadline import Deadline
 from verifier.core.interval import Interval
 from verifier.core.numerics import combined_strict, gamma, proved, underflow, unit_roundoff
 from verifier.graph.graph import Graph
+from verifier.graph.linear_forms import OneHot
 from verifier.graph.op import Relaxation
 
 _F64 = torch.float64

@@ -35,7 +35,6 @@ from verifier.bounds.crown import (
     settled_by_ibp,
     tighten,
 )
-from verifier.bounds.forms import Form
 from verifier.bounds.walk import Walk, backward, lowest
 from verifier.core.backend import ParallelBackend
 from verifier.core.deadline import Deadline
@@ -43,6 +42,7 @@ from verifier.core.interval import Interval
 from verifier.core.inventory import RowState
 from verifier.core.numerics import finite_lower
 from verifier.graph.graph import Graph, Node
+from verifier.graph.linear_forms import Form
 from verifier.graph.op import AffineOp, NonlinearOp, ParamSpec, Relaxation
 
 Parameters = dict[int, dict[str, Tensor]]

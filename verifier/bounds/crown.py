@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from verifier.bounds import ibp
-from verifier.bounds.forms import Dense, Form, OneHot
 from verifier.bounds.walk import Charges, Walk, backward, concretise
 from verifier.core.arithmetic import full_precision
 from verifier.core.backend import ParallelBackend
@@ -27,6 +26,7 @@ from verifier.core.interval import Interval
 from verifier.core.numerics import finite_lower, float32_proofs, outward
 from verifier.core.runtime import RunModel
 from verifier.graph.graph import Graph, Node
+from verifier.graph.linear_forms import Dense, Form, OneHot
 from verifier.graph.op import AffineOp, NonlinearOp, Relaxation
 
 # Where the error of a run has so much of the width of hidden bounds, bounds that hold for runs lead nowhere.

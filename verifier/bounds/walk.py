@@ -14,33 +14,12 @@ the lost coefficients stand at, is the same for all rows that cross a node: :met
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from verifier.bounds.forms import (
-    Dense,
-    Form,
-    OneHot,
-    Patches,
-    add,
-    dense,
-    form_bytes,
-    one_window,
-    patchable,
-    patches_through,
-    planes_windows,
-    pool_through,
-    poolable,
-    scaled,
-    shared_rows,
-    start_through,
-    windowed,
-    windows,
-)
 from verifier.core import sums
 from verifier.core.backend import ParallelBackend
 from verifier.core.deadline import Deadline
@@ -48,13 +27,8 @@ from verifier.core.interval import Interval
 from verifier.core.numerics import CHARGE_SAFETY, gamma, tiny, underflow, unit_roundoff
 from verifier.core.runtime import RUN_FLOOR, RunModel
 from verifier.graph.graph import Graph, Node
-from verifier.graph.op import AffineOp, Relaxation, Shape, UnaryPlanes
-from verifier.ops.add import Add
-from verifier.ops.conv import Conv
-from verifier.ops.linear import Linear
-from verifier.ops.reduce import AvgPool
-from verifier.ops.scale import ScaleShift
-from verifier.ops.shape import Reshape
+from verifier.graph.linear_forms import Dense, Form, OneHot, Patches, add, dense, form_bytes, windows
+from verifier.graph.op import AffineOp, Params, Relaxation, UnaryPlanes
 
 
 @dataclass
@@ -284,7 +258,7 @@ class _State:
     charged_at: set[tuple[int, bool]] = field(default_factory=set)
     errors: list[Tensor] = field(default_factory=list)
     kept: dict[int, Tensor] = field(default_factory=dict)
-    hidden: bool = False  # the rows started as single elements, and no convolution was crossed yet
+    hidden: bool = False  # the rows started as single elements, and no op after that looked for windows yet
 
     def step(self, node: Node, form: Form) -> None:
         if isinstance(node.op, AffineOp):
@@ -297,45 +271,7 @@ class _State:
         with self.backend.weights.fetch(op.handles, self.dtype) as p:
             if op.handles:
                 self.backend.weights.prefetch(self.graph.earlier_handles[node.index])
-            local, whole = op.local, op.whole_shapes(shapes)
-            if (
-                isinstance(form, OneHot)
-                and isinstance(local, Linear | Conv)
-                and (isinstance(local, Linear) or patchable(local, whole[0]))
-            ):
-                self._bias(local, form, p)
-                # Picking rows of the weight costs no rounding unless the form scales them or they were folded; other
-                # ranks add zeros.
-                self._cross(node, form, 2 + local.backward_terms(whole, node.shape))
-                start = start_through(form, local, p[0], whole[0])
-                if local is not op:
-                    (a,) = op.assemble([dense(start)[0]])
-                    start = Dense(a[None])
-                self._add(node.inputs[0], start)
-                return
-            if self.hidden and isinstance(form, Dense) and isinstance(op, Conv) and patchable(op, shapes[0]):
-                form = windowed(form, node.shape)
-            self.hidden &= not isinstance(op, Conv)
-            if isinstance(form, OneHot) and isinstance(op, Add) and all(s == node.shape for s in shapes):
-                terms = op.backward_terms(shapes, node.shape)
-                self._cross(node, form, 2 + terms if terms else 0)
-                for i, sign in zip(node.inputs, op.signs, strict=True):
-                    self._add(i, OneHot(form.index, form.values * sign, node.shape))
-                return
-            if isinstance(form, OneHot) and isinstance(op, ScaleShift | AvgPool):
-                form = one_window(form)
-            if isinstance(form, Patches):
-                parts = self._windows(form, op, p, shapes)
-                if parts is not None:
-                    self._bias(op, form, p)
-                    terms = op.backward_terms(shapes, node.shape)
-                    sums_of = 2 if self._long(node.size) else node.size
-                    self._cross(node, form, terms + sums_of if terms or op.handles else 0)
-                    for i, part in zip(node.inputs, parts, strict=True):
-                        self._add(i, part)
-                    return
-            if isinstance(form, OneHot) and isinstance(op, Reshape):
-                self._add(node.inputs[0], OneHot(form.index, form.values, shapes[0]))
+            if self._windows(node, op, form, p):
                 return
             a = dense(form)
             lead, flat = a.shape[:2], a.reshape(-1, *node.shape)
@@ -353,44 +289,36 @@ class _State:
         for i, part, shape in zip(node.inputs, parts, shapes, strict=True):
             self._add(i, Dense(part.reshape(*lead, *shape)))
 
-    def _windows(
-        self, form: Patches, op: AffineOp, p: tuple[Tensor, ...], shapes: Sequence[Shape]
-    ) -> Sequence[Form] | None:
-        """Windows on an op's output as windows on its inputs; None when they cannot cross it."""
-        if isinstance(op, Conv) and patchable(op, shapes[0]):
-            return [patches_through(form, op, p[0], shapes[0])]
-        if isinstance(op, AvgPool) and poolable(op, shapes[0]):
-            return [pool_through(form, op, shapes[0])]
-        if isinstance(op, Add) and all(s == form.shape for s in shapes):
-            return [replace(form, a=form.a * sign) for sign in op.signs]
-        if isinstance(op, ScaleShift) and shapes[0] == form.shape:
-            return [form if op.scale is None else scaled(form, p[0])]
-        return None
-
-    def _bias(self, op: AffineOp, form: Form, p: tuple[Tensor, ...]) -> None:
-        total = torch.float64 if isinstance(form, Patches) and self._long(math.prod(form.shape)) else self.dtype
-        if isinstance(op, ScaleShift) and op.shift is not None and isinstance(form, Patches):
-            shift = windows(p[op.handles.index(op.shift)].expand(form.shape)[None, None], form)
-            self.constants.append((form.a * shift).flatten(2).sum(-1, dtype=total))
-        if not isinstance(op, Linear | Conv) or op.bias is None:
-            return
-        bias = p[1]
-        if isinstance(form, Patches):
-            self.constants.append((form.a * bias[:, None, None]).flatten(2).sum(-1, dtype=total))
-        elif isinstance(form, OneHot):
-            per = 1 if isinstance(op, Linear) else form.shape[-1] * form.shape[-2]
-            channel = form.index // per % bias.shape[0]
-            self.constants.append((bias[channel] * form.values)[None])
+    def _windows(self, node: Node, op: AffineOp, form: Form, p: Params) -> bool:
+        """Rows across an op without making them dense; False, and nothing done, where that cannot be."""
+        crossing = None
+        if not isinstance(form, Dense) or (self.hidden and op.seeks_windows):
+            total = torch.float64 if self._long(node.size) else self.dtype
+            crossing = op.window_backward(form, p, self.graph.in_shapes(node), total)
+        if crossing is None or not isinstance(form, OneHot):
+            self.hidden &= not op.seeks_windows
+        if crossing is None:
+            return False
+        if crossing.constant is not None:
+            self.constants.append(crossing.constant)
+        terms = crossing.terms
+        if terms or crossing.constant is not None:
+            # Picking coefficients costs no rounding unless the form scales them; windows have a sum for the bias.
+            terms += 2 if isinstance(crossing.form, OneHot) or self._long(node.size) else node.size
+        self._cross(node, crossing.form, terms)
+        for i, part in zip(node.inputs, crossing.parts, strict=True):
+            self._add(i, part)
+        return True
 
     def _nonlinear(self, node: Node, form: Form) -> None:
         self._note_noise(node, form)
         relaxation = self.relaxations[node.index]
         extra = self.splits.get(node.index)
         if isinstance(form, Patches):
-            through = isinstance(relaxation, UnaryPlanes) and shared_rows(relaxation)
-            if through and extra is None and not self.keep:
+            shared = isinstance(relaxation, UnaryPlanes) and relaxation.shared
+            if shared and extra is None and not self.keep:
                 assert isinstance(relaxation, UnaryPlanes)
-                planes = planes_windows(relaxation, form)
+                planes = relaxation.under(form)
                 (a,), constant = planes.backward(form.a)
                 self._charge_relaxation(planes, form.a, constant)
                 after = replace(form, a=a)

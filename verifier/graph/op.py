@@ -21,8 +21,8 @@ from verifier.core import sums
 from verifier.core.handles import Handle
 from verifier.core.interval import Interval
 from verifier.core.runtime import RunModel, rate
+from verifier.graph.linear_forms import Form, Patches, Shape, windows
 
-Shape = tuple[int, ...]
 Params = tuple[Tensor, ...]
 
 # Roundings that folding (in float64, batch norm into an affine op) and storing a parameter can leave: variance plus
@@ -115,6 +115,22 @@ def _split_elementwise(op: Op, dims: Sequence[int], in_shapes: Sequence[Shape], 
     return None
 
 
+class Crossing(NamedTuple):
+    """Rows that were taken back through an affine op without becoming dense.
+
+    Attributes:
+        form: the rows on the output, as they were taken.
+        parts: the rows on every input.
+        constant: (B or 1, S), what the bias adds, its products summed over the rows' elements; None without a bias.
+        terms: rounded operations behind one coefficient of the parts, like :meth:`AffineOp.backward_terms`.
+    """
+
+    form: Form
+    parts: Sequence[Form]
+    constant: Tensor | None
+    terms: int
+
+
 class AffineOp(Op):
     """y = sum_i W_i x_i + b. Its backward rule is the VJP of its linear part.
 
@@ -123,10 +139,14 @@ class AffineOp(Op):
         plain_sums: all results are products that are added, in any order, in float32 as well: rounding costs no more
             than ``gamma`` of their terms times what they sum in magnitude. Kernels that transform what they multiply
             (Winograd, FFT) have no such bound.
+        seeks_windows: :meth:`window_backward` takes dense rows too, looks where they are not zero, and makes windows of
+            them where these are small. A walk that started from single elements asks the first such op after that, and
+            no other: it waits for the device.
     """
 
     moves: ClassVar[bool] = False
     plain_sums: ClassVar[bool] = False
+    seeks_windows: ClassVar[bool] = False
 
     @property
     def exact_weights(self) -> bool:
@@ -164,22 +184,18 @@ class AffineOp(Op):
             further = a.requires_grad  # the result is linear in a
             return torch.autograd.grad(y, xs, a, create_graph=further, allow_unused=True, materialize_grads=True)
 
-    @property
-    def local(self) -> AffineOp:
-        """What gives this rank's outputs from whole inputs; the op itself, unless outputs are split over ranks."""
-        return self
-
-    def whole_shapes(self, in_shapes: Sequence[Shape]) -> Sequence[Shape]:
-        """Shapes of the inputs of :attr:`local`."""
-        return in_shapes
-
-    def assemble(self, parts: list[Tensor]) -> tuple[Tensor, ...]:
-        """What :meth:`transpose` returns, from what the transpose of :attr:`local` gives on every rank.
+    def window_backward(self, form: Form, p: Params, in_shapes: Sequence[Shape], total: torch.dtype) -> Crossing | None:
+        """What :meth:`transpose` and :meth:`bias_dot` give for rows that are not dense, without making them dense.
 
         Args:
-            parts: one (N, *whole shape_i) per input; the list is emptied.
+            form: single elements or windows of the output; dense rows only where the op ``seeks_windows``.
+            total: the dtype in which the bias is summed over windows.
+
+        Returns:
+            the same linear functions of the inputs, but for rounding. None, the default, where there is no way; then
+            the rows become dense.
         """
-        return tuple(parts)
+        return None
 
     def bias_dot(self, a: Tensor, p: Params) -> Tensor | None:
         """a . b summed over the output, (N,); None when the op has no bias. Float64 when a long sum."""
@@ -362,6 +378,16 @@ class UnaryPlanes(Relaxation):
 
     def constant_magnitude(self, a: Tensor) -> Tensor:
         return self.terms(a).abs().flatten(2).sum(-1)
+
+    @property
+    def shared(self) -> bool:
+        """Whether all rows use the same planes."""
+        parts = (self.lower_slope, self.lower_intercept, self.upper_slope, self.upper_intercept)
+        return all(t.dim() < 2 or t.shape[1] == 1 for t in parts)
+
+    def under(self, form: Patches) -> UnaryPlanes:
+        """Planes that all rows share, as every row sees them through its window: (B, S, C, kh, kw)."""
+        return self.mapped(lambda t: windows(t.expand(t.shape[0] if t.dim() else 1, 1, *form.shape), form))
 
     def mapped(self, view: Callable[[Tensor], Tensor]) -> UnaryPlanes:
         """The same planes for other elements, without parameters.

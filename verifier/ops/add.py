@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from verifier.core.interval import Interval
-from verifier.graph.op import AffineOp, Params, Shape
+from verifier.graph.linear_forms import Dense, Form, OneHot
+from verifier.graph.op import AffineOp, Crossing, Params, Shape
 from verifier.ops.layout import align, reduce_count, unbroadcast
 
 
@@ -35,6 +37,16 @@ class Add(AffineOp):
 
     def transpose(self, a: Tensor, p: Params, in_shapes: Sequence[Shape]) -> tuple[Tensor, ...]:
         return tuple(unbroadcast(_times(s, a), shape) for s, shape in zip(self.signs, in_shapes, strict=True))
+
+    def window_backward(self, form: Form, p: Params, in_shapes: Sequence[Shape], total: torch.dtype) -> Crossing | None:
+        """The same elements or windows of every input that is not broadcast, times its sign."""
+        if isinstance(form, Dense) or any(shape != form.shape for shape in in_shapes):
+            return None
+        if isinstance(form, OneHot):
+            parts = [OneHot(form.index, form.values * sign, form.shape) for sign in self.signs]
+        else:
+            parts = [replace(form, a=form.a * sign) for sign in self.signs]
+        return Crossing(form, parts, None, self.backward_terms(in_shapes, form.shape))
 
     def spread(self, rs: Sequence[Tensor], p: Params) -> Tensor:
         return _total([abs(s) for s in self.signs], rs)

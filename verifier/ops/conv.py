@@ -6,12 +6,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from verifier.core.handles import Handle
 from verifier.core.numerics import underflow
-from verifier.graph.op import AffineOp, Params, Shape, Split, folded_terms
+from verifier.graph.linear_forms import Dense, Form, OneHot, Patches, is_image, patches, windowed
+from verifier.graph.op import AffineOp, Crossing, Params, Shape, Split, folded_terms
 from verifier.ops.layout import merge_lead, sum_rest, tuple_of
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -51,6 +53,8 @@ class Conv(AffineOp):
         for name in ("stride", "padding", "dilation"):
             object.__setattr__(self, name, tuple_of(getattr(self, name), self.dims))
         object.__setattr__(self, "output_padding", tuple_of(self.output_padding or 0, self.dims))
+
+    seeks_windows = True
 
     def reads_all(self, mask: Tensor) -> bool:
         """Of all outputs it is not asked what strides and paddings leave out."""
@@ -98,6 +102,37 @@ class Conv(AffineOp):
             return None
         per_channel = a.flatten(-self.dims).sum(-1)  # (N, ..., C)
         return sum_rest(per_channel @ p[1])
+
+    def window_backward(self, form: Form, p: Params, in_shapes: Sequence[Shape], total: torch.dtype) -> Crossing | None:
+        """Single elements become windows of the kernel; windows grow by it, in one transposed convolution of all."""
+        (shape,) = in_shapes
+        if not self._windowed(shape):
+            return None
+        if isinstance(form, Dense):
+            form = windowed(form)
+        (sy, sx), (py, px) = self.stride, self.padding
+        constant = None
+        if isinstance(form, OneHot):
+            height, width = form.shape[-2:]
+            channel = form.index // (height * width)
+            top, left = form.index % (height * width) // width, form.index % width
+            a = (p[0][channel] * form.values[:, None, None, None])[None]
+            if self.bias is not None:
+                constant = (p[1][channel] * form.values)[None]
+        elif isinstance(form, Patches):
+            top, left = form.top, form.left
+            a = F.conv_transpose2d(form.a.flatten(0, 1), p[0], stride=(sy, sx)).unflatten(0, form.a.shape[:2])
+            if self.bias is not None:
+                constant = (form.a * p[1][:, None, None]).flatten(2).sum(-1, dtype=total)
+        else:
+            return None
+        part = patches(a, top * sy - py, left * sx - px, shape)
+        return Crossing(form, [part], constant, self.backward_terms(in_shapes, form.shape))
+
+    def _windowed(self, in_shape: Shape) -> bool:
+        """Whether windows can cross this convolution."""
+        plain = self.dims == 2 and not self.transposed and self.groups == 1 and all(d == 1 for d in self.dilation)
+        return plain and is_image(in_shape)
 
     def spread(self, rs: Sequence[Tensor], p: Params) -> Tensor:
         return self._conv(rs[0], p[0].abs(), None)

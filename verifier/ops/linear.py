@@ -12,7 +12,8 @@ from torch import Tensor
 from verifier.core import sums
 from verifier.core.handles import Blocks, Handle
 from verifier.core.numerics import underflow
-from verifier.graph.op import AffineOp, Params, Shape, Split, folded_terms
+from verifier.graph.linear_forms import Dense, Form, OneHot
+from verifier.graph.op import AffineOp, Crossing, Params, Shape, Split, folded_terms
 from verifier.ops.layout import reduce_count, sum_rest, unbroadcast
 
 # Most bytes of |W| that are made at once; a multiple of any reasonable row, and small beside a layer worth sharding.
@@ -94,6 +95,21 @@ class Linear(AffineOp):
             return None
         return sum_rest(sums.dot(a, p[1]))
 
+    def window_backward(self, form: Form, p: Params, in_shapes: Sequence[Shape], total: torch.dtype) -> Crossing | None:
+        """Single elements pick rows of the weight: no product is needed."""
+        if not isinstance(form, OneHot):
+            return None
+        (shape,), out = in_shapes, p[0].shape[0]
+        a = _pick_rows(p[0], form.index % out) * form.values[:, None]
+        count = math.prod(shape[:-1])
+        if count > 1:
+            wide = a.new_zeros((a.shape[0], count, a.shape[1]))
+            wide[torch.arange(a.shape[0], device=a.device), form.index // out] = a
+            a = wide
+        constant = None if self.bias is None else (p[1][form.index % out] * form.values)[None]
+        part = Dense(a.reshape(1, -1, *shape))
+        return Crossing(form, [part], constant, self.backward_terms(in_shapes, form.shape))
+
     def spread(self, rs: Sequence[Tensor], p: Params) -> Tensor:
         return absolute_product(rs[0], p[0], None)
 
@@ -134,7 +150,7 @@ def _back(a: Tensor, w: Tensor | Blocks) -> Tensor:
     return out
 
 
-def pick_rows(w: Tensor | Blocks, index: Tensor) -> Tensor:
+def _pick_rows(w: Tensor | Blocks, index: Tensor) -> Tensor:
     """Rows of a matrix, (n, m)."""
     return w[index] if isinstance(w, Tensor) else torch.cat([block[index] for block in w], 1)
 

@@ -6,10 +6,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from verifier.graph.op import AffineOp, Params, Shape, Split
+from verifier.graph.linear_forms import Form, OneHot, Patches, is_image, one_window, patches
+from verifier.graph.op import AffineOp, Crossing, Params, Shape, Split
 from verifier.ops.layout import kept_dim, merge_lead, reduce_count, tuple_of
 
 
@@ -124,6 +126,22 @@ class AvgPool(_Reduction):
     def magnitude(self, ms: Sequence[Tensor], p: Params) -> Tensor:
         # Partial sums come before the division: bound them by the undivided sum.
         return self.forward(ms, p) * max(math.prod(self.kernel), self.divisor_override or 1)
+
+    def window_backward(self, form: Form, p: Params, in_shapes: Sequence[Shape], total: torch.dtype) -> Crossing | None:
+        """Windows grow by the kernel, where the image has no padding."""
+        (shape,) = in_shapes
+        if len(self.kernel) != 2 or any(self.padding) or self.ceil_mode or not is_image(shape):
+            return None
+        if isinstance(form, OneHot):
+            form = one_window(form)
+        if not isinstance(form, Patches):
+            return None
+        b, rows, channels, kh, kw = form.a.shape
+        (sy, sx), (height, width) = self.stride, self.kernel
+        share = form.a.reshape(-1, 1, kh, kw) / (self.divisor_override or height * width)
+        a = F.conv_transpose2d(share, share.new_ones((1, 1, height, width)), stride=(sy, sx))
+        part = patches(a.reshape(b, rows, channels, *a.shape[2:]), form.top * sy, form.left * sx, shape)
+        return Crossing(form, [part], None, self.backward_terms(in_shapes, form.shape))
 
     def run_rate(self, in_shapes: Sequence[Shape], out_shape: Shape) -> float:
         """The error of the sum is divided as well."""

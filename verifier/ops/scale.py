@@ -11,7 +11,8 @@ from torch import Tensor
 from verifier.core.handles import Handle
 from verifier.core.interval import Interval
 from verifier.core.numerics import underflow
-from verifier.graph.op import AffineOp, Params, Shape, Split, folded_terms
+from verifier.graph.linear_forms import Form, OneHot, Patches, one_window, scaled, windows
+from verifier.graph.op import AffineOp, Crossing, Params, Shape, Split, folded_terms
 from verifier.ops.layout import align, broadcast_shape, reduce_count, unbroadcast
 
 
@@ -65,6 +66,19 @@ class ScaleShift(AffineOp):
         if self.shift is None:
             return None
         return a.flatten(1) @ p[self._shift_at].expand(a.shape[1:]).flatten()
+
+    def window_backward(self, form: Form, p: Params, in_shapes: Sequence[Shape], total: torch.dtype) -> Crossing | None:
+        """Windows see the factors and offsets at their places."""
+        if isinstance(form, OneHot):
+            form = one_window(form)
+        if not isinstance(form, Patches) or in_shapes[0] != form.shape:
+            return None
+        constant = None
+        if self.shift is not None:
+            shift = windows(p[self._shift_at].expand(form.shape)[None, None], form)
+            constant = (form.a * shift).flatten(2).sum(-1, dtype=total)
+        part = form if self.scale is None else scaled(form, p[0])
+        return Crossing(form, [part], constant, self.backward_terms(in_shapes, form.shape))
 
     def spread(self, rs: Sequence[Tensor], p: Params) -> Tensor:
         return self.linear(rs, tuple(q.abs() for q in p))

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from verifier.core.handles import Handle
 from verifier.core.interval import Interval
-from verifier.graph.op import AffineOp, Params, Shape, Split
+from verifier.graph.linear_forms import Form, OneHot
+from verifier.graph.op import AffineOp, Crossing, Params, Shape, Split
 
 
 class StructuralOp(AffineOp):
@@ -67,6 +68,12 @@ class Reshape(StructuralOp):
 
     def transpose(self, a: Tensor, p: Params, in_shapes: Sequence[Shape]) -> tuple[Tensor, ...]:
         return (a.reshape(a.shape[0], *in_shapes[0]),)
+
+    def window_backward(self, form: Form, p: Params, in_shapes: Sequence[Shape], total: torch.dtype) -> Crossing | None:
+        """Single elements have the same flat positions."""
+        if not isinstance(form, OneHot):
+            return None
+        return Crossing(form, [OneHot(form.index, form.values, in_shapes[0])], None, 0)
 
 
 @dataclass(frozen=True)

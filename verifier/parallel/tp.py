@@ -27,7 +27,8 @@ from verifier.core.errors import UnsupportedError
 from verifier.core.handles import Handle, WeightStore
 from verifier.core.interval import Interval
 from verifier.graph.graph import Graph, Node
-from verifier.graph.op import AffineOp, Op, Params, Shape
+from verifier.graph.linear_forms import Dense, Form, OneHot, dense
+from verifier.graph.op import AffineOp, Crossing, Op, Params, Shape
 from verifier.parallel.distributed import AGREEMENTS, DistributedBackend
 from verifier.parallel.group import Solo
 from verifier.parallel.stores import Resident
@@ -201,16 +202,21 @@ class Exchanged(AffineOp):
                 layout.take(part, self.group.rank, repeat=False)
                 for layout, part in zip(self.inputs, parts, strict=True)
             )
-        return self.assemble(list(self.op.transpose(a, p, shapes)))
+        return self._assembled(list(self.op.transpose(a, p, shapes)))
 
-    @property
-    def local(self) -> AffineOp:
-        return self.op if self.own else self
+    def window_backward(self, form: Form, p: Params, in_shapes: Sequence[Shape], total: torch.dtype) -> Crossing | None:
+        """Single elements of own outputs, other ranks adding zeros."""
+        if not self.own or not isinstance(form, OneHot):
+            return None
+        crossing = self.op.window_backward(form, p, [layout.shape for layout in self.inputs], total)
+        if crossing is None:
+            return None
+        parts = self._assembled([dense(part)[0] for part in crossing.parts])
+        return crossing._replace(parts=[Dense(part[None]) for part in parts])
 
-    def whole_shapes(self, in_shapes: Sequence[Shape]) -> Sequence[Shape]:
-        return [layout.shape for layout in self.inputs]
-
-    def assemble(self, parts: list[Tensor]) -> tuple[Tensor, ...]:
+    def _assembled(self, parts: list[Tensor]) -> tuple[Tensor, ...]:
+        """The sum of what the transposes of all ranks' own outputs give, one (N, *whole shape_i) per input; the list is
+        emptied."""
         out = []
         for layout in self.inputs:
             # Popped, so that no more than two tensors of full width are alive.

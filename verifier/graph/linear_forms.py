@@ -16,10 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from verifier.graph.op import Shape, UnaryPlanes
-from verifier.ops.conv import Conv
-from verifier.ops.linear import Linear, pick_rows
-from verifier.ops.reduce import AvgPool
+Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -120,76 +117,19 @@ def _add_patches(p: Patches, q: Patches) -> Patches | None:
     return Patches(first + second, p.top + y0, p.left + x0, p.shape)
 
 
-def start_through(form: OneHot, op: Linear | Conv, weight: Tensor, in_shape: Shape) -> Form:
-    """One-hot rows of a Linear or Conv output as a form on its input: rows of the weight, no product needed."""
-    if isinstance(op, Linear):
-        out_features = weight.shape[0]
-        lead = form.index // out_features
-        a = pick_rows(weight, form.index % out_features) * form.values[:, None]
-        count = 1
-        for n in in_shape[:-1]:
-            count *= n
-        if count == 1:
-            return Dense(a.reshape(1, -1, *in_shape))
-        out = a.new_zeros((a.shape[0], count, a.shape[1]))
-        out[torch.arange(a.shape[0], device=a.device), lead] = a
-        return Dense(out.reshape(1, -1, *in_shape))
-    height, width = form.shape[-2:]
-    channel = form.index // (height * width)
-    y = form.index % (height * width) // width
-    x = form.index % width
-    sy, sx = op.stride
-    py, px = op.padding
-    a = weight[channel] * form.values[:, None, None, None]
-    top, left = y * sy - py, x * sx - px
-    return shrink(Patches(_mask(a[None], top, left, in_shape), top, left, in_shape))
-
-
-def patches_through(form: Patches, op: Conv, weight: Tensor, in_shape: Shape) -> Form:
-    """Patches on a Conv output as a form on its input: one transposed convolution of all windows."""
-    b, rows, channels, kh, kw = form.a.shape
-    (sy, sx), (py, px) = op.stride, op.padding
-    a = F.conv_transpose2d(form.a.reshape(b * rows, channels, kh, kw), weight, stride=(sy, sx))
-    a = a.reshape(b, rows, *a.shape[1:])
-    top, left = form.top * sy - py, form.left * sx - px
-    return shrink(Patches(_mask(a, top, left, in_shape), top, left, in_shape))
-
-
-def pool_through(form: Patches, op: AvgPool, in_shape: Shape) -> Form:
-    """Patches on the output of an average pool without padding as a form on its input."""
-    b, rows, channels, kh, kw = form.a.shape
-    (sy, sx), (height, width) = op.stride, op.kernel
-    share = form.a.reshape(-1, 1, kh, kw) / (op.divisor_override or height * width)
-    a = F.conv_transpose2d(share, share.new_ones((1, 1, height, width)), stride=(sy, sx))
-    top, left = form.top * sy, form.left * sx
-    a = a.reshape(b, rows, channels, *a.shape[2:])
-    return shrink(Patches(_mask(a, top, left, in_shape), top, left, in_shape))
-
-
-def poolable(op: AvgPool, in_shape: Shape) -> bool:
-    """Whether windows can cross this pool."""
-    return len(op.kernel) == 2 and not any(op.padding) and not op.ceil_mode and _one_image(in_shape)
-
-
 def scaled(form: Patches, factor: Tensor) -> Patches:
     """Every coefficient times the factor (*form.shape, or what broadcasts to it) at its place."""
     return replace(form, a=form.a * windows(factor.expand(form.shape)[None, None], form))
 
 
-def patchable(op: Conv, in_shape: Shape) -> bool:
-    """Whether windows can cross this convolution."""
-    plain = op.dims == 2 and not op.transposed and op.groups == 1 and all(d == 1 for d in op.dilation)
-    return plain and _one_image(in_shape)
-
-
-def _one_image(shape: Shape) -> bool:
+def is_image(shape: Shape) -> bool:
     """(C, H, W) with only ones before."""
     return len(shape) >= 3 and all(n == 1 for n in shape[:-3])
 
 
 def one_window(form: OneHot) -> OneHot | Patches:
     """One-hot rows as windows of one place, where the value is an image that is large enough for windows."""
-    if not _one_image(form.shape) or form.shape[-1] * form.shape[-2] < _SMALLEST_PLANE:
+    if not is_image(form.shape) or form.shape[-1] * form.shape[-2] < _SMALLEST_PLANE:
         return form
     channels, height, width = form.shape[-3:]
     rows = torch.arange(form.index.shape[0], device=form.index.device)
@@ -202,12 +142,13 @@ def one_window(form: OneHot) -> OneHot | Patches:
 _SMALLEST_PLANE = 64
 
 
-def windowed(form: Dense, shape: Shape) -> Form:
+def windowed(form: Dense) -> Form:
     """A dense form as windows, where no row touches more than a small part of the plane.
 
     Args:
-        shape: of the node, ending in (C, H, W) with only ones before.
+        form: on a value whose shape ends in (C, H, W) and has only ones before.
     """
+    shape = tuple(form.a.shape[2:])
     channels, height, width = shape[-3:]
     if height * width < _SMALLEST_PLANE:
         return form
@@ -234,17 +175,17 @@ def _extent(touched: Tensor) -> tuple[Tensor, int]:
     return first.clamp(max=n - 1), max(1, int((last - first).max()) + 1)
 
 
-def _mask(a: Tensor, top: Tensor, left: Tensor, shape: Shape) -> Tensor:
-    """Zero the coefficients that fall into the padding."""
+def patches(a: Tensor, top: Tensor, left: Tensor, shape: Shape) -> Form:
+    """Windows (B or 1, S, C, kh, kw) that may reach into padding, where their coefficients do not count.
+
+    Windows that cover at least half of the plane are cheaper as a dense form.
+    """
     height, width = shape[-2:]
-    _, inside = _window_index(top, left, a.shape[-2], a.shape[-1], height, width)
-    return a * inside.reshape(1, a.shape[1], 1, *a.shape[-2:]).to(a.dtype)
-
-
-def shrink(form: Patches) -> Form:
-    """Windows that cover at least half of the plane are cheaper as a dense form."""
-    height, width = form.shape[-2:]
-    return Dense(dense(form)) if 2 * form.a.shape[-1] * form.a.shape[-2] >= height * width else form
+    kh, kw = a.shape[-2:]
+    _, inside = _window_index(top, left, kh, kw, height, width)
+    a = a * inside.reshape(1, a.shape[1], 1, kh, kw).to(a.dtype)
+    form = Patches(a, top, left, shape)
+    return Dense(dense(form)) if 2 * kw * kh >= height * width else form
 
 
 def windows(value: Tensor, form: Patches) -> Tensor:
@@ -255,18 +196,3 @@ def windows(value: Tensor, form: Patches) -> Tensor:
     plane = value.reshape(value.shape[0], channels, height * width)
     picked = plane[:, :, index.flatten()].reshape(value.shape[0], channels, -1, kh, kw)
     return picked.transpose(1, 2)
-
-
-def planes_windows(planes: UnaryPlanes, form: Patches) -> UnaryPlanes:
-    """Planes shared by all rows, seen through the windows."""
-
-    def view(t: Tensor) -> Tensor:
-        return windows(t.expand(t.shape[0] if t.dim() else 1, 1, *form.shape), form)
-
-    return planes.mapped(view)
-
-
-def shared_rows(planes: UnaryPlanes) -> bool:
-    """Whether all rows use the same planes, which windows need."""
-    parts = (planes.lower_slope, planes.lower_intercept, planes.upper_slope, planes.upper_intercept)
-    return all(t.dim() < 2 or t.shape[1] == 1 for t in parts)
