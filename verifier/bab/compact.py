@@ -24,7 +24,8 @@ from verifier.bounds.crown import Specification
 from verifier.core.backend import ParallelBackend
 from verifier.core.interval import Interval
 from verifier.core.numerics import rounded_up
-from verifier.graph.graph import Graph
+from verifier.graph import traverse
+from verifier.graph.graph import Graph, Node
 from verifier.graph.op import AffineOp, NonlinearOp, Pieces
 
 _RELU = Pieces((0.0,), (0.0, 1.0))
@@ -166,8 +167,8 @@ def _numbers(graph: Graph, cuts: Mapping[int, _Cut]) -> int:
 def _cuts(graph: Graph, space: SplitSpace) -> dict[int, _Cut] | None:
     """How every ReLU node is cut, by node index."""
     groups = {g.value: g for g in space.groups}
-    relus = [n for n in graph.nodes if isinstance(n.op, NonlinearOp)]
-    if any(isinstance(n.op, NonlinearOp) and n.op.pieces != _RELU for n in relus):
+    relus = [node for node, _ in traverse.nonlinear(graph.nodes)]
+    if any(op.pieces != _RELU for _, op in traverse.nonlinear(graph.nodes)):
         return None
     values = [n.inputs[0] for n in relus]
     if len(set(values)) < len(values) or not all(
@@ -249,18 +250,11 @@ def _seen(
 
 def _direct_sources(graph: Graph, index: int) -> frozenset[int]:
     """ReLU nodes, or the input, that a node reads through affine ops alone."""
-    out: set[int] = set()
-    stack, seen = [index], {index}
-    while stack:
-        node = graph.nodes[stack.pop()]
-        if node.index == 0 or isinstance(node.op, NonlinearOp):
-            out.add(node.index)
-            continue
-        for i in node.inputs:
-            if i not in seen:
-                seen.add(i)
-                stack.append(i)
-    return frozenset(out)
+
+    def ends(node: Node) -> bool:
+        return node.index == 0 or isinstance(node.op, NonlinearOp)
+
+    return frozenset(i for i in traverse.upstream(graph.nodes, [index], ends) if ends(graph.nodes[i]))
 
 
 class _Builder:
@@ -319,13 +313,10 @@ class _Builder:
             ReLU node index to (R, columns), coefficients (R, n) on s, constants (R,).
         """
         graph = self.graph
-        pending: dict[int, Tensor] = {index: start.reshape(-1, *graph.nodes[index].shape)}
+        pending = traverse.Backward(graph.nodes, {index: start.reshape(-1, *graph.nodes[index].shape)})
         found: dict[int, Tensor] = {}
         constant = start.new_zeros(start.shape[0])
-        for node in reversed(graph.nodes[1 : index + 1]):
-            a = pending.pop(node.index, None)
-            if a is None:
-                continue
+        for node, a in pending:
             if isinstance(node.op, AffineOp):
                 shapes = graph.in_shapes(node)
                 with self.backend.weights.fetch(node.op.handles, torch.float64) as p:
@@ -334,17 +325,17 @@ class _Builder:
                 if dot is not None:
                     constant = constant + dot
                 for i, part in zip(node.inputs, parts, strict=True):
-                    part = part.reshape(-1, *graph.nodes[i].shape)
-                    pending[i] = pending[i] + part if i in pending else part
+                    pending.push(i, part.reshape(-1, *graph.nodes[i].shape), torch.add)
                 continue
             cut, flat = self.cuts[node.index], a.flatten(1)
             if cut.columns.numel():
                 found[node.index] = flat[:, cut.columns]
             if cut.passed is not None:
-                part = (flat * cut.passed).reshape(a.shape)
-                i = node.inputs[0]
-                pending[i] = pending[i] + part if i in pending else part
-        flat = pending[0].flatten(1) if 0 in pending else start.new_zeros((start.shape[0], self.centre.numel()))
+                pending.push(node.inputs[0], (flat * cut.passed).reshape(a.shape), torch.add)
+        at_input = pending.at_input()
+        if at_input is None:
+            at_input = start.new_zeros((start.shape[0], self.centre.numel()))
+        flat = at_input.flatten(1)
         return found, (flat * self.radius)[:, self.free], constant + flat @ self.centre
 
     def _assemble(

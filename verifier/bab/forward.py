@@ -24,11 +24,6 @@ from verifier.graph.graph import Graph, Node
 from verifier.graph.op import AffineOp, NonlinearOp, UnaryPlanes
 
 
-def outdated(graph: Graph, node: Node) -> list[int]:
-    """Inputs of a node that no later node reads; the output is kept."""
-    return [i for i in dict.fromkeys(node.inputs) if i != graph.output and max(graph.consumers[i]) <= node.index]
-
-
 @dataclass(frozen=True)
 class Affine:
     """jacobian: (B, k, *shape); rest: (B, *shape)."""
@@ -87,9 +82,10 @@ class Forward:
             value = self._nonlinear(node, node.op, bounds)
         self._values[node.index] = value
         reach = self._spread(node.index)
-        for i in outdated(self._graph, node):
-            self._values.pop(i, None)
-            self._reach.pop(i, None)
+        for i in self._graph.last_read[node.index]:
+            if i != self._graph.output:
+                self._values.pop(i, None)
+                self._reach.pop(i, None)
         return self._widen(value.rest.lower - reach, value.rest.upper + reach, reach, 4)
 
     def _affine(self, node: Node, op: AffineOp) -> Affine:

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from verifier.core.backend import ParallelBackend
 from verifier.core.interval import Interval
+from verifier.graph import traverse
 from verifier.graph.graph import Graph
-from verifier.graph.op import NonlinearOp
 
 
 @dataclass(frozen=True)
@@ -125,8 +125,8 @@ def split_space(graph: Graph, backend: ParallelBackend, bounds: Mapping[int, Int
     groups: list[Group] = []
     seen: set[int] = set()
     start = 0
-    for node in graph.nodes:
-        if not (isinstance(node.op, NonlinearOp) and node.op.splits_at_zero) or node.inputs[0] in seen:
+    for node, op in traverse.nonlinear(graph.nodes):
+        if not op.splits_at_zero or node.inputs[0] in seen:
             continue
         value = node.inputs[0]
         seen.add(value)

@@ -41,6 +41,7 @@ from verifier.core.deadline import Deadline
 from verifier.core.interval import Interval
 from verifier.core.inventory import RowState
 from verifier.core.numerics import finite_lower
+from verifier.graph import traverse
 from verifier.graph.graph import Graph, Node
 from verifier.graph.linear_forms import Form
 from verifier.graph.op import AffineOp, NonlinearOp, ParamSpec, Relaxation
@@ -87,10 +88,8 @@ def initial_parameters(
     """CROWN's own choices, (B, S, *shape) per parameter, and their limits."""
     values: Parameters = {}
     specs: dict[int, dict[str, ParamSpec]] = {}
-    for node in graph.nodes[:before]:
-        if not isinstance(node.op, NonlinearOp):
-            continue
-        found = dict(node.op.parameters([bounds[i] for i in node.inputs]))
+    for node, op in traverse.nonlinear(graph.nodes, last=before - 1):
+        found = dict(op.parameters([bounds[i] for i in node.inputs]))
         if found:
             specs[node.index] = found
             values[node.index] = {
@@ -305,13 +304,11 @@ def sweep(
     """
     if not walk.kept:
         return {}
-    needed = _ancestors(graph, walk.kept)
+    needed = traverse.upstream(graph.nodes, walk.kept)
     values: dict[int, Tensor] = {0: x.expand(*lead, *graph.input_shape)}
     out: dict[int, tuple[Tensor, ...]] = {}
     last = max(walk.kept)
-    for node in graph.nodes[1 : last + 1]:
-        if node.index not in needed and node.index not in walk.kept:
-            continue
+    for node in traverse.forward(graph.nodes, last=last, among=needed):
         zs = tuple(values[i] for i in node.inputs)
         if isinstance(node.op, AffineOp):
             y = _forward(graph, backend, node, [z.reshape(-1, *z.shape[2:]) for z in zs])
@@ -329,17 +326,6 @@ def _forward(graph: Graph, backend: ParallelBackend, node: Node, xs: list[Tensor
         if node.op.handles:
             backend.weights.prefetch(graph.later_handles[node.index])
         return node.op.forward(xs, p)
-
-
-def _ancestors(graph: Graph, kept: Mapping[int, Tensor]) -> set[int]:
-    seen: set[int] = set()
-    stack = [i for k in kept for i in graph.nodes[k].inputs]
-    while stack:
-        i = stack.pop()
-        if i not in seen:
-            seen.add(i)
-            stack.extend(graph.nodes[i].inputs)
-    return seen
 
 
 # What is kept per row is divided among so many ranks, however few rows it is worth dealing for speed alone.

@@ -25,6 +25,7 @@ from verifier.core.deadline import Deadline
 from verifier.core.interval import Interval
 from verifier.core.numerics import finite_lower, float32_proofs, outward
 from verifier.core.runtime import RunModel
+from verifier.graph import traverse
 from verifier.graph.graph import Graph, Node
 from verifier.graph.linear_forms import Dense, Form, OneHot
 from verifier.graph.op import AffineOp, NonlinearOp, Relaxation
@@ -110,12 +111,12 @@ def relaxations(
 ) -> dict[int, Relaxation]:
     """Planes of every nonlinear node with index below ``before``, except those in ``skip``."""
     out: dict[int, Relaxation] = {}
-    for node in graph.nodes[: before if before is not None else len(graph.nodes)]:
-        if isinstance(node.op, NonlinearOp) and node.index not in skip:
+    for node, op in traverse.nonlinear(graph.nodes, last=None if before is None else before - 1):
+        if node.index not in skip:
             xs = [bounds[i].to(dtype) for i in node.inputs]
             given = (parameters or {}).get(node.index)
             cast = {k: v.to(dtype) for k, v in given.items()} if given else None
-            out[node.index] = node.op.relax(xs, cast)
+            out[node.index] = op.relax(xs, cast)
     return out
 
 
@@ -147,7 +148,7 @@ def open_elements(
 
 def preactivations(graph: Graph) -> tuple[int, ...]:
     """Nodes that nonlinear ops read, in topological order; the input itself is known."""
-    seen = {i for node in graph.nodes if isinstance(node.op, NonlinearOp) for i in node.inputs}
+    seen = {i for node, _ in traverse.nonlinear(graph.nodes) for i in node.inputs}
     return tuple(sorted(i for i in seen if i != 0))
 
 
@@ -320,10 +321,9 @@ def float32_can_be_charged(graph: Graph, device: torch.device, last: int | None 
     On the CPU convolutions run as direct kernels and products in full float32 unless the process lowered the
     precision; on a GPU convolutions may be Winograd or FFT, but float64 is fast there.
     """
-    nodes = graph.nodes if last is None else graph.nodes[: last + 1]
     if not float32_proofs():
         return False
-    plain = not any(isinstance(n.op, NonlinearOp) and n.op.pieces is None for n in nodes)
+    plain = all(op.pieces is not None for _, op in traverse.nonlinear(graph.nodes, last=last))
     return plain and device.type == "cpu" and full_precision()
 
 
@@ -375,7 +375,7 @@ def _propagate(graph: Graph, backend: ParallelBackend, out: BoundState, first: i
     charges = out.charges
     charges.note_value(first, out.bounds[first].to(charges.dtype))
     known = charges.to(dtype)
-    for node in graph.nodes[first + 1 : last + 1]:
+    for node in traverse.forward(graph.nodes, first, last):
         ibp.step(graph, backend, node, wide, known, out.certified)
         ibp.replace(node, out.bounds[node.index].to(dtype), wide, known)
         out.bounds[node.index] = outward(wide[node.index])
@@ -386,11 +386,10 @@ def _between(
     graph: Graph, bounds: Mapping[int, Interval], dtype: torch.dtype, first: int, last: int
 ) -> dict[int, Relaxation]:
     """Planes of the nonlinear nodes with first <= index <= last: a walk passes through the node that it starts from."""
-    out: dict[int, Relaxation] = {}
-    for node in graph.nodes[first : last + 1]:
-        if isinstance(node.op, NonlinearOp):
-            out[node.index] = node.op.relax([bounds[i].to(dtype) for i in node.inputs])
-    return out
+    return {
+        node.index: op.relax([bounds[i].to(dtype) for i in node.inputs])
+        for node, op in traverse.nonlinear(graph.nodes, first, last)
+    }
 
 
 def crown_rows(

@@ -13,6 +13,7 @@ from verifier.core.backend import ParallelBackend
 from verifier.core.interval import Interval
 from verifier.core.numerics import CHARGE_SAFETY, gamma, widen
 from verifier.core.runtime import LARGEST, MOST_READ, RunModel
+from verifier.graph import traverse
 from verifier.graph.graph import Graph, Node
 from verifier.graph.op import AffineOp, NonlinearOp, Op
 
@@ -37,7 +38,7 @@ def propagate(
         bounds by node index, each (B, *shape), and the magnitudes for charges.
     """
     state = start(box, run)
-    for node in graph.nodes[1:]:
+    for node in traverse.forward(graph.nodes):
         step(graph, backend, node, *state, rounding)
         if known is not None and node.index in known:
             replace(node, known[node.index], *state)

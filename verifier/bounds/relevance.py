@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from verifier.core.backend import ParallelBackend
+from verifier.graph import traverse
 from verifier.graph.graph import Graph
 from verifier.graph.op import AffineOp, Params
 
@@ -28,18 +29,11 @@ def relevant(graph: Graph, backend: ParallelBackend, rows: Mapping[int, Tensor])
     """
     if backend.summands != 1:
         return {}
-    found: dict[int, Tensor] = {}
-
-    def note(index: int, mask: Tensor) -> None:
-        found[index] = found[index] | mask if index in found else mask
-
-    for index, a in rows.items():
-        shape = graph.nodes[index].shape
-        note(index, (a.reshape(-1, *shape) != 0).any(0))
-    for node in reversed(graph.nodes):
-        mask, shapes = found.get(node.index), graph.in_shapes(node)
-        if mask is None or node.index == 0:
-            continue
+    start = {i: (a.reshape(-1, *graph.nodes[i].shape) != 0).any(0) for i, a in rows.items()}
+    pending, found = traverse.Backward(graph.nodes, start), {}
+    for node, mask in pending:
+        found[node.index] = mask
+        shapes = graph.in_shapes(node)
         parts = [torch.ones(shape, dtype=torch.bool, device=mask.device) for shape in shapes]
         if not isinstance(node.op, AffineOp):
             parts = [mask if shape == node.shape else part for shape, part in zip(shapes, parts, strict=True)]
@@ -48,8 +42,9 @@ def relevant(graph: Graph, backend: ParallelBackend, rows: Mapping[int, Tensor])
                 back = node.op.transpose(mask[None].float(), _ones(p), shapes)
             parts = [part[0] != 0 for part in back]
         for i, part in zip(node.inputs, parts, strict=True):
-            note(i, part)
-    return found
+            pending.push(i, part, torch.logical_or)
+    at_input = pending.at_input()
+    return found if at_input is None else {**found, 0: at_input}
 
 
 def _ones(p: Params) -> Params:

@@ -24,6 +24,7 @@ from verifier.core.backend import ParallelBackend
 from verifier.core.handles import Blocks
 from verifier.core.interval import Interval
 from verifier.core.numerics import combined_strict, grain, proved, sums_exactly
+from verifier.graph import traverse
 from verifier.graph.graph import Graph, Node
 from verifier.graph.op import AffineOp, NonlinearOp, Params
 
@@ -129,15 +130,15 @@ def _refuted(
     kind = combined_strict(weights, strict[:, None])
     done = torch.zeros_like(sure)
     for slope in _SLOPES:
-        walk = _Walk(graph, backend, bounds, slope, sure.clone())
-        done |= proved(walk.run(dict(start)), limit, kind)
+        walk = _Walk(graph, backend, bounds, start, slope, sure.clone())
+        done |= proved(walk.run(), limit, kind)
     return done.any(1)
 
 
 def _sharpened(graph: Graph, backend: ParallelBackend, bounds: Mapping[int, Interval]) -> dict[int, Interval]:
     """The bounds in float64, tighter where intervals can be propagated without rounding; all of one batch size."""
     out = {0: bounds[0].to(torch.float64)}
-    for node in graph.nodes[1 : graph.output + 1]:
+    for node in traverse.forward(graph.nodes, last=graph.output):
         known, op = bounds[node.index].to(torch.float64), node.op
         xs = [out[i] for i in node.inputs]
         if isinstance(op, NonlinearOp) and op.pieces is not None:  # rounds outward, or not at all
@@ -203,20 +204,25 @@ class _Walk:
     """One walk back. Coefficients are (B, K, *shape) float64 without any rounding where ``sure`` (B, K)."""
 
     def __init__(
-        self, graph: Graph, backend: ParallelBackend, bounds: Mapping[int, Interval], slope: _Slope, sure: Tensor
+        self,
+        graph: Graph,
+        backend: ParallelBackend,
+        bounds: Mapping[int, Interval],
+        start: Mapping[int, Tensor],
+        slope: _Slope,
+        sure: Tensor,
     ) -> None:
         self.graph, self.backend, self.bounds, self.slope, self.sure = graph, backend, bounds, slope, sure
-        self.pending: dict[int, Tensor] = {}
+        self.pending = traverse.Backward(graph.nodes, start)
         self.constants: list[Tensor] = []
 
-    def run(self, start: dict[int, Tensor]) -> Tensor:
+    def run(self) -> Tensor:
         """(B, K) exact lower bounds of the rows; -inf where they are not known to be exact."""
-        self.pending = start
-        for index in range(self.graph.output, 0, -1):
-            if index in self.pending:
-                self._step(self.graph.nodes[index], self.pending.pop(index))
-        if 0 in self.pending:
-            self._leaf(0, self.pending.pop(0))
+        for node, a in self.pending:
+            self._step(node, a)
+        at_input = self.pending.at_input()
+        if at_input is not None:
+            self._leaf(0, at_input)
         zero = torch.zeros(self.sure.shape, dtype=torch.float64, device=self.sure.device)
         value, exact = _sum(torch.stack([zero, *self.constants]))
         return torch.where(self.sure & exact, value, -torch.inf)
@@ -290,13 +296,13 @@ class _Walk:
         return _flat(terms).sum(2)
 
     def _add(self, index: int, a: Tensor) -> None:
-        if index in self.pending:
-            both = torch.stack([self.pending[index], a])
-            lead = a.shape[:2]
-            g = torch.minimum(grain(both[0].flatten(0, 1)), grain(both[1].flatten(0, 1))).view(lead)
-            self.sure &= sums_exactly(_largest(both.abs().sum(0)), g)
-            a = both.sum(0)
-        self.pending[index] = a
+        self.pending.push(index, a, self._added)
+
+    def _added(self, a: Tensor, b: Tensor) -> Tensor:
+        both = torch.stack([a, b])
+        g = torch.minimum(grain(a.flatten(0, 1)), grain(b.flatten(0, 1))).view(a.shape[:2])
+        self.sure &= sums_exactly(_largest(both.abs().sum(0)), g)
+        return both.sum(0)
 
 
 def _magnitudes(p: Params) -> Params:

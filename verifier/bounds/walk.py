@@ -29,6 +29,7 @@ from verifier.core.runtime import RUN_FLOOR, RunModel
 from verifier.graph.graph import Graph, Node
 from verifier.graph.linear_forms import Dense, Form, OneHot, Patches, add, dense, form_bytes, windows
 from verifier.graph.op import AffineOp, Params, Relaxation, UnaryPlanes
+from verifier.graph.traverse import Backward
 
 
 @dataclass
@@ -188,24 +189,18 @@ def backward(
         keep: keep the coefficients on nonlinear outputs, for gradients and branching scores.
         deadline: checked before every node where no other rank works along: large chunks take long.
     """
-    state = _State(graph, backend, relaxations, dtype, charges, splits or {}, keep, dict(start))
+    pending = Backward(graph.nodes, start)
+    state = _State(graph, backend, relaxations, dtype, charges, splits or {}, keep, pending)
     rows = next(iter(start.values()))
     n_rows = rows.index.shape[0] if isinstance(rows, OneHot) else rows.a.shape[1]
     state.hidden = isinstance(rows, OneHot)
     zero = torch.zeros((1, n_rows), dtype=dtype, device=backend.device)
     state.constants, state.charged, state.errors = [], [zero], []
-    order = sorted(state.pending, reverse=True)
-    for index in range(order[0], 0, -1):
-        form = state.pending.pop(index, None)
-        if form is not None:
-            if deadline is not None and backend.size == 1:
-                deadline.check("a walk back")
-            backend.usage.note_coefficients(form_bytes(form))
-            state.step(graph.nodes[index], form)
-    form = state.pending.pop(0, None)
+    state.run(deadline)
+    at_input = pending.at_input()
     a = (
-        dense(form)
-        if form is not None
+        dense(at_input)
+        if at_input is not None
         else zero.reshape(1, n_rows, *[1] * len(graph.input_shape)).expand(1, n_rows, *graph.input_shape)
     )
     constant = _sum(state.constants, zero)
@@ -252,7 +247,7 @@ class _State:
     charges: Charges | None
     splits: Mapping[int, Tensor]
     keep: bool
-    pending: dict[int, Form]
+    pending: Backward[Form]
     constants: list[Tensor] = field(default_factory=list)
     charged: list[Tensor] = field(default_factory=list)
     charged_at: set[tuple[int, bool]] = field(default_factory=set)
@@ -260,11 +255,16 @@ class _State:
     kept: dict[int, Tensor] = field(default_factory=dict)
     hidden: bool = False  # the rows started as single elements, and no op after that looked for windows yet
 
-    def step(self, node: Node, form: Form) -> None:
-        if isinstance(node.op, AffineOp):
-            self._affine(node, node.op, form)
-        else:
-            self._nonlinear(node, form)
+    def run(self, deadline: Deadline | None) -> None:
+        """From the start to the input."""
+        for node, form in self.pending:
+            if deadline is not None and self.backend.size == 1:
+                deadline.check("a walk back")
+            self.backend.usage.note_coefficients(form_bytes(form))
+            if isinstance(node.op, AffineOp):
+                self._affine(node, node.op, form)
+            else:
+                self._nonlinear(node, form)
 
     def _affine(self, node: Node, op: AffineOp, form: Form) -> None:
         shapes = self.graph.in_shapes(node)
@@ -353,10 +353,12 @@ class _State:
             self.charged.append(rate * size + tiny(self.dtype))
 
     def _add(self, index: int, form: Form) -> None:
-        if index in self.pending:
-            form = add(self.pending[index], form)
-            self._charge(index, form, 1)
-        self.pending[index] = form
+        def plus(first: Form, second: Form) -> Form:
+            total = add(first, second)
+            self._charge(index, total, 1)
+            return total
+
+        self.pending.push(index, form, plus)
 
     def _cross(self, node: Node, form: Form, terms: int) -> None:
         """Charge the crossing of an affine node: ``terms`` roundings of ours, and those of a run."""

@@ -12,44 +12,11 @@ import torch
 from torch import Tensor
 
 from verifier.core.handles import Handle, WeightStore
-from verifier.graph.op import AffineOp, Interval, Op, Params, Shape
+from verifier.graph import traverse
+from verifier.graph.node import Input, Node
+from verifier.graph.op import AffineOp, Shape
 
-
-@dataclass(frozen=True)
-class Input(Op):
-    """The network input; node 0 of every graph."""
-
-    def forward(self, xs: Sequence[Tensor], p: Params) -> Tensor:
-        raise TypeError("the input node is not evaluated")
-
-    def interval(self, xs: Sequence[Interval], p: Params) -> Interval:
-        raise TypeError("the input node is not evaluated")
-
-
-@dataclass(frozen=True)
-class Node:
-    """One op application.
-
-    Attributes:
-        index: position in ``Graph.nodes``; inputs have smaller indices.
-        name: the ONNX tensor's name or the torch module path the value had in the source network.
-        op: what it computes.
-        inputs: indices of the operands.
-        shape: shape of the value for one sample.
-    """
-
-    index: int
-    name: str
-    op: Op
-    inputs: tuple[int, ...]
-    shape: Shape
-
-    @property
-    def size(self) -> int:
-        out = 1
-        for s in self.shape:
-            out *= s
-        return out
+__all__ = ["Graph", "Input", "Node", "default_dtype", "parameter_bytes"]
 
 
 @dataclass(frozen=True)
@@ -99,11 +66,7 @@ class Graph:
     @cached_property
     def consumers(self) -> tuple[tuple[int, ...], ...]:
         """For every node the indices of the nodes that read it."""
-        out: list[list[int]] = [[] for _ in self.nodes]
-        for node in self.nodes:
-            for i in dict.fromkeys(node.inputs):
-                out[i].append(node.index)
-        return tuple(map(tuple, out))
+        return traverse.consumers(self.nodes)
 
     @cached_property
     def streamable(self) -> tuple[Handle, ...]:
@@ -115,22 +78,17 @@ class Graph:
     @cached_property
     def earlier_handles(self) -> tuple[tuple[Handle, ...], ...]:
         """For every node the parameters of the nearest node before it that has some."""
-        out: list[tuple[Handle, ...]] = []
-        last: tuple[Handle, ...] = ()
-        for node in self.nodes:
-            out.append(last)
-            last = node.op.handles or last
-        return tuple(out)
+        return traverse.handles_before(self.nodes)
 
     @cached_property
     def later_handles(self) -> tuple[tuple[Handle, ...], ...]:
         """For every node the parameters of the nearest node after it that has some."""
-        out: list[tuple[Handle, ...]] = []
-        last: tuple[Handle, ...] = ()
-        for node in reversed(self.nodes):
-            out.append(last)
-            last = node.op.handles or last
-        return tuple(reversed(out))
+        return traverse.handles_before(reversed(self.nodes))[::-1]
+
+    @cached_property
+    def last_read(self) -> tuple[tuple[int, ...], ...]:
+        """For every node the indices of its operands that no later node reads."""
+        return traverse.last_read(self.nodes)
 
     def in_shapes(self, node: Node) -> tuple[Shape, ...]:
         return tuple(self.nodes[i].shape for i in node.inputs)
@@ -147,25 +105,15 @@ class Graph:
             (N, *output_shape), or a dict of values by node index when ``keep`` is given.
         """
         values: dict[int, Tensor] = {0: x}
-        last = self._last_use
         wanted = set(keep) if keep is not None else {self.output}
         out: dict[int, Tensor] = {0: x} if 0 in wanted else {}
-        for node in self.nodes[1:]:
+        for node in traverse.forward(self.nodes):
             values[node.index] = _evaluate(self, node, [values[i] for i in node.inputs], store, x.dtype)
             if node.index in wanted:
                 out[node.index] = values[node.index]
-            for i in node.inputs:
-                if last[i] == node.index:
-                    values.pop(i, None)
+            for i in self.last_read[node.index]:
+                values.pop(i, None)
         return out if keep is not None else out[self.output]
-
-    @cached_property
-    def _last_use(self) -> tuple[int, ...]:
-        last = list(range(len(self.nodes)))
-        for node in self.nodes:
-            for i in node.inputs:
-                last[i] = node.index
-        return tuple(last)
 
     @staticmethod
     def flat(t: Tensor) -> Tensor:

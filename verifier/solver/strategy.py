@@ -12,8 +12,9 @@ import torch
 
 from verifier.config import AttackConfig, Config
 from verifier.core.problem import Problem
+from verifier.graph import traverse
 from verifier.graph.graph import Graph, Node
-from verifier.graph.op import AffineOp, NonlinearOp
+from verifier.graph.op import AffineOp
 
 # Sustained rates that turn counted operations into seconds; orders of magnitude are all that is needed.
 _FLOPS = {"cpu": 2e10, "cuda": 1e13}
@@ -41,15 +42,15 @@ class Features:
 
 def features(graph: Graph, problem: Problem) -> Features:
     """Count."""
-    nonlinear_nodes = [n for n in graph.nodes if isinstance(n.op, NonlinearOp)]
+    nonlinear = list(traverse.nonlinear(graph.nodes))
     walk = sum(map(node_flops, graph.nodes))
     return Features(
         free_inputs=int(problem.free().sum(1).max()) if problem.lower.shape[0] else 0,
         boxes=int(problem.lower.shape[0]),
         cases=problem.n_cases,
-        only_relu=all(n.op.splits_at_zero for n in nonlinear_nodes if isinstance(n.op, NonlinearOp)),
+        only_relu=all(op.splits_at_zero for _, op in nonlinear),
         walk_flops=walk,
-        box_flops=walk * sum(2 * n.size for n in nonlinear_nodes),
+        box_flops=walk * sum(2 * node.size for node, _ in nonlinear),
     )
 
 

@@ -1,0 +1,48 @@
+"""One op application in a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from verifier.core.interval import Interval
+from verifier.graph.op import Op, Params, Shape
+
+
+@dataclass(frozen=True)
+class Input(Op):
+    """The network input; node 0 of every graph."""
+
+    def forward(self, xs: Sequence[Tensor], p: Params) -> Tensor:
+        raise TypeError("the input node is not evaluated")
+
+    def interval(self, xs: Sequence[Interval], p: Params) -> Interval:
+        raise TypeError("the input node is not evaluated")
+
+
+@dataclass(frozen=True)
+class Node:
+    """One op application.
+
+    Attributes:
+        index: position in ``Graph.nodes``; inputs have smaller indices.
+        name: the ONNX tensor's name or the torch module path the value had in the source network.
+        op: what it computes.
+        inputs: indices of the operands.
+        shape: shape of the value for one sample.
+    """
+
+    index: int
+    name: str
+    op: Op
+    inputs: tuple[int, ...]
+    shape: Shape
+
+    @property
+    def size(self) -> int:
+        out = 1
+        for s in self.shape:
+            out *= s
+        return out
