@@ -13,9 +13,13 @@ from tests.bounds.nets import Builder, Case, case
 from tests.support.device import DEVICE
 from verifier.bounds.crown import Specification
 from verifier.bounds.touch import touched
+from verifier.core.handles import Handle
 from verifier.core.interval import Interval
 from verifier.graph.graph import Graph
+from verifier.ops.add import Add
 from verifier.ops.linear import Linear
+from verifier.ops.scale import ScaleShift
+from verifier.ops.shape import Gather
 
 HIDDEN = (3, 3)
 
@@ -123,6 +127,40 @@ def test_rows_that_contradict_each_other_need_one_strict_row() -> None:
     assert s.refuted(rows, [0.1, -0.1], [False, True])
     assert not s.refuted(rows, [0.1, -0.1], [False, False])
     assert not s.refuted(rows, [0.1, float(np.nextafter(-0.1, 0))], [True, True])
+
+
+def spread_out(kind: str) -> Case:
+    """Ten outputs in rows of two, each the negative of an input that is one and of one that is zero."""
+    b = Builder((12,), 0)
+    if kind == "sum":
+        rest = b.relu(picked(b, range(2, 12), (5, 2)))
+        b.op(Add((1.0, -1.0)), rest, picked(b, range(2), (1, 2)))
+    else:
+        shift = b.tensor((5, 2), 0.0)
+        b.op(ScaleShift(None, shift), b.op(Add((-1.0,)), picked(b, range(2), (2,))))
+    low = torch.tensor([[1.0, 0.0, *[-1.0] * 10]])
+    return case(b.graph(), Interval(low, torch.tensor([[1.0, 0.0, *[0.0] * 10]])))
+
+
+def picked(b: Builder, elements: range, shape: tuple[int, ...]) -> int:
+    """Some elements of the input."""
+    handle = Handle(f"index{len(b.parameters)}", (len(elements),), torch.int64)
+    b.parameters[handle] = torch.tensor(list(elements))
+    return b.op(Gather(handle, shape), 0)
+
+
+@pytest.mark.parametrize("kind", ["sum", "shift"])
+@pytest.mark.parametrize("least", [2.0**-51, 2.0**-40])
+def test_coefficients_are_not_summed_over_places_where_that_rounds(kind: str, least: float) -> None:
+    """The row's only value is -(4 + least), but float64 has no 4 + 2^-51."""
+    made = spread_out(kind)
+    row = torch.zeros((1, 1, 5, 2), dtype=torch.float64, device=DEVICE)
+    row[0, 0, :, 0] = torch.tensor([1.0, 1.0, 1.0, 1.0, least])
+    yes = torch.ones((1, 1), dtype=torch.bool, device=DEVICE)
+    for limit, empty in ((-4.0, False), (-(4.0 + least), least > 2.0**-51)):
+        threshold = torch.full((1, 1), limit, dtype=torch.float64, device=DEVICE)
+        given = (made.graph, made.backend, made.box, made.state().bounds, Specification(row))
+        assert bool(touched(*given, threshold, yes)) is empty
 
 
 def test_a_cycle_of_three_comparisons_is_empty_when_one_is_strict() -> None:

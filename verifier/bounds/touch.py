@@ -169,8 +169,8 @@ def _image(backend: ParallelBackend, op: AffineOp, xs: list[Interval]) -> Interv
 
 
 def _grain_of(p: Params) -> int:
-    """Of all parameters that are no indices."""
-    return min((int(grain(q.reshape(1, -1))) for q in p if q.is_floating_point()), default=0)
+    """Of all parameters that are no indices, and of weights that are none: those are integers."""
+    return min((0, *(int(grain(q.reshape(1, -1))) for q in p if q.is_floating_point())))
 
 
 def _weighted(weights: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -246,7 +246,7 @@ class _Walk:
             if any(isinstance(q, Blocks) for q in p):
                 self._leaf(node.index, a)
                 return
-            sizes = list(op.transpose(flat.abs(), _magnitudes(p), shapes))
+            sizes = [size.abs() for size in op.transpose(flat.abs(), _magnitudes(p), shapes)]  # an op may have signs
             bias = op.bias_dot(flat.abs(), _magnitudes(p))
             parts = op.transpose(flat, p, shapes)
             constant = op.bias_dot(flat, p)
