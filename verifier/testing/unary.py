@@ -4,7 +4,7 @@ dtype; and how exactly functions are evaluated. Every function raises AssertionE
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,13 +16,10 @@ from verifier.ops.curves import CurveOp
 from verifier.ops.power import Power
 from verifier.testing.samples import DIGITS, Exact, chosen, numbers, require
 
-if TYPE_CHECKING:
-    from mpmath import mpf
-
 _FRACTIONS = [0.01, 0.2, 0.5, 0.77, 0.99]
 
 
-def exact_number(value: float) -> mpf:
+def exact_number(value: float) -> Any:
     """A number of mpmath's, which computes with :data:`DIGITS` digits from now on."""
     from mpmath import mp, mpf
 
@@ -30,7 +27,7 @@ def exact_number(value: float) -> mpf:
     return mpf(value)
 
 
-def plane_at(slope: float, intercept: float, z: float) -> mpf:
+def plane_at(slope: float, intercept: float, z: float) -> Any:
     """slope z + intercept, exactly."""
     return exact_number(slope) * exact_number(z) + exact_number(intercept)
 
