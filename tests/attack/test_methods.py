@@ -83,7 +83,7 @@ def test_attacks_run_in_turn_until_one_finds_something(monkeypatch: pytest.Monke
 
 def test_only_the_judge_makes_a_witness() -> None:
     asked = target(judge())
-    assert asked.offer(np.zeros(5)) is None and asked.witness is None
+    assert asked.offer(np.zeros(5, np.float32)) is None and asked.witness is None
     with pytest.raises(ValueError, match=r"shape \(5,\), not \(4,\)"):
         asked.offer(np.zeros(4))
     holds = target(judge(1e9))

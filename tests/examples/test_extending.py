@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from tests.cli.helpers import environment, no_process_mentions
+from tests.cli.helpers import environment, inside, no_process_mentions
 from tests.cli.networks import above, absolute
-from tests.support.plugins import EXTRAS, install, install_extras
+from tests.support.plugins import EXTRAS, forget, install, install_extras, on_path
 from verifier.report.record import schema
 from verifier.testing import Check, checks
 
@@ -206,10 +206,12 @@ CONFLICTS = {
 
 
 @pytest.mark.parametrize("name", CONFLICTS)
-def test_what_is_ours_is_not_taken_over(name: str, tmp_path: Path) -> None:
+def test_what_is_ours_is_not_taken_over(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, why = CONFLICTS[name]
-    site = install(tmp_path / "site", "mine", {"verifier.ops": {"mine": "mine_ops"}}, mine_ops=source)
-    done = command(site, "ops")
+    module = f"mine_{list(CONFLICTS).index(name)}"
+    on_path(install(tmp_path, "mine", {"verifier.ops": {"mine": module}}, **{module: source}), monkeypatch)
+    done = inside("ops")
+    forget()
     assert done.returncode == 2 and why in done.stderr and done.stderr.count("\n") == 1, done.stderr
 
 

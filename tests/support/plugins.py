@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from verifier.core import plugins
+from verifier.frontend import lower, onnx_module
+from verifier.ops import registry
+
 ROOT = Path(__file__).resolve().parents[2]
 EXTRAS = ROOT / "examples" / "extending"
 
@@ -38,18 +42,12 @@ def install_extras(folder: Path) -> Path:
 
 
 def forget() -> None:
-    """What this process knows of plug-ins."""
-    from verifier.core import plugins
-
+    """What this process knows of plug-ins; converters that it has adopted stay."""
     plugins._installed.cache_clear()
     plugins.load.cache_clear()
-    try:
-        from verifier.frontend import lower
-        from verifier.ops import registry
-    except ImportError:
-        return
-    registry.op_sets.cache_clear()
     lower.foreign_translators.cache_clear()
+    onnx_module.extended.cache_clear()
+    registry.op_sets.cache_clear()
 
 
 def on_path(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

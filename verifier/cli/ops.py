@@ -39,7 +39,7 @@ def _text(operators: Sequence[Entry], constants: Sequence[Entry], aten: Sequence
     lines += ["", "ONNX operators of constants and shapes alone:", "", *_wrapped(constants)]
     lines += ["", "ATen functions (of torch modules):", "", *_wrapped(aten)]
     lines += ["", "Ops of the graph:", ""]
-    lines += [f"  {entry.name:<{width}}  {entry.detail}{_whose(entry)}" for entry in ops]
+    lines += [f"  {entry.name:<{width}}  {entry.detail.replace('``', '')}{_whose(entry)}" for entry in ops]
     return "\n".join(lines) + "\n"
 
 
@@ -107,5 +107,7 @@ def _names(entries: Sequence[Entry]) -> list[str]:
 
 
 def _escaped(text: str) -> str:
-    """For a cell of a table."""
-    return text.replace("|", "\\|").replace("*", "\\*").replace("_", "\\_")
+    """For a cell of a table; what docstrings mark as code stays code."""
+    plain, *rest = text.split("``")
+    marked = plain.replace("|", "\\|").replace("*", "\\*").replace("_", "\\_")
+    return marked if not rest else f"{marked}`{rest[0]}`{_escaped('``'.join(rest[1:]))}"

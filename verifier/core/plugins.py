@@ -64,8 +64,8 @@ def _installed(group: str) -> Mapping[str, Plugin]:
     importlib.invalidate_caches()  # a folder may have come to be since this process looked at it
     found: dict[str, Plugin] = {}
     for point in metadata.entry_points(group=group):
-        described: Any = point.dist.metadata if point.dist is not None else {}
-        package, version = (str(described.get(key) or "unknown") for key in ("Name", "Version"))
+        package, version = ("", "") if point.dist is None else (point.dist.name, point.dist.version)
+        package, version = package or "unknown", version or "unknown"  # damaged ones have neither
         plugin = Plugin(group, point.name, package, version, point.value)
         other = found.setdefault(point.name, plugin)
         if other is not plugin:

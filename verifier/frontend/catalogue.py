@@ -13,8 +13,8 @@ from verifier.ops.registry import op_classes, op_sets
 CONSTANTS_ONLY = frozenset(
     [
         *("Acos", "ArgMax", "ArgMin", "Asin", "Atan", "Constant", "ConstantOfShape", "CumSum", "Equal", "EyeLike"),
-        *("IsInf", "IsNaN", "LRN", "Mod", "NonZero", "OneHot", "Range", "ReduceProd", "Shape", "Size", "Tan", "TopK"),
-        "Xor",
+        *("IsInf", "IsNaN", "Mod", "NonZero", "OneHot", "Range", "ReduceLogSumExp", "ReduceProd", "Shape", "Size"),
+        *("Tan", "TopK", "Xor"),
     ]
 )
 
