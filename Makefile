@@ -58,7 +58,7 @@ thorough: $(STAMP_DEV) $(STAMP_DOCS)  ## all checks and whatever takes hours, wi
 	$(PYTHON) scripts/thorough.py
 
 docs: $(STAMP_DOCS)  ## the documentation with an API reference as a site, in site/
-	$(VENV_DOCS)/bin/python -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(VENV_DOCS)/bin/python -m mkdocs build --strict --quiet
 
 format: $(STAMP_DEV)  ## rewrite the code in the house style
 	$(VENV)/bin/ruff check --fix .
