@@ -34,7 +34,7 @@ demo: $(STAMP)  ## install, then prove one example and refute another
 	PYTHON=$(PYTHON) scripts/demo.sh
 
 quick: $(STAMP_DEV)  ## a selection of tests, in under three minutes on two cores (QUICK in tests/conftest.py)
-	$(PYTHON) -m pytest -n auto --quick -m "not timing"
+	$(PYTHON) -m pytest -n auto --quick -m "not timing and not slow"
 
 test: $(STAMP_DEV)  ## install what the tests need, then run them all
 	$(PYTHON) -m pytest -n auto -m "not timing"
