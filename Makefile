@@ -34,7 +34,7 @@ demo: $(STAMP)  ## install, then prove one example and refute another
 	PYTHON=$(PYTHON) scripts/demo.sh
 
 quick: $(STAMP_DEV)  ## a selection of tests, in under three minutes on two cores (QUICK in tests/conftest.py)
-	$(PYTHON) -m pytest -n auto --quick -m "not timing"
+	$(PYTHON) -m pytest -n auto --quick -m "not timing and not slow"
 
 test: $(STAMP_DEV)  ## install what the tests need, then run them all
 	$(PYTHON) -m pytest -n auto -m "not timing"
@@ -58,7 +58,7 @@ thorough: $(STAMP_DEV) $(STAMP_DOCS)  ## all checks and whatever takes hours, wi
 	$(PYTHON) scripts/thorough.py
 
 docs: $(STAMP_DOCS)  ## the documentation with an API reference as a site, in site/
-	$(VENV_DOCS)/bin/python -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(VENV_DOCS)/bin/python -m mkdocs build --strict --quiet
 
 format: $(STAMP_DEV)  ## rewrite the code in the house style
 	$(VENV)/bin/ruff check --fix .

@@ -20,9 +20,48 @@ from hypothesis import HealthCheck, settings
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = ROOT.parent / "shared" / "vnncomp"
 
-# What ``make quick`` runs: file or folder, and which of the cases of each of its tests (every N-th).
+# What ``make quick`` runs: a file or folder, and which cases of each of its tests (every N-th; tests marked ``slow`` and
+# ``timing`` are left out). Behind it CPU seconds of one process on a busy machine.
 QUICK: dict[str, int] = {
-    "tests/core": 1,
+    "tests/attack/test_parts.py": 2,  # 5
+    "tests/attack/test_pgd.py": 6,  # 5
+    "tests/bab/test_input_split.py": 6,  # 10
+    "tests/bab/test_leaf_lp.py": 6,  # 5
+    "tests/bab/test_probing.py": 4,  # 5
+    "tests/bounds/test_certificates.py": 10,  # 5
+    "tests/bounds/test_forms.py": 10,  # 4
+    "tests/bounds/test_gradients.py": 10,  # 5
+    "tests/bounds/test_relevance.py": 10,  # 1
+    "tests/bounds/test_soundness.py": 10,  # 3
+    "tests/bounds/test_splits.py": 10,  # 2
+    "tests/bounds/test_underflow.py": 10,  # 8
+    "tests/cli/test_main.py": 4,  # 12
+    "tests/core": 2,  # 18
+    "tests/examples": 6,  # 10
+    "tests/frontend/test_capture.py": 6,  # 2
+    "tests/frontend/test_crosscheck.py": 6,  # 1
+    "tests/frontend/test_normalise.py": 6,  # 3
+    "tests/frontend/test_onnx2torch_loader.py": 1,
+    "tests/frontend/test_onnx_file.py": 6,  # 1
+    "tests/frontend/test_onnx_ops.py": 6,  # 5
+    "tests/frontend/test_parity.py": 6,  # 1
+    "tests/frontend/test_passes.py": 6,  # 1
+    "tests/fuzzing": 6,  # 8
+    "tests/ops": 8,  # 9
+    "tests/parallel/test_tp.py": 12,  # 12
+    "tests/report": 2,  # 8
+    "tests/solver/test_strict.py": 8,  # 5
+    "tests/solver/test_types.py": 8,  # 4
+    "tests/spec": 2,  # 3
+    "tests/spec/test_vnnlib.py": 6,  # 8
+    "tests/support": 30,  # 4
+    "tests/truth": 16,  # 10
+    "tests/test_api.py": 2,  # 12
+    "tests/test_config.py": 1,
+    "tests/test_docs.py": 1,  # 5
+    "tests/test_mutants.py": 1,
+    "tests/test_project.py": 1,  # 12
+    "tests/test_thorough.py": 1,
 }
 
 # Derandomised so that a red run can be repeated; HYPOTHESIS_PROFILE=explore looks for new cases.

@@ -112,6 +112,7 @@ def test_branching_is_needed(prop: str) -> None:
     assert done.stdout == "unknown\n", done.stderr
 
 
+@pytest.mark.slow
 def test_training_script_writes_the_same_kind_of_files(tmp_path: Path) -> None:
     root = EXAMPLES.parent
     command = [sys.executable, str(root / "scripts" / "train_examples.py"), "--out", str(tmp_path), "--steps", "3"]

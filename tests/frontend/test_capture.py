@@ -291,6 +291,7 @@ assert sys.modules['onnx2torch'] is mine
 """
 
 
+@pytest.mark.slow
 def test_loading_leaves_no_trace_in_the_process(tmp_path, root) -> None:
     code = [sys.executable, "-W", "ignore", "-c", ISOLATED, str(tmp_path)]
     done = subprocess.run(code, cwd=root, capture_output=True, text=True, check=False)

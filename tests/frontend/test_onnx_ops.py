@@ -199,11 +199,13 @@ def test_op_agrees_with_onnxruntime_in_every_version(spec: Any, tmp_path: Path) 
     agreed = set()
     for opset in {*versions(op), own}:
         node = helper.make_node(op, inputs, ["y"], "n", **attributes)
-        made = model([node], shape, constants, opset, out_type=11 if op == "Cast" else 1)
+        context = onnx.checker.C.CheckerContext()
+        context.ir_version, context.opset_imports = 8, {"": opset}
         try:
-            onnx.checker.check_model(made, full_check=True)
-        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError):
+            onnx.checker.check_node(node, context)
+        except onnx.checker.ValidationError:
             continue
+        made = model([node], shape, constants, opset, out_type=11 if op == "Cast" else 1)
         with suppress(VerifierError):
             check(load(made, tmp_path), *box)
             agreed.add(opset)

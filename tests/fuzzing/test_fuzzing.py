@@ -107,6 +107,7 @@ def test_printed_counterexamples_are_replayed() -> None:
     assert checks.replays(q, "((X_1 0.25))")
 
 
+@pytest.mark.slow
 def test_an_unsound_bound_is_found_and_made_small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Planted: ReLUs lose the constant of their upper plane."""
     from verifier.ops import relu
@@ -152,6 +153,7 @@ def test_broken_files_are_compared_with_what_the_command_says() -> None:
     assert files.from_outside((b"nothing", b"(declare-const X_0 Real)")) is None
 
 
+@pytest.mark.slow
 def test_a_run_is_counted_and_ends_in_time(tmp_path: Path) -> None:
     said: list[str] = []
     tally = runner.fuzz(["vnnlib"], 0, 0.02, "cpu", 1, "", said.append)

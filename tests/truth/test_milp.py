@@ -142,6 +142,7 @@ def test_every_search_is_right_or_undecided(kind: str, sat: bool, how: str) -> N
             assert result.verdict is Verdict.UNSAT, result.reason
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("iterations", [0, 20])
 @pytest.mark.parametrize("sat", [True, False], ids=["sat", "unsat"])
 def test_phases_follow_from_certified_sides_alone(sat: bool, iterations: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,6 +170,7 @@ def test_phases_follow_from_certified_sides_alone(sat: bool, iterations: int, mo
     assert (forced > 0 and unsure > 0) or (sat and iterations)  # where the minimiser is a counterexample at once
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4, 8))
 @pytest.mark.parametrize("sat", [True, False], ids=["sat", "unsat"])
 def test_thresholds_a_hair_from_the_minimum(sat: bool, seed: int) -> None:
@@ -178,6 +180,7 @@ def test_thresholds_a_hair_from_the_minimum(sat: bool, seed: int) -> None:
         assert result.verdict is not (Verdict.UNSAT if sat else Verdict.SAT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sat", [True, False], ids=["sat", "unsat"])
 def test_leaf_programs_decide(sat: bool) -> None:
     """Without optimisation a threshold just beside the minimum is decided at leaves alone."""
