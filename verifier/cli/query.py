@@ -14,13 +14,14 @@ from typing import Any
 
 import click
 
-from verifier.cli.watch import Signals, wait
-from verifier.cli.worker import Job, Worker
 from verifier.core.errors import InputError
 from verifier.report.console import Console
 from verifier.report.contents import Hashes
 from verifier.report.files import is_stream, result_text, write_atomic
 from verifier.report.record import Outcome, to_json, verify_record, versions
+from verifier.runtime.handle import WorkerHandle
+from verifier.runtime.query import Query
+from verifier.runtime.watchdog import Signals, wait
 
 
 @dataclass(frozen=True)
@@ -73,12 +74,12 @@ class Background:
 
 
 def run_query(
-    job: Job,
+    query: Query,
     outputs: Outputs,
     verbose: bool,
     parent: int | None = None,
     silent: bool = False,
-    start: Callable[[Job], Worker] = Worker.start,
+    start: Callable[[Query], WorkerHandle] = WorkerHandle.start,
 ) -> Outcome:
     """Answer one query and write everything but stdout.
 
@@ -91,14 +92,14 @@ def run_query(
         start: where the worker comes from.
     """
     outputs.begin("unknown")
-    end = None if job.timeout is None else job.start + job.timeout
-    console = Console(sys.stderr, sys.stderr.isatty() and not silent, verbose, job.start, end)
+    end = None if query.timeout is None else query.start + query.timeout
+    console = Console(sys.stderr, sys.stderr.isatty() and not silent, verbose, query.start, end)
     with Signals() as signals:
-        worker = start(job)
+        worker = start(query)
         results = outputs.results
         if results is not None and not is_stream(results):
             worker.told = partial(_write_standing, results)
-        background = Background(job.onnx, job.vnnlib) if outputs.json is not None else None
+        background = Background(query.onnx, query.vnnlib) if outputs.json is not None else None
 
         def tick() -> None:
             console.show(worker.phase, {"rate": worker.rate, **worker.figures}, worker.notes)
@@ -112,7 +113,7 @@ def run_query(
         console.close()
         if background is not None and outputs.json is not None:
             background.wait(float("inf") if end is None else end - 0.1)
-            record = record_of(job, outcome, background)
+            record = record_of(query, outcome, background)
             written = write_last(outputs.json, to_json(record, indent=2) + "\n") and written
         worker.close()
     console.line(f"{outcome.verdict}: {outcome.reason}" if outcome.reason else outcome.verdict)
@@ -138,16 +139,16 @@ def write_last(path: Path, text: str) -> bool:
 
 
 def record_of(
-    job: Job, outcome: Outcome, background: Background, extra: Mapping[str, Any] | None = None
+    query: Query, outcome: Outcome, background: Background, extra: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The JSON record of a finished job."""
+    """The JSON record of a finished query."""
     return verify_record(
         outcome,
-        onnx=background.file(job.onnx),
-        vnnlib=background.file(job.vnnlib),
-        timeout=job.timeout,
-        config=job.config.model_dump(mode="json"),
-        seconds=time.monotonic() - job.start,
+        onnx=background.file(query.onnx),
+        vnnlib=background.file(query.vnnlib),
+        timeout=query.timeout,
+        config=query.config.model_dump(mode="json"),
+        seconds=time.monotonic() - query.start,
         versions=background.versions,
         extra=extra,
     )
