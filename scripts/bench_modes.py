@@ -45,7 +45,7 @@ from verifier.bounds.crown import (  # noqa: E402
 from verifier.config import Config, load_config  # noqa: E402
 from verifier.core.deadline import Deadline  # noqa: E402
 from verifier.core.interval import Interval  # noqa: E402
-from verifier.solver.place import cpu_threads  # noqa: E402
+from verifier.solver.setup import cpu_threads  # noqa: E402
 
 # Small: autograd through all rows of all hidden nodes takes gigabytes on larger ones.
 SMALL_RESNET = Shape("resnet-4", 0.01, lambda path: save_resnet(ResNet(4, 8, 10).reset(0), path))

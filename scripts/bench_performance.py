@@ -55,7 +55,8 @@ from verifier.core.deadline import Deadline  # noqa: E402
 from verifier.core.interval import Interval  # noqa: E402
 from verifier.core.problem import Problem  # noqa: E402
 from verifier.graph.graph import Graph, parameter_bytes  # noqa: E402
-from verifier.solver.place import cpu_threads, device_of, place  # noqa: E402
+from verifier.solver.phases import BoundNetwork  # noqa: E402
+from verifier.solver.setup import cpu_threads, device_of, set_up  # noqa: E402
 
 PAGE = ROOT / "docs" / "performance.md"
 EXAMPLES = ROOT / "examples"
@@ -253,8 +254,8 @@ class RootRows:
     """
 
     def __init__(self, graph: Graph, problem: Problem, config: Config) -> None:
-        placed = place(graph, config)
-        self.graph, self.backend, self.device = placed.graph, placed.backend, placed.backend.device
+        setup = set_up(graph, config)
+        self.graph, self.backend, self.device = setup.graph, setup.backend, setup.backend.device
         box = int(problem.case_box[0])
         self.box = Interval(
             *(self._tensor(b[box]).reshape(1, *graph.input_shape) for b in (problem.lower, problem.upper))
@@ -325,15 +326,15 @@ def memory_row(instance: Instance, method: Method, config: Config) -> Row:
     short = config.bounds.alpha.model_copy(update={"iterations": 2, "intermediate_iterations": 2})
     config = config.model_copy(update={"bounds": config.bounds.model_copy(update={"alpha": short})})
     with api.job(config) as ranks:
-        box = problem.lower[0], problem.upper[0]
-        found = api.bound_network(ranks, lambda: network, *box, config, method, False)
+        wanted = BoundNetwork(problem.lower[0], problem.upper[0], method)
+        found = api.bound_network(ranks, lambda: network, config, wanted)
     (rank,) = found.memory
     return {
         "weights": parameter_bytes(network.graph),
-        "resident": rank["resident"]["weights"],
+        "resident": rank.weights,
         "budget": config.memory.chunk_bytes,
-        "peak": rank["peak"],
-        "peak_kind": rank["peak_kind"],
+        "peak": rank.peak,
+        "peak_kind": rank.peak_kind,
     }
 
 

@@ -43,8 +43,8 @@ from verifier.bounds.alpha import Schedule  # noqa: E402
 from verifier.config import Config, load_config  # noqa: E402
 from verifier.core.deadline import Deadline  # noqa: E402
 from verifier.graph.graph import Graph  # noqa: E402
-from verifier.solver.place import Placed, cpu_threads, device_of, place  # noqa: E402
-from verifier.solver.root import Root, bound_root  # noqa: E402
+from verifier.solver.root import Root, RootContext, bound_root  # noqa: E402
+from verifier.solver.setup import Setup, cpu_threads, device_of, set_up  # noqa: E402
 from verifier.solver.strategy import node_flops, open_boxes  # noqa: E402
 
 # Passes over a column's numbers in one optimiser step, read or written; of an input's numbers.
@@ -82,24 +82,15 @@ class Watch:
         return float(self.total) / self.count if self.total is not None else 0.0
 
 
-def roots(network: Any, problem: Any, config: Config, seconds: float) -> tuple[Placed, Root | None]:
+def roots(network: Any, problem: Any, config: Config, seconds: float) -> tuple[Setup, Root | None]:
     """The root of the first box that is left open."""
-    placed = place(network.graph, config)
+    setup = set_up(network.graph, config)
+    context = RootContext(setup.graph, setup.backend, setup.search, config, seconds, Deadline(None))
     for cases in open_boxes(problem, np.arange(problem.n_cases)):
-        root = bound_root(
-            placed.graph,
-            placed.backend,
-            placed.search,
-            problem,
-            cases,
-            config,
-            seconds,
-            Deadline(None),
-            lambda name: None,
-        )
+        root = bound_root(context, problem, cases)
         if root.open.size and root.rows is not None:
-            return placed, root
-    return placed, None
+            return setup, root
+    return setup, None
 
 
 @dataclass
@@ -110,11 +101,11 @@ class Search:
     exchange: Exchange[OpenNeuronDomains]
 
 
-def searcher(placed: Placed, root: Root, config: Config, seconds: float) -> Search:
+def searcher(setup: Setup, root: Root, config: Config, seconds: float) -> Search:
     """A search for some time."""
     assert root.rows is not None
     deadline = Deadline(seconds)
-    context = SearchContext(placed.graph, placed.search, config.bab, deadline, memory_limit=placed.pool_bytes)
+    context = SearchContext(setup.graph, setup.search, config.bab, deadline, memory_limit=setup.pool_bytes)
     exchange: Exchange[OpenNeuronDomains] = Exchange(context)
     goal = Refutation(context, exchange.offer)
     return Search(NeuronSplitting(context, root.state, root.rows, exchange.deadline, goal), exchange)
@@ -184,7 +175,7 @@ class Ready:
 
     name: str
     graph: Graph
-    placed: Placed
+    setup: Setup
     root: Root
     config: Config
     seconds: float
@@ -200,10 +191,10 @@ def prepare(onnx: str | Path, vnnlib: str | Path, config: Config, root_seconds: 
     network = load_any(onnx, (1, problem.n_in))
     with cpu_threads(network.graph, config):
         start = time.perf_counter()
-        placed, root = roots(network, problem, config, root_seconds)
+        setup, root = roots(network, problem, config, root_seconds)
         spent = time.perf_counter() - start
     name = f"{Path(onnx).stem} {Path(vnnlib).stem}"
-    return None if root is None else Ready(name, network.graph, placed, root, config, spent)
+    return None if root is None else Ready(name, network.graph, setup, root, config, spent)
 
 
 def measure(ready: Ready, rates: Rates, mode: str = "search", seconds: float = 20.0) -> dict[str, Any]:
@@ -212,9 +203,9 @@ def measure(ready: Ready, rates: Rates, mode: str = "search", seconds: float = 2
     Args:
         mode: a key of ``MODES``.
     """
-    device = ready.placed.backend.device
+    device = ready.setup.backend.device
     with cpu_threads(ready.graph, ready.config):
-        search = searcher(ready.placed, ready.root, ready.config, seconds)
+        search = searcher(ready.setup, ready.root, ready.config, seconds)
         splitting = search.splitting
         splitting.bounder = splitting.brancher.bounder = watch = Watch(splitting.bounder)
         rate, spent, statistics = MODES[mode](search, device, seconds)

@@ -182,11 +182,11 @@ class Searcher:
     def __init__(self, path: Path, device: str) -> None:
         from verifier import api
         from verifier.config import load_config
-        from verifier.solver.place import place
+        from verifier.solver.setup import set_up
 
         self.network = api.load_any(path, ())
         self.config = load_config(values={"device": device, "memory.chunk_bytes": 1 << 30})
-        self.backend = place(self.network.graph, self.config).backend
+        self.backend = set_up(self.network.graph, self.config).backend
 
     def state(self, x: Tensor, certified: bool) -> tuple[BoundState, int]:
         """Bounds of all neurons of a box by CROWN, and how many are unstable."""

@@ -20,8 +20,8 @@ from hypothesis import HealthCheck, settings
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = ROOT.parent / "shared" / "vnncomp"
 
-# What ``make quick`` runs: a file or folder, and which cases of each of its tests (every N-th; tests marked ``slow`` and
-# ``timing`` are left out). Behind it CPU seconds of one process on a busy machine.
+# What ``make quick`` runs: a file or folder, and which cases of each of its tests (every N-th; ``slow`` and
+# ``timing`` ones are left out). Behind it CPU seconds of one process on a busy machine.
 QUICK: dict[str, int] = {
     "tests/attack/test_parts.py": 2,  # 5
     "tests/attack/test_pgd.py": 6,  # 5

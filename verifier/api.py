@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from verifier.bounds.api import Method
     from verifier.core.interval import Interval
     from verifier.core.problem import Problem
-    from verifier.core.result import Result
+    from verifier.core.result import Result, Witness
     from verifier.frontend.network import Network
     from verifier.parallel.world import World
-    from verifier.solver.crew import BoundsOfAll
+    from verifier.solver.phases import BoundNetwork, BoundsReport
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,10 @@ def compute_bounds(
         return network
 
     with job(settings) as ranks:
-        found = bound_network(ranks, load, round_down(low), -round_down(-up), settings, method, return_intermediate)
+        from verifier.solver.phases import BoundNetwork
+
+        wanted = BoundNetwork(round_down(low), -round_down(-up), method, return_intermediate)
+        found = bound_network(ranks, load, settings, wanted)
     bounds = found.bounds.certified if settings.numerics.certify else found.bounds.plain
     output = bounds[found.output]
     return Bounds(output.lower, output.upper, dict(bounds) if return_intermediate else {})
@@ -158,7 +161,7 @@ class Job:
         return self._world
 
     @property
-    def witness(self) -> Any:
+    def witness(self) -> Witness | None:
         """A counterexample that was replayed, or None."""
         return None if self._world is None else self._world.witness
 
@@ -190,19 +193,20 @@ def job(config: Config, fatal: Callable[[str], None] | None = None) -> Iterator[
 def _start(config: Config, fatal: Callable[[str], None] | None) -> Job:
     if config.parallel.ranks == 1 and config.parallel.backend == "single" and "WORLD_SIZE" not in os.environ:
         return Job(0, lambda _: _alone(config))
-    from verifier.parallel.world import LocalRanks, join, rank_device, under_torchrun
-    from verifier.solver.place import check_parallel, device_of, rank_threads
+    from verifier.parallel.launch import LocalRanks
+    from verifier.parallel.world import join, rank_device, under_torchrun
+    from verifier.solver.setup import check_parallel, device_of, rank_threads
 
     wanted = config.parallel.ranks
-    place = under_torchrun()
-    if place is not None:
-        if wanted not in (1, "auto", place.size):
+    started = under_torchrun()
+    if started is not None:
+        if wanted not in (1, "auto", started.size):
             raise ConfigError(
-                f"torchrun started {place.size} ranks but parallel.ranks is {wanted}; leave it out or make them equal"
+                f"torchrun started {started.size} ranks but parallel.ranks is {wanted}; leave it out or make them equal"
             )
-        check_parallel(config, place.size)
-        device = rank_device(config.device, place.local_rank)
-        return Job(place.rank, lambda deadline: join(place, device, fatal=fatal, deadline=deadline))
+        check_parallel(config, started.size)
+        device = rank_device(config.device, started.local_rank)
+        return Job(started.rank, lambda deadline: join(started, device, fatal=fatal, deadline=deadline))
     if wanted == "auto":
         import torch
 
@@ -217,42 +221,32 @@ def _start(config: Config, fatal: Callable[[str], None] | None) -> Job:
 
 def _alone(config: Config) -> World:
     from verifier.parallel.world import solo
-    from verifier.solver.place import check_parallel, device_of
+    from verifier.solver.setup import check_parallel, device_of
 
     check_parallel(config, 1)
     return solo(device_of(config))
 
 
-def bound_network(
-    ranks: Job,
-    load: Callable[[], Network],
-    lower: np.ndarray,
-    upper: np.ndarray,
-    config: Config,
-    method: Method,
-    intermediate: bool,
-    slopes: bool = False,
-) -> BoundsOfAll:
-    """Bounds over a float32 box (n_in,), computed by all ranks of a job.
+def bound_network(ranks: Job, load: Callable[[], Network], config: Config, wanted: BoundNetwork) -> BoundsReport:
+    """Bounds over a box, computed by all ranks of a job.
 
     Args:
         load: gives the network; called on rank 0 alone.
-        slopes: give the optimised slopes of the output rows too.
+        wanted: the box and what to compute.
     """
-    from verifier.solver.crew import Crew, dismiss, follow, share_query
-    from verifier.solver.place import cpu_threads
+    from verifier.solver.phases import BoundsReport, RankState
+    from verifier.solver.ranks import broadcast_end, broadcast_query, rank_loop, run_on_all
+    from verifier.solver.setup import cpu_threads, set_up
 
     if ranks.rank != 0:
-        return follow(ranks.join())
+        return rank_loop(ranks.join(), BoundsReport)
     network = load()
     world = ranks.join()
     with world.explained(), cpu_threads(network.graph, config, world.local_size):
-        share_query(world, network.graph, None, config)
-        crew = Crew(network.graph, None, config, world, Deadline(), SilentProgress())
-        found: BoundsOfAll = crew.together(
-            "bounds", lower=lower, upper=upper, method=method, intermediate=intermediate, slopes=slopes
-        )
-        dismiss(world, found)
+        broadcast_query(world, network.graph, None, config)
+        state = RankState(None, config, world, set_up(network.graph, config, world))
+        found = run_on_all(state, wanted)
+        broadcast_end(world, found)
     return found
 
 
@@ -272,18 +266,17 @@ def answer(
     progress: Progress,
     input_shape: tuple[int, ...] | None = None,
     ranks: Job | None = None,
-    announce: Callable[[Result], None] | None = None,
 ) -> Result:
     """:func:`verify` with a clock that may have started earlier and someone who listens.
 
     Args:
         ranks: of the job; all of them return the answer of rank 0. Default: this process alone.
-        announce: told of an ``unsat`` that stands while it is tried to make it cover more.
     """
     if ranks is not None and ranks.rank != 0:
-        from verifier.solver.crew import follow
+        from verifier.core.result import Result
+        from verifier.solver.ranks import rank_loop
 
-        return follow(ranks.join())
+        return rank_loop(ranks.join(), Result)
     with plugins.noted():
         progress.phase("property")
         problem = load_problem(property, deadline)
@@ -295,9 +288,9 @@ def answer(
         check_sizes(loaded, problem)
         deadline.check("loading")
         if ranks is None:
-            return solve(loaded, problem, config, deadline, progress, announce=announce)
+            return solve(loaded, problem, config, deadline, progress)
         progress.phase("ranks")
-        return solve(loaded, problem, config, deadline, progress, ranks.join(deadline), announce)
+        return solve(loaded, problem, config, deadline, progress, ranks.join(deadline))
 
 
 def load_problem(property: str | Path | Problem, deadline: Deadline | None = None) -> Problem:

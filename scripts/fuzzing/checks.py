@@ -295,7 +295,7 @@ def unmeasured() -> Iterator[None]:
     def nothing(*_: Any) -> Iterator[Any]:
         yield SimpleNamespace(bytes=0, kind="allocator")
 
-    with mock.patch("verifier.solver.crew.measured_peak", nothing):
+    with mock.patch("verifier.solver.phases.measured_peak", nothing):
         yield
 
 

@@ -23,7 +23,7 @@ def job(size: int, device: str) -> Iterator[Any]:
     """A world of so many ranks; the others follow until it ends."""
     import torch
 
-    from verifier.parallel.world import LocalRanks
+    from verifier.parallel.launch import LocalRanks
 
     ranks = LocalRanks(size, ["-m", "scripts.fuzzing.ranks", device], None, 1)
     world = ranks.lead(torch.device("cpu" if device == "cpu" else "cuda:0"))
@@ -54,6 +54,7 @@ def bounds_differ(query: Query, network: Any, world: Any) -> Complaint | None:
     """Bounds computed by all ranks against those of one: sound, and with the same bits where weights are whole."""
     from verifier.api import Job, bound_network, round_down
     from verifier.config import as_config
+    from verifier.solver.phases import BoundNetwork
 
     config = as_config(dict(query.settings))
     low, high = (np.asarray(v) for v in (query.lower, query.upper))
@@ -61,8 +62,9 @@ def bounds_differ(query: Query, network: Any, world: Any) -> Complaint | None:
     values = checks.known_values(query)
     method = query.methods[0] if query.methods else "crown"
     box = round_down(low), -round_down(-high)
-    ours = bound_network(Job(0, lambda _: world), lambda: network, *box, config, method, True)  # type: ignore[arg-type]
-    alone = bound_network(_alone(settings), lambda: network, *box, as_config(settings), method, True)  # type: ignore[arg-type]
+    wanted = BoundNetwork(*box, method, True)  # type: ignore[arg-type]
+    ours = bound_network(Job(0, lambda _: world), lambda: network, config, wanted)
+    alone = bound_network(_alone(settings), lambda: network, as_config(settings), wanted)
     for name, interval in ours.bounds.certified.items():
         lower, upper = (np.asarray(t.double()).reshape(-1) for t in interval)
         for x, known in values:
@@ -81,7 +83,7 @@ def _alone(settings: dict[str, Any]) -> Any:
     from verifier.api import Job
     from verifier.config import as_config
     from verifier.parallel.world import solo
-    from verifier.solver.place import device_of
+    from verifier.solver.setup import device_of
 
     return Job(0, lambda _: solo(device_of(as_config(settings))))
 
@@ -151,19 +153,19 @@ def confirmed(query: Query) -> list[Complaint]:
 
 def follow(device: str, address: str, rank: int, size: int, parent: int) -> None:
     """A rank other than the first: takes part in query after query until rank 0 ends it."""
-    import ctypes
     import os
-    import signal
 
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)
+    from verifier.runtime.processes import die_with_parent
+
+    die_with_parent(True)
     if os.getppid() != parent:
         return
-    from verifier.parallel.world import follow_leader
-    from verifier.solver.crew import follow as answer
+    from verifier.parallel.launch import join_leader
+    from verifier.solver.ranks import rank_loop
 
-    world = follow_leader(address, rank, size, device)
+    world = join_leader(address, rank, size, device)
     while True:
-        answer(world)
+        rank_loop(world, object)
 
 
 if __name__ == "__main__":

@@ -103,6 +103,6 @@ class _Scripts:
 
     def close(self) -> None:
         """End the resident worker."""
-        command = [sys.executable, "-c", "import sys, pathlib; from verifier.cli import resident; "
-                   "resident.stop_resident(pathlib.Path(sys.argv[1]))", str(self.folder)]  # fmt: skip
+        command = [sys.executable, "-c", "import sys, pathlib; from verifier.runtime import warm_client; "
+                   "warm_client.stop_server(pathlib.Path(sys.argv[1]))", str(self.folder)]  # fmt: skip
         subprocess.run(command, env=self.environment, capture_output=True, timeout=30, check=False)

@@ -40,7 +40,7 @@ from verifier.core.result import Witness
 from verifier.frontend.network import Network, from_module
 from verifier.graph.graph import Graph
 from verifier.parallel.single import SingleBackend
-from verifier.solver.root import Root, bound_root
+from verifier.solver.root import Root, RootContext, bound_root
 
 SIZES = [1, 2, 3, 4]
 
@@ -656,7 +656,7 @@ def root(question: Question) -> Root:
     config: Config = load_config(values={"bounds.alpha.iterations": 1, "bounds.alpha.intermediate_iterations": 0})
     cases = np.arange(question.copies)
     backend = single(graph)
-    return bound_root(graph, backend, backend, problem(question), cases, config, 60.0, Deadline(), lambda name: None)
+    return bound_root(RootContext(graph, backend, backend, config, 60.0, Deadline()), problem(question), cases)
 
 
 @dataclass

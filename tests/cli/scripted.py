@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 import verifier.api
-import verifier.cli.vnncomp
+import verifier.runtime.warm_up
 from verifier.cli.main import main
 from verifier.config import Config
 from verifier.core.deadline import Deadline
@@ -146,6 +146,6 @@ def warm_up() -> None:
 
 
 if __name__ == "__main__":
-    verifier.cli.vnncomp.warm_up = warm_up
+    verifier.runtime.warm_up.warm_up = warm_up
     verifier.api.answer = answer  # type: ignore[assignment]
     main(sys.argv[1:])

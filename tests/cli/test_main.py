@@ -52,7 +52,18 @@ def test_nothing_heavy_is_imported(args: list[str]) -> None:
     assert imported(f"from verifier.cli.main import invoke\ninvoke({args!r})") == set()
 
 
-@pytest.mark.parametrize("name", ["verifier", "verifier.api", "verifier.config", "verifier.cli.worker"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "verifier",
+        "verifier.api",
+        "verifier.config",
+        "verifier.runtime.handle",
+        "verifier.runtime.warm_client",
+        "verifier.runtime.warm_server",
+        "verifier.runtime.rank",
+    ],
+)
 def test_importing_is_cheap(name: str) -> None:
     assert imported(f"import {name}") <= {"numpy"}
 

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from tests.cli.helpers import command, environment, no_process_mentions, run, script, start
-from verifier.cli.worker import PipeProgress
 from verifier.report.record import schema
+from verifier.runtime.messages import Figures, WorkerMessage
+from verifier.runtime.worker import PipeProgress
 
 jsonschema = pytest.importorskip("jsonschema")
 
@@ -223,12 +224,12 @@ def test_a_full_stdout_is_one_sentence(tmp_path: Path) -> None:
 
 def test_domains_of_all_searches_are_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     """A search counts from zero; the record of a query that is cut off has what was sent last."""
-    sent: list[dict] = []
+    sent: list[WorkerMessage] = []
     progress = PipeProgress(sent.append)
-    monkeypatch.setattr("verifier.cli.worker._UPDATE_SECONDS", 0.0)
+    monkeypatch.setattr("verifier.runtime.worker._UPDATE_SECONDS", 0.0)
     for phase, counts in (("inputs", [100, 2282]), ("inputs", [10, 2658]), ("neurons", [5, 50, 1, 7])):
         progress.phase(phase)
         for count in counts:
             progress.update(domains=count, open=1)
-    figures = [message["figures"]["domains"] for message in sent if "figures" in message]
+    figures = [message.values["domains"] for message in sent if isinstance(message, Figures)]
     assert figures == [100, 2282, 2292, 4940, 4945, 4990, 4991, 4997]

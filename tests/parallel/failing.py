@@ -28,17 +28,18 @@ def fail(how: str) -> None:
 
 
 def plant(how: str) -> None:
-    from verifier.solver.crew import Crew
+    from verifier.solver.phases import BoundNetwork, BoundRoot, Memory, Phase, RankState, SplitNeurons
 
-    phase = {"sleep": "bound", "late": "memory", "bounds": "bounds"}.get(how, "split_neurons")
-    original = getattr(Crew, phase)
+    kinds: dict[str, type[Phase[Any]]] = {"sleep": BoundRoot, "late": Memory, "bounds": BoundNetwork}
+    kind = kinds.get(how, SplitNeurons)
+    run = kind.run
 
-    def planted(self: Crew, *arguments: Any, **named: Any) -> Any:
-        if self.world.rank == 1:
+    def planted(phase: Phase[Any], state: RankState) -> Any:
+        if state.world.rank == 1:
             fail(how)
-        return original(self, *arguments, **named)
+        return run(phase, state)
 
-    setattr(Crew, phase, planted)
+    kind.run = planted  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

@@ -26,13 +26,15 @@ from verifier.bounds.api import Method, NetworkBounds, compute_graph_bounds
 from verifier.config import Config, load_config
 from verifier.core.deadline import Deadline
 from verifier.core.progress import SilentProgress
+from verifier.core.result import Result
 from verifier.frontend.network import from_module, load_network
 from verifier.graph.graph import Graph
+from verifier.parallel.launch import LocalRanks, join_leader
 from verifier.parallel.processes import ProcessGroup
-from verifier.parallel.world import LocalRanks, World, follow_leader
-from verifier.solver.crew import follow
+from verifier.parallel.world import World
 from verifier.solver.pipeline import solve
-from verifier.solver.place import place
+from verifier.solver.ranks import rank_loop
+from verifier.solver.setup import set_up
 
 Task = Callable[[World], Any]
 
@@ -72,12 +74,12 @@ def bounds(
 ) -> tuple[NetworkBounds, int]:
     """Bounds of one box around a seeded point, every pre-activation included, and of how many nodes this rank had rows,
     but not all of them."""
-    placed = place(graph, config, world)
+    setup = set_up(graph, config, world)
     n = graph.nodes[0].size
     centre = torch.rand(n, generator=torch.Generator().manual_seed(1))
     schedule = Schedule(10)
     dealt = 0
-    deal = placed.backend.row_chunks
+    deal = setup.backend.row_chunks
 
     def counting(n_rows: int, row_bytes: int, *rule: int) -> Any:
         nonlocal dealt
@@ -85,11 +87,11 @@ def bounds(
         dealt += 0 < sum(c.stop - c.start for c in chunks) < n_rows
         return chunks
 
-    placed.backend.row_chunks = counting  # type: ignore[method-assign]
+    setup.backend.row_chunks = counting  # type: ignore[method-assign]
     # Certified values take the same way in float64; one network shows that and saves the time of the others.
     found = compute_graph_bounds(
-        placed.graph,
-        placed.backend,
+        setup.graph,
+        setup.backend,
         centre - radius,
         centre + radius,
         method,
@@ -221,10 +223,10 @@ def odd(world: World) -> dict[str, Any]:
         for source in range(world.size):
             # What receives has strides of its own, too, as long as nothing in it is shared.
             mine = tensor if world.rank == source else torch.zeros_like(tensor, memory_format=torch.contiguous_format)
-            assert torch.equal(group.spread(mine, source), tensor), name
+            assert torch.equal(group.broadcast(mine, source), tensor), name
         if tensor.dim() == 2:
             mine = tensor if world.rank == 0 else torch.zeros(tensor.t().shape, dtype=tensor.dtype).t()
-            assert torch.equal(group.spread(mine), tensor), name
+            assert torch.equal(group.broadcast(mine), tensor), name
         spread += 1
     verdicts: dict[str, tuple[str, str]] = {}
     for name, (module, shape) in oddities.NETWORKS.items():
@@ -241,7 +243,7 @@ def odd(world: World) -> dict[str, Any]:
                 found = solve(network, problem(module, shape), config, Deadline(60), SilentProgress(), world)
                 verdicts[f"{name}, {backend}, {setting}"] = (found.verdict.value, found.reason)
             else:
-                follow(world)
+                rank_loop(world, Result)
                 verdicts[name + backend + setting] = ("", "")
     return {"spread": spread, "verdicts": verdicts}
 
@@ -263,11 +265,11 @@ def main(arguments: list[str]) -> int:
             world.close()
         return 0
     _, task, address, rank, size, _ = arguments
-    world = follow_leader(address, int(rank), int(size), "cpu")
+    world = join_leader(address, int(rank), int(size), "cpu")
     try:
         TASKS[task](world)
     except Exception as error:
-        world.heart.report(type(error).__name__, str(error))
+        world.heartbeat.report(f"{type(error).__name__}: {error}")
         raise
     time.sleep(60)  # rank 0 ends this process
     return 0

@@ -20,7 +20,7 @@ import verifier
 import verifier.api
 from scripts.networks import save_mlp
 from verifier.core.errors import ConfigError, DeadlineExceeded, RankFailed
-from verifier.parallel import world
+from verifier.parallel import launch, world
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 EXAMPLES = ROOT / "examples"
@@ -261,9 +261,9 @@ def test_python_interface() -> None:
 def test_ranks_of_one_machine_talk_over_its_loopback_device(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         monkeypatch.delenv(name, raising=False)
-    assert world._loopback() == {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+    assert launch._loopback() == {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
     monkeypatch.setenv("NCCL_SOCKET_IFNAME", "chosen0")
-    assert world._loopback() == {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "chosen0"}
+    assert launch._loopback() == {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "chosen0"}
 
 
 BARS = (EXAMPLES / "bars.onnx", EXAMPLES / "bars_medium.vnnlib", {"parallel.ranks": 2, "threads": 1})

@@ -23,7 +23,7 @@ from verifier.core.result import Witness
 from verifier.graph.graph import Graph
 from verifier.parallel.single import SingleBackend
 from verifier.parallel.tp import tensor_parallel
-from verifier.solver.root import bound_root
+from verifier.solver.root import RootContext, bound_root
 
 CPU = torch.device("cpu")
 Accept = Callable[[np.ndarray], Witness | None]
@@ -59,7 +59,7 @@ def neurons(
     """Root bounds, then neuron splits."""
     deadline = Deadline(seconds)
     cases = np.arange(question.n_cases)
-    root = bound_root(graph, backend, backend, question, cases, config, 60.0, deadline, lambda name: None)
+    root = bound_root(RootContext(graph, backend, backend, config, 60.0, deadline), question, cases)
     if not root.open.size:
         return Outcome("unsat", b"", 0)
     assert root.rows is not None

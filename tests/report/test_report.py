@@ -7,6 +7,8 @@ import io
 import json
 import math
 import os
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ from verifier.config import Config
 from verifier.core.errors import InputError
 from verifier.core.inventory import Inventory, RowState, Usage
 from verifier.report.bounds import bounds_record, fingerprint, hex_floats
-from verifier.report.console import Console, count, status_line
+from verifier.report.console import Console, count, progress_bar, status_line
 from verifier.report.contents import Hashes
 from verifier.report.files import write_atomic
 from verifier.report.formats import result_text
@@ -215,13 +217,48 @@ def test_console_is_silent_unless_wanted() -> None:
     assert stream.getvalue() == "" and not console.wanted
 
 
+def shown(text: str) -> list[str]:
+    """The lines that a terminal shows after all this."""
+    lines = []
+    for line in text.split("\n"):
+        cells: list[str] = []
+        for part in line.split("\r"):
+            cells[: len(part)] = part
+        lines.append("".join(cells).rstrip())
+    return lines
+
+
+def test_the_live_line_is_redrawn_below_what_stays() -> None:
+    stream, now = io.StringIO(), time.monotonic()
+    console = Console(stream, live=True, verbose=True, start=now - 5.0, end=now + 5.0)
+    console.show("search", {"open": 1234}, [])
+    for _ in range(2):
+        *kept, live = shown(stream.getvalue())
+        assert [line.split()[-1] for line in kept] == ["search", "look"][: len(kept)]
+        assert live.endswith("search | 5 s left | domains 1234 open")
+        assert 4 <= live[:12].count("#") <= 7  # half of the limit has passed
+        console.show("search", {"open": 1234}, ["look"])
+    console.close()
+    assert shown(stream.getvalue())[-1] == ""
+
+
+def test_a_bar_starts_no_thread() -> None:
+    """The process of a bar forks."""
+    before = threading.enumerate()
+    bar = progress_bar(io.StringIO(), 10, "{bar:12} {n_fmt}", 3)
+    bar.update()
+    assert bar.n == 4 and threading.enumerate() == before
+    bar.close()
+
+
 def test_console_live_and_verbose() -> None:
     live = io.StringIO()
     console = Console(live, live=True, verbose=False, start=0.0, end=None)
     console.show("a", {"open": 1}, ["look"])
     console.show("b", {"open": 2}, ["look"])
     console.close()
-    assert live.getvalue().count("note: look") == 1 and live.getvalue().endswith("\r\x1b[K")
+    assert live.getvalue().count("note: look") == 1
+    assert shown(live.getvalue()) == ["note: look", ""]
     verbose = io.StringIO()
     console = Console(verbose, live=False, verbose=True, start=0.0, end=None)
     for phase in ("a", "a", "b"):

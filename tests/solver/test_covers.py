@@ -15,14 +15,13 @@ import verifier
 from scripts.check_runs import KINDS, Model, Runs, make, text
 from verifier.bounds import ibp
 from verifier.bounds.crown import Specification, crown_hidden, crown_rows, initial_state
-from verifier.cli.worker import Forked, Job, Worker
 from verifier.config import Config
 from verifier.core.claims import Claims, Covered, Semantics, real_part
 from verifier.core.deadline import Deadline
 from verifier.core.errors import RankFailed, UnsupportedError
 from verifier.core.interval import Interval
 from verifier.core.progress import SilentProgress
-from verifier.core.result import Verdict
+from verifier.core.result import Result, Verdict
 from verifier.core.runtime import Measured, RunModel
 from verifier.frontend import runtime
 from verifier.frontend.network import load_network
@@ -32,6 +31,10 @@ from verifier.ops.reciprocal import Reciprocal
 from verifier.parallel.single import Resident, SingleBackend
 from verifier.parallel.world import solo
 from verifier.report.record import Outcome
+from verifier.runtime.handle import WorkerHandle
+from verifier.runtime.messages import Standing
+from verifier.runtime.processes import ForkedProcess
+from verifier.runtime.query import Query
 from verifier.solver import pipeline
 from verifier.solver.pipeline import solve
 from verifier.spec.vnnlib import parse_vnnlib
@@ -255,10 +258,14 @@ def test_the_proof_stands_while_it_is_strengthened(tmp_path: Path) -> None:
     model, low, up = m.bytes(shape), np.full(3, -0.5, np.float32), np.full(3, 0.5, np.float32)
     least, _ = Runs(model, shape).search(low, up, np.random.default_rng(0), 400)
     network, property_ = asked(tmp_path, model, low, up, least - 1e-6)
-    told = []
-    settings, silent = Config(), SilentProgress()
+    told: list[Result] = []
+
+    class Listener(SilentProgress):
+        def standing(self, result: Result) -> None:
+            told.append(result)
+
     problem = parse_vnnlib(property_)
-    found = solve(load_network(network), problem, settings, Deadline(30), silent, announce=told.append)
+    found = solve(load_network(network), problem, Config(), Deadline(30), Listener())
     if found.verdict is Verdict.UNSAT and not found.covers.float32:
         assert [r.verdict for r in told] == [Verdict.UNSAT] and not told[0].covers.float32 and told[0].covers.real
         assert found.covers.reason
@@ -286,7 +293,7 @@ def test_a_failed_strengthening_takes_and_adds_nothing(
         load_network(network), parse_vnnlib(property_), Config(), Deadline(60), SilentProgress(), solo(CPU)
     )
     run._look_at_runs()
-    run.crew = Never()  # type: ignore[assignment]
+    run.state = Never()  # type: ignore[assignment]
     run.verdict, run.reason, run.covered = Verdict.UNSAT, "proved", Covered(weak=3, margin=1.0, error=2.0)
     run.began -= 10
     try:
@@ -298,7 +305,7 @@ def test_a_failed_strengthening_takes_and_adds_nothing(
 
 
 class Never:
-    """A crew that nobody asks for anything."""
+    """The state of a rank that nobody asks for anything."""
 
     deadline = Deadline()
     roots: tuple[()] = ()
@@ -360,15 +367,15 @@ def test_magnitudes_that_are_no_numbers_may_overflow(tmp_path: Path) -> None:
 
 
 def test_an_answer_that_stands_outlives_its_worker(tmp_path: Path) -> None:
-    job = Job(tmp_path / "a.onnx", tmp_path / "a.vnnlib", None, 1.0, 0.0)
+    query = Query(tmp_path / "a.onnx", tmp_path / "a.vnnlib", None, 1.0, 0.0)
 
-    class Nobody(Forked):
+    class Nobody(ForkedProcess):
         def kill(self) -> None: ...
 
-    worker = Worker(job, Nobody(-1), -1)
+    worker = WorkerHandle(query, Nobody(-1), -1)
     seen: list[Outcome] = []
     worker.told = seen.append
-    worker._take({"stands": {"verdict": "unsat", "reason": "proved"}})
+    worker._take(Standing(Outcome("unsat", "proved")))
     worker._drain = lambda: False  # type: ignore[method-assign]
     assert worker.time_out().verdict == "unsat" and [o.verdict for o in seen] == ["unsat"]
 

@@ -20,10 +20,11 @@ from verifier.frontend.network import Parity, from_module
 from verifier.graph.graph import Graph
 from verifier.parallel.world import World, solo
 from verifier.solver import pipeline
-from verifier.solver.counts import together
-from verifier.solver.crew import Crew
+from verifier.solver.counts import add_counts
+from verifier.solver.phases import Phase, RankState, SplitInputs
 from verifier.solver.pipeline import solve
 from verifier.solver.root import _Enough, _RowTable
+from verifier.solver.setup import Setup
 from verifier.solver.strategy import Features, starts_on_host
 from verifier.spec.build import from_box
 
@@ -157,26 +158,28 @@ class TestStartOnTheHost:
     """Small queries are looked at on the CPU before a GPU is; here the CPU stands for both."""
 
     @pytest.fixture
-    def crews(self, monkeypatch: pytest.MonkeyPatch) -> list[World]:
-        """The jobs that crews are made for."""
+    def worlds(self, monkeypatch: pytest.MonkeyPatch) -> list[World]:
+        """The jobs that networks are set up for."""
         made: list[World] = []
+        set_up = pipeline.set_up
 
-        class Noting(pipeline.Crew):
-            def __init__(self, graph: Graph, problem: Problem, config: Config, world: World, *others: Any) -> None:
-                made.append(world)
-                super().__init__(graph, problem, config, world, *others)
+        def noting(graph: Graph, config: Config, world: World) -> Setup:
+            made.append(world)
+            return set_up(graph, config, world)
 
-        monkeypatch.setattr(pipeline, "Crew", Noting)
+        monkeypatch.setattr(pipeline, "set_up", noting)
         monkeypatch.setattr(pipeline, "starts_on_host", lambda found, config, device, ranks: True)
         return made
 
-    def test_what_the_first_look_settles_needs_no_device(self, crews: list[World]) -> None:
+    def test_what_the_first_look_settles_needs_no_device(self, worlds: list[World]) -> None:
         result = answer(planted("mlp", 1, sat=False, gap=50.0), ATTACKED)
-        assert result.verdict is Verdict.UNSAT and len(crews) == 1
-        assert crews[0].device.type == result.device == "cpu"
+        assert result.verdict is Verdict.UNSAT and len(worlds) == 1
+        assert worlds[0].device.type == result.device == "cpu"
 
     @pytest.mark.parametrize("sat", [True, False])
-    def test_what_it_leaves_goes_on_there(self, sat: bool, crews: list[World], monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_what_it_leaves_goes_on_there(
+        self, sat: bool, worlds: list[World], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(pipeline, "first_look", lambda found: 2)
         monkeypatch.setattr(pipeline, "quick", lambda attack: attack.model_copy(update={"enabled": True, "steps": 1}))
         case = planted("mlp", 8, sat=sat, gap=0.001, radius=2.0)
@@ -187,17 +190,17 @@ class TestStartOnTheHost:
         result = solve(network, problem_of(case), config, Deadline(60.0), SilentProgress(), job)
         assert result.verdict is (Verdict.SAT if sat else Verdict.UNSAT), result.reason
         if not sat:
-            assert len(crews) == 2 and crews[0] is not job and crews[1] is job
+            assert len(worlds) == 2 and worlds[0] is not job and worlds[1] is job
 
     @pytest.mark.parametrize("told", [["this is off", None], [None, "this is off"]], ids=["host", "device"])
     def test_disagreement_on_either_side_forbids_a_proof(
-        self, told: list[str | None], crews: list[World], monkeypatch: pytest.MonkeyPatch
+        self, told: list[str | None], worlds: list[World], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         answers = iter([compared(word) for word in told])
         monkeypatch.setattr(pipeline, "parity", lambda *a: next(answers))
         monkeypatch.setattr(pipeline, "first_look", lambda found: 2)
         result = answer(planted("mlp", 8, sat=False, gap=0.001, radius=2.0), ATTACKED)
-        assert len(crews) == 2
+        assert len(worlds) == 2
         assert result.verdict is Verdict.ERROR and "this is off" in result.reason
 
 
@@ -252,11 +255,11 @@ def test_slopes_are_left_alone_when_they_gain_nothing() -> None:
 def test_counts_of_several_searches_add_up() -> None:
     first = {"domains": 2282, "closed": 7, "rounds": 3, "depth": 9, "open_domains": 50, "bound": -1.0}
     second = {"domains": 2658, "closed": 1, "rounds": 2, "depth": 4, "open_domains": 0}
-    assert together(None, first) == first
+    assert add_counts(None, first) == first
     expected = {"domains": 4940, "closed": 8, "rounds": 5, "depth": 9, "open_domains": 0}
-    assert together(first, second) == expected
+    assert add_counts(first, second) == expected
     groups = [{"domains": 3, "received": 1}, {"domains": 4, "received": 0}]
-    assert together({"domains": 7, "groups": groups}, {"domains": 7, "groups": groups}) == {
+    assert add_counts({"domains": 7, "groups": groups}, {"domains": 7, "groups": groups}) == {
         "domains": 14,
         "groups": [{"domains": 6, "received": 2}, {"domains": 8, "received": 0}],
     }
@@ -265,15 +268,15 @@ def test_counts_of_several_searches_add_up() -> None:
 def test_every_search_of_a_query_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """A first look by input splits and the search in earnest after it: the record has the domains of both."""
     searched: list[int] = []
-    ask = Crew.together
+    run_on_all = pipeline.run_on_all
 
-    def counted(crew: Crew, name: str, **arguments: object) -> object:
-        ended = ask(crew, name, **arguments)
-        if name == "split_inputs":
+    def counted(state: RankState, phase: Phase[Any]) -> object:
+        ended = run_on_all(state, phase)
+        if isinstance(phase, SplitInputs):
             searched.append(ended.statistics["domains"])
         return ended
 
-    monkeypatch.setattr(Crew, "together", counted)
+    monkeypatch.setattr(pipeline, "run_on_all", counted)
     monkeypatch.setattr("verifier.solver.pipeline.first_look", lambda found: 1)
     case = planted("deep-mlp", 0, sat=False, gap=0.001, radius=2.0)
     result = answer(case, ATTACKED)

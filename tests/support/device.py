@@ -13,7 +13,7 @@ from torch import Tensor
 
 from verifier.graph.graph import Graph
 from verifier.parallel.single import SingleBackend
-from verifier.solver.place import plain_kernels
+from verifier.solver.setup import plain_kernels
 
 DEVICE = torch.device(os.environ.get("VERIFIER_TEST_DEVICE", "cpu"))
 # What makes a query run there.

@@ -9,13 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from verifier.core.device import facts
 from verifier.core.handles import WeightStore
 from verifier.core.problem import Problem
 from verifier.graph.graph import Graph
-
-# Bytes of activations that one pass over a batch of points may keep alive, and the most points of a batch.
-_ACTIVATION_BYTES = {"cpu": 256 << 20, "cuda": 4 << 30}
-_MOST_POINTS = {"cpu": 1 << 14, "cuda": 1 << 17}
 
 
 @dataclass(frozen=True)
@@ -196,7 +193,7 @@ def build_objective(
         return torch.from_numpy(np.ascontiguousarray(a)).to(device)
 
     per_point = 3 * problem.witness_lower.itemsize * sum(node.size for node in graph.nodes)
-    batch = min(_MOST_POINTS[device.type], max(1, _ACTIVATION_BYTES[device.type] // per_point))
+    batch = min(facts(device).attack_batch_points, max(1, facts(device).attack_batch_bytes // per_point))
     return Objective(
         graph=graph,
         store=store,

@@ -21,6 +21,7 @@ from verifier.attack.target import Target
 from verifier.attack.threads import one_thread
 from verifier.config import AttackConfig
 from verifier.core.deadline import Deadline
+from verifier.core.device import facts
 from verifier.core.handles import WeightStore
 from verifier.core.problem import Problem
 from verifier.core.progress import Progress
@@ -35,13 +36,8 @@ _POLISHED, _POLISH_STEPS = 48, 24  # points that are polished after a round
 _CHEAP_WORK = 1e7  # multiply-adds per step that cost no more than calling the kernels
 _FIRST_STEPS = 12  # gradient steps of the first, cheap round
 _FEWEST_CASES = 4  # cases that are never dropped from the rounds
-# Multiply-adds of a whole search at the default restarts and steps; both scale it.
-_WORK = {"cpu": 4e10, "cuda": 3e13}
+# Restarts and steps scale the work of a whole search.
 _DEFAULT_RESTARTS, _DEFAULT_STEPS = 100, 60
-# Multiply-adds of one gradient step, so that the deadline is looked at often enough.
-_STEP_WORK = {"cpu": 5e8, "cuda": 3e12}
-# Entries of the tables of points that move together.
-_MOVING_ENTRIES = {"cpu": 1 << 23, "cuda": 1 << 27}
 _SMALL_SHARE = 0.95  # with few inputs, rounds without gain go on while this much of the effort is left
 _ONE_THREAD_COST = 5e5  # multiply-adds of an evaluation up to which one CPU thread does best
 _FEWEST_POINTS = 4  # a round with fewer is not worth its calls
@@ -141,7 +137,7 @@ def search(
 def _run(run: _Search, starts: np.ndarray | None, progress: Progress | None) -> None:
     """The phases, until there is a witness or nothing left to do."""
     objective = run.objective
-    most = max(1, min(_MOST_KEPT, _MOVING_ENTRIES[objective.device.type] // max(1, objective.n_in)))
+    most = max(1, min(_MOST_KEPT, facts(objective.device).attack_moving_entries // max(1, objective.n_in)))
     given = None if starts is None or len(starts) == 0 else _given(run, starts[:most])
     bank = sample_boxes(objective, run.generator, run.deadline, run.offers, run.per_case, most, dense=run.small)
     if not run.over and bool((bank.score == torch.inf).all()):
@@ -178,10 +174,12 @@ def _rounds(run: _Search, bank: Points, given: Points | None, progress: Progress
 
     The first moves all given points and the best samples, briefly.
     """
-    kind, config, n_cases = run.objective.device.type, run.config, run.objective.n_cases
-    whole = work = _WORK[kind] * config.restarts / _DEFAULT_RESTARTS * config.steps / _DEFAULT_STEPS
+    device, config, n_cases = facts(run.objective.device), run.config, run.objective.n_cases
+    whole = work = device.attack_work * config.restarts / _DEFAULT_RESTARTS * config.steps / _DEFAULT_STEPS
     cheap = int(_CHEAP_WORK / run.step_cost)
-    limit = min(_MOVING_ENTRIES[kind] // max(1, run.objective.n_in), int(_STEP_WORK[kind] / run.step_cost))
+    limit = min(
+        device.attack_moving_entries // max(1, run.objective.n_in), int(device.attack_step_work / run.step_cost)
+    )
     number, restarts = 0, 0
     while not run.over and restarts < config.restarts:
         previous = float(bank.score.max())

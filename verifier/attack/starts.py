@@ -9,13 +9,8 @@ from verifier.attack.ascent import Points, random_signs
 from verifier.attack.objective import Objective, inside
 from verifier.attack.offers import Offers
 from verifier.core.deadline import Deadline
+from verifier.core.device import facts
 
-# Points of one box that are evaluated before any gradient: at most this many, fewer for large networks or many boxes.
-_MOST_SAMPLES = {"cpu": 1 << 15, "cuda": 1 << 20}
-# Multiply-adds that sampling may cost in all.
-_SAMPLING_WORK = {"cpu": 2e9, "cuda": 4e11}
-# As many of them as making, keeping and judging a point takes besides the network, however small that is.
-_POINT_WORK = {"cpu": 0.0, "cuda": 2e3}
 # Entries of score tables and of point tables alive at once.
 _TABLE_ENTRIES = 1 << 24
 _CORNER_INPUTS = 12  # all corners are tried up to this many inputs that can move
@@ -56,12 +51,12 @@ def sample_boxes(
     Args:
         dense: sample as many points as the budget of work allows; else a handful per box.
     """
-    kind = objective.device.type
+    device = facts(objective.device)
     per_box = torch.bincount(objective.case_box, minlength=objective.n_boxes)
     first = torch.cumsum(per_box, 0) - per_box
     judging = int(per_box.max()) * _entries_per_point(objective) * objective.case_rows.shape[1]
-    budget = _SAMPLING_WORK[kind] / (objective.cost + judging + _POINT_WORK[kind]) / objective.n_boxes
-    samples = int(min(max(3, budget), _MOST_SAMPLES[kind] if dense else 16))
+    budget = device.sampling_work / (objective.cost + judging + device.sampling_point_work) / objective.n_boxes
+    samples = int(min(max(3, budget), device.sampling_points if dense else 16))
     groups = min(per_case, samples)
     samples -= samples % groups
     block = max(1, _TABLE_ENTRIES // (samples * max(objective.n_in, objective.row_y.shape[1], 1)))

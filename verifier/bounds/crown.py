@@ -22,6 +22,7 @@ from verifier.bounds.walk import Charges, Walk, backward, concretise
 from verifier.core.arithmetic import full_precision
 from verifier.core.backend import ParallelBackend
 from verifier.core.deadline import Deadline
+from verifier.core.device import facts
 from verifier.core.interval import Interval
 from verifier.core.numerics import finite_lower, float32_proofs, outward
 from verifier.core.runtime import RunModel
@@ -324,7 +325,7 @@ def float32_can_be_charged(graph: Graph, device: torch.device, last: int | None 
     if not float32_proofs():
         return False
     plain = all(op.pieces is not None for _, op in traverse.nonlinear(graph.nodes, last=last))
-    return plain and device.type == "cpu" and full_precision()
+    return plain and facts(device).direct_float32 and full_precision()
 
 
 def _visit(

@@ -4,30 +4,27 @@ from __future__ import annotations
 
 import os
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 import numpy as np
 
 from verifier.cli.instances import existing
-from verifier.cli.rank import follows
+from verifier.cli.options import BoundsOptions, QueryFiles
 from verifier.config import Config
 from verifier.core.errors import InputError, RankFailed
 from verifier.core.plugins import noted
 from verifier.report.bounds import Pair, bounds_record
 from verifier.report.contents import Hashes
 from verifier.report.record import to_json, versions
+from verifier.runtime.rank import is_other_rank
 
 if TYPE_CHECKING:
-    from verifier.bounds.api import Method
     from verifier.core.interval import Interval
     from verifier.frontend.network import Network
 
 
-def bounds_json(
-    onnx: Path, vnnlib: Path, config: Config, method: Method, intermediate: bool, slopes: bool, case: int
-) -> str | None:
+def bounds_json(files: QueryFiles, config: Config, wanted: BoundsOptions) -> str | None:
     """Bounds over the input box of a property's case, as JSON text; nothing on a rank other than the first.
 
     Raises:
@@ -36,18 +33,19 @@ def bounds_json(
     start = time.monotonic()
     from verifier import api
 
-    if follows():  # rank 0 alone needs the files
-        from verifier.solver.crew import follow
+    if is_other_rank():  # rank 0 alone needs the files
+        from verifier.solver.phases import BoundsReport
+        from verifier.solver.ranks import rank_loop
 
         with api.job(config, _lost) as ranks:
-            follow(ranks.join())
+            rank_loop(ranks.join(), BoundsReport)
         return None
-    onnx, vnnlib = existing(onnx, "network"), existing(vnnlib, "property")
+    onnx, vnnlib = existing(files.onnx, "network"), existing(files.vnnlib, "property")
     with noted() as used:
         problem = api.load_problem(vnnlib)
-    if case >= problem.n_cases:
-        raise InputError(f"--case {case}: {vnnlib} has {problem.n_cases} cases, counted from 0")
-    box = int(problem.case_box[case])
+    if wanted.case >= problem.n_cases:
+        raise InputError(f"--case {wanted.case}: {vnnlib} has {problem.n_cases} cases, counted from 0")
+    box = int(problem.case_box[wanted.case])
     loaded = start
 
     def load() -> Network:
@@ -58,22 +56,25 @@ def bounds_json(
         return network
 
     with api.job(config, _lost) as ranks, noted() as more:
-        of_all = api.bound_network(
-            ranks, load, problem.lower[box], problem.upper[box], config, method, intermediate, slopes
+        from verifier.solver.phases import BoundNetwork
+
+        request = BoundNetwork(
+            problem.lower[box], problem.upper[box], wanted.method, wanted.intermediate, wanted.slopes
         )
-    found = of_all.bounds
+        report = api.bound_network(ranks, load, config, request)
+    found = report.bounds
     record = bounds_record(
         {name: _arrays(bounds) for name, bounds in found.plain.items()},
         {name: _arrays(bounds) for name, bounds in found.certified.items()},
-        {name: values.detach().cpu().numpy() for name, values in found.slopes.items()} if slopes else None,
-        of_all.memory,
+        {name: values.detach().cpu().numpy() for name, values in found.slopes.items()} if wanted.slopes else None,
+        [rank.entry() for rank in report.memory],
         {
             "onnx": {"path": str(onnx), "sha256": Hashes().of(onnx, network=True)},
             "vnnlib": {"path": str(vnnlib), "sha256": Hashes().of(vnnlib, network=False)},
-            "case": case,
-            "method": method,
+            "case": wanted.case,
+            "method": wanted.method,
             "seed": config.seed,
-            "device": of_all.device,
+            "device": report.device,
             "config": config.model_dump(mode="json"),
             "versions": versions(),
             "plugins": [plugin.entry() for plugin in dict.fromkeys((*used, *more))],

@@ -14,8 +14,6 @@ from typing import Any
 
 import click
 
-from verifier.cli.watch import Signals, wait
-from verifier.cli.worker import Job, Worker
 from verifier.core.errors import InputError, VerifierError
 from verifier.core.plugins import Plugin
 from verifier.report.console import Console
@@ -23,6 +21,9 @@ from verifier.report.contents import Hashes
 from verifier.report.files import is_stream, write_atomic
 from verifier.report.formats import FORMATS, Answer, output_format, plugin_of, result_text
 from verifier.report.record import Outcome, verify_record, versions
+from verifier.runtime.handle import WorkerHandle
+from verifier.runtime.query import Query
+from verifier.runtime.watchdog import Signals, wait
 
 
 @dataclass(frozen=True)
@@ -95,12 +96,12 @@ class Background:
 
 
 def run_query(
-    job: Job,
+    query: Query,
     outputs: Outputs,
     verbose: bool,
     parent: int | None = None,
     silent: bool = False,
-    start: Callable[[Job], Worker] = Worker.start,
+    start: Callable[[Query], WorkerHandle] = WorkerHandle.start,
 ) -> Outcome:
     """Answer one query and write everything but stdout.
 
@@ -113,21 +114,21 @@ def run_query(
         start: where the worker comes from.
     """
     outputs.begin("unknown")
-    end = None if job.timeout is None else job.start + job.timeout
-    console = Console(sys.stderr, sys.stderr.isatty() and not silent, verbose, job.start, end)
+    end = None if query.timeout is None else query.start + query.timeout
+    console = Console(sys.stderr, sys.stderr.isatty() and not silent, verbose, query.start, end)
     with Signals() as signals:
-        worker = start(job)
+        worker = start(query)
         results = outputs.results
         if results is not None and not is_stream(results):
             worker.told = partial(_write_standing, results)
-        background = Background(job.onnx, job.vnnlib) if outputs.json is not None or outputs.more else None
+        background = Background(query.onnx, query.vnnlib) if outputs.json is not None or outputs.more else None
 
         def tick() -> None:
             console.show(worker.phase, {"rate": worker.rate, **worker.figures}, worker.notes)
 
         wait([worker], signals, parent, tick if console.wanted else None)
         outcome = worker.outcome or worker.cut("unknown", "the query ended without an outcome", 1)
-        answer = Answer(outcome, lambda: _recorded(job, outcome, background, end, outputs.plugins()))
+        answer = Answer(outcome, lambda: _recorded(query, outcome, background, end, outputs.plugins()))
         written = outputs.results is None or write_answer("vnncomp", outputs.results, answer)
         console.show(worker.phase, worker.figures, worker.notes)
         console.close()
@@ -172,18 +173,18 @@ def write_last(path: Path, text: str) -> bool:
 
 
 def _recorded(
-    job: Job, outcome: Outcome, background: Background | None, end: float | None, plugins: tuple[Plugin, ...]
+    query: Query, outcome: Outcome, background: Background | None, end: float | None, plugins: tuple[Plugin, ...]
 ) -> dict[str, Any]:
-    """The JSON record of a finished job, at ``end`` with what is known by then."""
-    background = background or Background(job.onnx, job.vnnlib)
+    """The JSON record of a finished query, at ``end`` with what is known by then."""
+    background = background or Background(query.onnx, query.vnnlib)
     background.wait(float("inf") if end is None else end - 0.1)
     return verify_record(
         outcome,
-        onnx=background.file(job.onnx),
-        vnnlib=background.file(job.vnnlib),
-        timeout=job.timeout,
-        config=job.config.model_dump(mode="json"),
-        seconds=time.monotonic() - job.start,
+        onnx=background.file(query.onnx),
+        vnnlib=background.file(query.vnnlib),
+        timeout=query.timeout,
+        config=query.config.model_dump(mode="json"),
+        seconds=time.monotonic() - query.start,
         versions=background.versions,
         plugins=plugins,
     )

@@ -8,7 +8,7 @@ import sys
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,63 +16,37 @@ import click
 
 from verifier.cli.instances import Instance, existing, read_instances
 from verifier.cli.ledger import DECIDED, Key, Ledger, Wanted, key_of
-from verifier.cli.watch import Signals, wait
-from verifier.cli.worker import Job, Worker
+from verifier.cli.options import Repeat
 from verifier.config import Config
 from verifier.core.errors import InputError, printable
+from verifier.report.console import progress_bar
 from verifier.report.contents import Hashes
 from verifier.report.record import Outcome, verify_record, versions
 from verifier.report.summary import summary_table
+from verifier.runtime.handle import WorkerHandle
+from verifier.runtime.query import Query
+from verifier.runtime.watchdog import Signals, wait
 
 if TYPE_CHECKING:
-    from click._termui_impl import ProgressBar
+    from tqdm import tqdm
 
 _TEARDOWN_SECONDS = 10.0
 
 Pair = tuple[str | None, str | None]  # hashes of network and property
 
 
-@dataclass(frozen=True)
-class Repeat:
-    """What is done again of what ``out`` holds.
-
-    Attributes:
-        resume: go on with a file that holds something.
-        fresh: answer every instance of the lists again.
-        verdicts: answer those with these verdicts again.
-    """
-
-    resume: bool = False
-    fresh: bool = False
-    verdicts: frozenset[str] = frozenset()
-
-    @property
-    def goes_on(self) -> bool:
-        return self.resume or self.fresh or bool(self.verdicts)
-
-
-def run_lists(
-    lists: Sequence[Path],
-    out: Path,
-    cap: float | None,
-    config: Config,
-    repeat: Repeat,
-    jobs: int,
-    verdicts: Path | None,
-) -> int:
+def run_lists(lists: Sequence[Path], out: Path, session: Session, repeat: Repeat, verdicts: Path | None) -> int:
     """Answer every instance; returns the exit code.
 
     Args:
         lists: CSV files.
         out: JSON lines are written here, one for every instance; those of instances in no list stay.
-        cap: upper limit in seconds for every instance.
+        session: answers the instances.
         repeat: what to do with what ``out`` holds.
-        jobs: instances at a time.
         verdicts: CSV of true verdicts, to count wrong ones.
     """
     instances = [instance for path in lists for instance in read_instances(path)]
     truths = read_truths(verdicts, instances) if verdicts is not None else {}
-    session = _Session(config, cap, jobs)
     with Ledger(out) as ledger:
         if ledger.filled and not repeat.goes_on:
             raise InputError(
@@ -81,22 +55,22 @@ def run_lists(
         earlier = _sort_out(ledger, instances, session, repeat)
         todo = deque(instance for instance in instances if _key(instance) not in earlier)
         records = [earlier[_key(instance)] for instance in instances if _key(instance) in earlier]
-        with Signals() as signals, _bar(len(instances)) as bar:
-            bar.update(len(records))
+        with Signals() as signals, _bar(len(instances), len(records)) as bar:
             for record in session.records(todo, signals):
                 ledger.append(record)
                 records.append(record)
                 if record["verdict"] == "error":
-                    _say_failed(record)
-                solved = sum(record["verdict"] in DECIDED for record in records)
-                bar.update(1, f"{solved} solved")
+                    _say_failed(record, bar)
+                if bar is not None:
+                    bar.update()
+                    bar.set_postfix_str(f"{sum(record['verdict'] in DECIDED for record in records)} solved")
             received = signals.received
     click.echo(summary_table(records, truths))
     return 0 if received is None else 128 + received
 
 
 def _sort_out(
-    ledger: Ledger, instances: Sequence[Instance], session: _Session, repeat: Repeat
+    ledger: Ledger, instances: Sequence[Instance], session: Session, repeat: Repeat
 ) -> dict[Key, dict[str, Any]]:
     """The records that still hold, by instance; the others leave the file to be made again, and stderr says why."""
     written = ledger.read()
@@ -107,7 +81,7 @@ def _sort_out(
         if record is None:
             continue
         why = "all are repeated" if repeat.fresh else session.wanted(instance).why_not(record)
-        if why is None and record["verdict"] in repeat.verdicts:
+        if why is None and record["verdict"] in repeat.retry:
             why = f"was {record['verdict']}"
         if why is not None:
             reasons[why] += 1
@@ -122,14 +96,24 @@ def _sort_out(
     return found
 
 
-def _say_failed(record: Mapping[str, Any]) -> None:
+def _say_failed(record: Mapping[str, Any], bar: tqdm | None) -> None:
     """Which files an error belongs to."""
     where = f"{record['category']}: {record['onnx']['path']}, {record['vnnlib']['path']}"
-    click.echo(printable(f"Error: {where}: {record['reason']}"), err=True)
+    text = printable(f"Error: {where}: {record['reason']}")
+    if bar is None:
+        click.echo(text, err=True)
+    else:
+        bar.write(text, file=sys.stderr)
 
 
-class _Session:
-    """Keeps up to ``jobs`` workers busy."""
+class Session:
+    """Keeps some workers busy.
+
+    Args:
+        config: of every instance.
+        cap: upper limit in seconds for every instance.
+        jobs: instances at a time.
+    """
 
     def __init__(self, config: Config, cap: float | None, jobs: int) -> None:
         threads = max(1, len(os.sched_getaffinity(0)) // jobs) if jobs > 1 and config.threads == "auto" else None
@@ -141,14 +125,14 @@ class _Session:
 
     def records(self, todo: deque[Instance], signals: Signals) -> Iterator[dict[str, Any]]:
         """The records in the order in which the instances end; stops early at a signal."""
-        running: list[tuple[Instance, Worker, Pair]] = []
+        running: list[tuple[Instance, WorkerHandle, Pair]] = []
         try:
             while (todo or running) and signals.received is None:
                 while todo and len(running) < self._jobs:
                     instance = todo.popleft()
                     hashes = self.hashes(instance)  # of what is read, not of what it may have become meanwhile
                     try:
-                        running.append((instance, Worker.start(self._job(instance)), hashes))
+                        running.append((instance, WorkerHandle.start(self._query(instance)), hashes))
                     except InputError as error:
                         yield self._missing(instance, error)
                 if not running:
@@ -166,13 +150,13 @@ class _Session:
     def _limit(self, instance: Instance) -> float:
         return instance.timeout if self._cap is None else min(instance.timeout, self._cap)
 
-    def _job(self, instance: Instance) -> Job:
+    def _query(self, instance: Instance) -> Query:
         onnx = existing(instance.folder / instance.onnx, "network")
         vnnlib = existing(instance.folder / instance.vnnlib, "property")
-        return Job(onnx, vnnlib, self._config, self._limit(instance), time.monotonic())
+        return Query(onnx, vnnlib, self._config, self._limit(instance), time.monotonic())
 
-    def _finish(self, instance: Instance, worker: Worker, hashes: Pair) -> dict[str, Any]:
-        outcome, seconds = worker.outcome, time.monotonic() - worker.job.start
+    def _finish(self, instance: Instance, worker: WorkerHandle, hashes: Pair) -> dict[str, Any]:
+        outcome, seconds = worker.outcome, time.monotonic() - worker.query.start
         if outcome is None:
             raise RuntimeError("a worker without an outcome is not finished")
         worker.close()
@@ -238,12 +222,8 @@ def read_truths(path: Path, instances: Sequence[Instance]) -> dict[tuple[str, st
     return truths
 
 
-def _bar(total: int) -> ProgressBar[Any]:
+def _bar(total: int, done: int) -> AbstractContextManager[tqdm | None]:
     """A bar on stderr; nothing in a pipe."""
-    hidden = not sys.stderr.isatty()
-    return click.progressbar(length=total, item_show_func=_as_shown, show_pos=True, hidden=hidden, file=sys.stderr)
-
-
-def _as_shown(item: str | None) -> str | None:
-    """The text beside the bar is the item itself."""
-    return item
+    if not sys.stderr.isatty():
+        return nullcontext()
+    return progress_bar(sys.stderr, total, "{bar:36} {n_fmt}/{total_fmt} {remaining}{postfix}", done)

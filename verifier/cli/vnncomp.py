@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import gc
-import importlib
-import pkgutil
 import re
-from collections.abc import Iterator
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from verifier.cli import resident
-from verifier.cli.clock import process_start
 from verifier.cli.instances import existing, parse_timeout
+from verifier.cli.options import CompetitionInstance
 from verifier.cli.query import Outputs, run_query, write_last
-from verifier.cli.resident_link import Unavailable
-from verifier.cli.worker import Job
-from verifier.core.errors import DeadlineExceeded, MemoryExceeded, VerifierError
+from verifier.core.errors import VerifierError
 from verifier.report.formats import result_text
+from verifier.runtime import warm_client, warm_up
+from verifier.runtime.clock import process_start
+from verifier.runtime.handle import WorkerHandle
+from verifier.runtime.query import Query
+from verifier.runtime.warm_link import Unavailable
 
 if TYPE_CHECKING:
     from verifier.config import Config
@@ -29,7 +26,6 @@ if TYPE_CHECKING:
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _YEAR = re.compile(r"_20\d\d$")
 _PREPARE_SECONDS = 100.0
-_LIBRARIES = ("torch", "torch.nn.attention", "numpy.random", "onnx", "onnxruntime", "highspy")
 
 
 def category_config(folder: Path | None, category: str) -> list[Path]:
@@ -50,35 +46,33 @@ def _settings(files: list[Path]) -> Config | None:
 
 
 def run_instance(
-    category: str,
-    onnx: Path,
-    vnnlib: Path,
-    results: Path,
-    timeout: str,
+    instance: CompetitionInstance,
     configs: Path | None,
     parent: int | None,
     folder: Path | None = None,
-    patience: float = resident.PATIENCE_SECONDS,
+    patience: float = warm_client.PATIENCE_SECONDS,
 ) -> int:
-    """Answer one instance into ``results``; 0, or 1 when that could not be written.
+    """Answer one instance into its results file; 0, or 1 when that could not be written.
 
     Args:
-        timeout: the limit in seconds as the script got it; it counts from the start of ``parent``.
+        instance: its limit counts from the start of ``parent``.
+        configs: folder of category settings.
         parent: process id of the script.
-        folder: of the resident worker that may do the work.
+        folder: of the warm server that may do the work.
         patience: seconds to wait for its answer.
     """
     start = process_start(parent)
     try:
-        limit = parse_timeout(timeout, "TIMEOUT")
-        settings = _settings(category_config(configs, category))
-        job = Job(existing(onnx, "network"), existing(vnnlib, "property"), settings, limit, start, quiet=True)
-        start_worker = partial(resident.start_worker, folder=folder, patience=patience)
-        outcome = run_query(job, Outputs(results), False, parent, start=start_worker)
+        limit = parse_timeout(instance.timeout, "TIMEOUT")
+        settings = _settings(category_config(configs, instance.category))
+        onnx, vnnlib = existing(instance.onnx, "network"), existing(instance.vnnlib, "property")
+        query = Query(onnx, vnnlib, settings, limit, start, quiet=True)
+        start_worker = partial(_start_worker, folder=folder, patience=patience)
+        outcome = run_query(query, Outputs(instance.results), False, parent, start=start_worker)
     except Exception as error:
         words = str(error) if isinstance(error, VerifierError) else f"internal error: {type(error).__name__}: {error}"
         click.echo(f"Error: {words}", err=True)
-        return 0 if write_last(results, result_text("error")) else 1
+        return 0 if write_last(instance.results, result_text("error")) else 1
     if outcome.error is not None:
         click.echo(f"Error: {outcome.error['message']}", err=True)
         click.echo(outcome.trace, err=True, nl=False)
@@ -86,6 +80,19 @@ def run_instance(
         click.echo(f"Error: {outcome.reason}", err=True)
     click.echo(outcome.verdict)
     return 0 if outcome.written else 1
+
+
+def _start_worker(query: Query, folder: Path | None, patience: float) -> WorkerHandle:
+    """A worker from the warm server of this folder, else one of our own; why it was not the server's goes to stderr."""
+    if folder is not None:
+        try:
+            worker = warm_client.start_warm(query, folder, patience)
+        except Unavailable as why:
+            click.echo(f"note: not using the resident worker: {why}", err=True)
+        else:
+            if worker is not None:
+                return worker
+    return WorkerHandle.start(query)
 
 
 def prepare(folder: Path, idle: float) -> None:
@@ -97,33 +104,11 @@ def prepare(folder: Path, idle: float) -> None:
     """
     if idle > 0:
         try:
-            resident.make_ready(folder, idle, _PREPARE_SECONDS)
+            warm_client.make_ready(folder, idle, _PREPARE_SECONDS)
             return
         except Unavailable as why:
             click.echo(f"no resident worker: {why}", err=True)
     try:
-        warm_up()
+        warm_up.warm_up()
     except Exception as error:
         click.echo(f"warm-up incomplete: {type(error).__name__}: {error}", err=True)
-
-
-def warm_up() -> None:
-    """Import what instances need and have the GPU's kernels loaded; no result is left that a query could see."""
-    for name in (*_LIBRARIES, *_modules()):
-        importlib.import_module(name)
-    importlib.import_module("verifier.frontend.onnx_module").converter()
-    torch = importlib.import_module("torch")
-    if torch.cuda.is_available():
-        with suppress(DeadlineExceeded, MemoryExceeded, torch.OutOfMemoryError):  # a query does without
-            importlib.import_module("verifier.cli.rehearsal").rehearse()
-        gc.collect()
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-
-
-def _modules() -> Iterator[str]:
-    """Everything of ours that a query may import, also late."""
-    for package in ("attack", "bab", "bounds", "frontend", "ops", "parallel", "solver", "spec"):
-        found = importlib.import_module(f"verifier.{package}")
-        for module in pkgutil.walk_packages(found.__path__, f"{found.__name__}."):
-            yield module.name

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from verifier.core.result import Result
 
 
 class Progress(Protocol):
-    """A listener. Both calls are cheap and may be made often; the listener thins them out.
+    """A listener. Calls are cheap and may be made often; the listener thins them out.
 
     Figures have plain names and numbers. The console shows ``open`` and ``done`` (domains), ``worst`` (the worst bound)
     and how fast ``domains`` (bounded so far) grows; the JSON record of a run that was cut off holds the last values.
@@ -20,6 +23,10 @@ class Progress(Protocol):
         """New values of some figures; the others stay as they were."""
         ...
 
+    def standing(self, result: Result) -> None:
+        """An ``unsat`` that stands, whatever happens, while it is tried to make it cover more."""
+        ...
+
 
 class SilentProgress:
     """Nobody listens."""
@@ -28,4 +35,7 @@ class SilentProgress:
         pass
 
     def update(self, **figures: float | int | str | None) -> None:
+        pass
+
+    def standing(self, result: Result) -> None:
         pass

@@ -88,7 +88,7 @@ class ProcessGroup:
         dist.broadcast(data, self._members[source], group=self._control)
         return value if self.rank == source else _object(data)
 
-    def spread(self, tensor: Tensor, source: int = 0) -> Tensor:
+    def broadcast(self, tensor: Tensor, source: int = 0) -> Tensor:
         """A CPU tensor of rank ``source`` on all ranks; the others give one of equal shape and dtype to write to."""
         # Dims of size 1 may have any stride even in a contiguous tensor, which its bytes must not.
         whole = tensor.contiguous()

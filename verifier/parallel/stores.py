@@ -190,7 +190,7 @@ class _Shard:
 
 
 class Sharded:
-    """1/P of every parameter at rest; gathered before use in the bits that it was stored with, and freed after it.
+    """1/P of every parameter at rest; gathered before use, bit-identical to what was stored, and freed after it.
 
     Every fetch is collective: all ranks of the group fetch the same parameters in the same order.
 

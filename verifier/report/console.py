@@ -3,9 +3,40 @@
 from __future__ import annotations
 
 import shutil
+import threading
 import time
 from collections.abc import Mapping
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+
+def progress_bar(stream: TextIO, total: float | None, bar_format: str, initial: int = 0) -> tqdm:
+    """A bar on a terminal that is removed in the end and starts neither threads nor processes, so that its process can
+    fork.
+
+    Args:
+        total: what ``n`` counts up to.
+        bar_format: as tqdm's.
+        initial: where ``n`` begins.
+    """
+    from tqdm import tqdm
+
+    class Bar(tqdm):
+        monitor_interval = 0
+
+    Bar.set_lock(threading.RLock())
+    size = shutil.get_terminal_size()  # tqdm hides its bars on a terminal that says that it has no rows
+    return Bar(
+        total=total,
+        initial=initial,
+        file=stream,
+        bar_format=bar_format,
+        leave=False,
+        ncols=size.columns - 1,
+        nrows=size.lines,
+    )
 
 
 def count(value: float) -> str:
@@ -16,18 +47,19 @@ def count(value: float) -> str:
     return f"{value:.0f}"
 
 
-def status_line(phase: str, figures: Mapping[str, Any], left: float | None) -> str:
+def status_line(phase: str, figures: Mapping[str, float | int | str | None], left: float | None) -> str:
     """Phase, time left, domains open and done, worst bound, rate; what is not known is left out."""
     parts = [phase]
     if left is not None:
         parts.append(f"{max(left, 0.0):.0f} s left")
-    domains = [f"{count(figures[key])} {key}" for key in ("open", "done") if isinstance(figures.get(key), (int, float))]
+    known = {key: value for key, value in figures.items() if isinstance(value, (int, float))}
+    domains = [f"{count(known[key])} {key}" for key in ("open", "done") if key in known]
     if domains:
         parts.append("domains " + ", ".join(domains))
-    if isinstance(figures.get("worst"), (int, float)):
-        parts.append(f"worst bound {figures['worst']:.4g}")
-    if isinstance(figures.get("rate"), (int, float)):
-        parts.append(f"{count(figures['rate'])}/s")
+    if "worst" in known:
+        parts.append(f"worst bound {known['worst']:.4g}")
+    if "rate" in known:
+        parts.append(f"{count(known['rate'])}/s")
     return " | ".join(parts)
 
 
@@ -36,7 +68,7 @@ class Console:
 
     Args:
         stream: usually stderr.
-        live: rewrite one line in place (a terminal).
+        live: one line in place (a terminal); with a limit, a bar shows how much of it has passed.
         verbose: also keep one line per phase and every note, terminal or not.
         end: ``time.monotonic()`` of the limit, or ``None``.
     """
@@ -44,6 +76,7 @@ class Console:
     def __init__(self, stream: TextIO, live: bool, verbose: bool, start: float, end: float | None) -> None:
         self._stream, self._live, self._verbose = stream, live, verbose
         self._start, self._end = start, end
+        self._bar: tqdm | None = None
         self._shown_phase = ""
         self._shown_notes = 0
 
@@ -52,7 +85,7 @@ class Console:
         """Whether there is anything to show at all."""
         return self._live or self._verbose
 
-    def show(self, phase: str, figures: Mapping[str, Any], notes: list[str]) -> None:
+    def show(self, phase: str, figures: Mapping[str, float | int | str | None], notes: list[str]) -> None:
         """Bring the display up to date."""
         now = time.monotonic()
         for note in notes[self._shown_notes :]:
@@ -62,19 +95,27 @@ class Console:
             self.line(f"{now - self._start:8.2f} s  {phase}")
             self._shown_phase = phase
         if self._live:
-            width = shutil.get_terminal_size().columns - 1
-            text = status_line(phase, figures, None if self._end is None else self._end - now)[:width]
-            self._stream.write(f"\r\x1b[K{text}")
-            self._stream.flush()
+            self._draw(status_line(phase, figures, None if self._end is None else self._end - now), now - self._start)
+
+    def _draw(self, text: str, passed: float) -> None:
+        total = None if self._end is None else self._end - self._start
+        if self._bar is None:
+            self._bar = progress_bar(self._stream, total, "{desc}" if total is None else "{bar:12} {desc}")
+        self._bar.ncols = shutil.get_terminal_size().columns - 1
+        self._bar.n = passed if total is None else min(passed, total)
+        self._bar.set_description_str(text)
 
     def line(self, text: str) -> None:
         """One line that stays."""
+        if self._bar is not None:
+            self._bar.write(text, file=self._stream)
+        elif self.wanted:
+            self._stream.write(text + "\n")
         if self.wanted:
-            self._stream.write(("\r\x1b[K" if self._live else "") + text + "\n")
             self._stream.flush()
 
     def close(self) -> None:
         """Remove the live line."""
-        if self._live:
-            self._stream.write("\r\x1b[K")
-            self._stream.flush()
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None

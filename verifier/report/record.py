@@ -15,17 +15,25 @@ from typing import Any
 
 import verifier
 from verifier.core.errors import InputError
+from verifier.core.messages import Json
 from verifier.core.plugins import Plugin
 
 SCHEMA_VERSION = 1
 _PACKAGES = ("numpy", "torch", "onnx", "onnx2torch", "onnxruntime", "highspy")
 _SCHEMAS = ("bounds", "verify")
-_COVERS_NOTHING = {"real": False, "float32": False, "run": "", "reason": "", "margin": None, "error": None}
+_COVERS_NOTHING: Mapping[str, Json] = {
+    "real": False,
+    "float32": False,
+    "run": "",
+    "reason": "",
+    "margin": None,
+    "error": None,
+}
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a finished query, or one that was cut off, says; all values are JSON-serialisable.
+    """What a finished query, or one that was cut off, says; all values are JSON.
 
     Attributes:
         verdict: one of the five words.
@@ -48,13 +56,13 @@ class Outcome:
     verdict: str
     reason: str = ""
     witness_text: str | None = None
-    witness: Mapping[str, Any] | None = None
+    witness: Mapping[str, Json] | None = None
     certified: bool = False
     seconds: Mapping[str, float] = field(default_factory=dict)
-    statistics: Mapping[str, Any] = field(default_factory=dict)
-    memory: Mapping[str, Any] | None = None
+    statistics: Mapping[str, Json] = field(default_factory=dict)
+    memory: Mapping[str, Json] | None = None
     device: str | None = None
-    covers: Mapping[str, Any] = field(default_factory=lambda: dict(_COVERS_NOTHING))
+    covers: Mapping[str, Json] = field(default_factory=lambda: dict(_COVERS_NOTHING))
     notes: tuple[str, ...] = ()
     error: Mapping[str, str] | None = None
     exit_code: int = 0

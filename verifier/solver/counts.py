@@ -8,7 +8,7 @@ from typing import Any
 _ADDED = ("domains", "closed", "rounds", "leaves", "uncertified", "forced")
 
 
-def together(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> dict[str, Any]:
+def add_counts(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> dict[str, Any]:
     """The statistics of a search, with those of the earlier searches of its kind.
 
     Args:

@@ -28,6 +28,7 @@ from verifier.core.claims import Claims, Covered, Semantics
 from verifier.core.deadline import Deadline
 from verifier.core.errors import DeadlineExceeded, MemoryExceeded, RankFailed, UnsupportedError
 from verifier.core.handles import WeightStore
+from verifier.core.inventory import Inventory
 from verifier.core.problem import Problem
 from verifier.core.progress import Progress
 from verifier.core.result import Covers, Result, Verdict, Witness
@@ -36,10 +37,10 @@ from verifier.frontend.network import Network, parity
 from verifier.frontend.runtime import not_covered, optimised_not_covered, run_model
 from verifier.parallel.stores import Resident
 from verifier.parallel.world import World, solo
-from verifier.solver.counts import together
-from verifier.solver.crew import Crew, dismiss, share_query
-from verifier.solver.place import cpu_threads, device_of
-from verifier.solver.root import Root
+from verifier.solver.counts import add_counts
+from verifier.solver.phases import Begin, BoundRoot, Memory, RankState, SplitInputs, SplitNeurons
+from verifier.solver.ranks import broadcast_end, broadcast_query, run_on_all
+from verifier.solver.setup import cpu_threads, device_of, set_up
 from verifier.solver.strategy import (
     Features,
     features,
@@ -51,8 +52,7 @@ from verifier.solver.strategy import (
 )
 from verifier.spec.replay import replay
 
-Phase = Callable[[Crew], None]
-Announce = Callable[[Result], None]
+Step = Callable[[RankState], None]
 _HOST = torch.device("cpu")
 _LOG = logging.getLogger(__name__)
 # Seconds that nothing optional is begun in.
@@ -66,7 +66,6 @@ def solve(
     deadline: Deadline,
     progress: Progress,
     world: World | None = None,
-    announce: Announce | None = None,
 ) -> Result:
     """Answer one query.
 
@@ -74,14 +73,13 @@ def solve(
         network: the graph and its reference (onnxruntime or the module).
         deadline: one clock for everything.
         world: the ranks of the job, this one being the first; default this process alone.
-        announce: told of an ``unsat`` that stands while it is tried to make it cover more.
 
     Returns:
         the verdict with its reason; never raises for time or memory.
     """
     world = world or solo(device_of(config))
     problem = problem.typed(network.input_dtype)
-    run = _Run(network, problem, config, deadline, progress, world, announce)
+    run = _Run(network, problem, config, deadline, progress, world)
     try:
         with world.explained(), cpu_threads(network.graph, config, world.local_size):
             try:
@@ -91,7 +89,7 @@ def solve(
                 run.stop(Verdict.TIMEOUT, str(error))
             except (MemoryExceeded, torch.OutOfMemoryError) as error:
                 run.stop(Verdict.UNKNOWN, f"out of memory: {error}")
-                run.astray = run.crew is not None
+                run.desynchronised = run.state is not None
             run.finish()
     except RankFailed as error:
         run.lost(error)
@@ -108,7 +106,6 @@ class _Run:
     deadline: Deadline
     progress: Progress
     world: World
-    announce: Announce | None = None
     witness: Witness | None = None
     spare: Witness | None = None  # it lies in a box rounded to nearest, but not in the exact one
     attacking: bool = False
@@ -119,9 +116,9 @@ class _Run:
     mismatch: str | None = None
     compared: dict[str, Any] | None = None  # what parity looked at
     open: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    crew: Crew | None = None
-    memory: list[dict[str, Any]] | None = None
-    astray: bool = False  # whether other ranks may be in the middle of a phase
+    state: RankState | None = None
+    memory: list[Inventory] | None = None
+    desynchronised: bool = False  # whether other ranks may be in the middle of a phase
     model: RunModel | None = None
     uncovered: str = ""  # why no run is covered
     covered: Covered = field(default_factory=Covered)
@@ -131,15 +128,15 @@ class _Run:
 
     def answer(self) -> None:
         self._look_at_runs()
-        share_query(self.world, self.network.graph, self.problem, self.config)
         self.open = np.arange(self.problem.n_cases)
         if not self.open.size:
             self._proved("no case is left: the unsafe set is empty")
             return
+        broadcast_query(self.world, self.network.graph, self.problem, self.config)
         found = features(self.network.graph, self.problem)
         host = starts_on_host(found, self.config, self.world.device, self.world.size)
-        crew = self._set_up(solo(_HOST) if host else self.world)
-        self._search(crew, self._phases(found, host))
+        state = self._set_up(solo(_HOST) if host else self.world)
+        self._search(state, self._steps(found, host))
 
     def _look_at_runs(self) -> None:
         """What is known of float32 runs of this network.
@@ -160,11 +157,11 @@ class _Run:
             return Claims(Semantics.FLOAT32, self.model)
         return Claims() if self.uncovered else Claims(Semantics.BOTH, self.model)
 
-    def _search(self, crew: Crew, phases: Iterable[Phase]) -> None:
-        """Phase after phase, until nothing is open or a counterexample is found."""
-        for phase in phases:
-            phase(crew)
-            crew = self.crew or crew  # a phase may have moved the query
+    def _search(self, state: RankState, steps: Iterable[Step]) -> None:
+        """Step after step, until nothing is open or a counterexample is found."""
+        for step in steps:
+            step(state)
+            state = self.state or state  # a step may have moved the query
             if self.witness is not None:
                 self.stop(Verdict.SAT, "a counterexample was replayed in the reference network")
                 return
@@ -176,17 +173,17 @@ class _Run:
             self.deadline.check()
         self.stop(Verdict.UNKNOWN, self.reason or f"{self.open.size} cases are left open")
 
-    def _set_up(self, world: World) -> Crew:
+    def _set_up(self, world: World) -> RankState:
         """The network where the ranks of a job want it, checked against the reference there."""
         with self._phase("set-up"):
-            graph = self.network.graph
-            crew = Crew(graph, self.problem, self.config, world, self.deadline, self.progress, self._accept)
-            self.crew = crew
-            crew.together("begin", claims=self._claims())
-            self.mismatch = self.mismatch or self._parity(crew)
-        return crew
+            setup = set_up(self.network.graph, self.config, world)
+            state = RankState(self.problem, self.config, world, setup, self.deadline, self.progress, self._accept)
+            self.state = state
+            run_on_all(state, Begin(self._claims()))
+            self.mismatch = self.mismatch or self._parity(state)
+        return state
 
-    def _phases(self, found: Features, host: bool) -> Iterator[Phase]:
+    def _steps(self, found: Features, host: bool) -> Iterator[Step]:
         """Cheap things first: a quick attack and a first look at the bounds settle most queries.
 
         Args:
@@ -211,31 +208,31 @@ class _Run:
         if search and neurons:
             yield self._split_neurons
 
-    # -- phases -----------------------------------------------------------------------------------------------------
+    # -- steps ------------------------------------------------------------------------------------------------------
 
-    def _move(self, crew: Crew) -> None:
+    def _move(self, state: RankState) -> None:
         """From the CPU to the device of the job."""
         self._set_up(self.world)
 
-    def _own(self, crew: Crew) -> tuple[WeightStore, torch.device]:
+    def _own(self, state: RankState) -> tuple[WeightStore, torch.device]:
         """All weights for this rank alone, and where they are: the host when they are shared with other ranks."""
-        placed = crew.placed
+        setup = state.setup
         if self.world.size == 1 or self.config.parallel.backend == "single":
-            return placed.backend.weights, placed.backend.device
+            return setup.backend.weights, setup.backend.device
         host = Resident(_HOST, 0)
         for handle, tensor in self.network.graph.parameters.items():
             host.put(handle, tensor)
         return host, host.device
 
-    def _parity(self, crew: Crew) -> str | None:
+    def _parity(self, state: RankState) -> str | None:
         lower, upper = self.problem.witness_lower, self.problem.witness_upper
-        found = parity(self.network, self._own(crew)[0], lower, upper, self.config.seed, self.deadline)
+        found = parity(self.network, self._own(state)[0], lower, upper, self.config.seed, self.deadline)
         self.compared = found.record
         return found.mismatch
 
-    def _attack(self, crew: Crew, config: AttackConfig) -> None:
+    def _attack(self, state: RankState, config: AttackConfig) -> None:
         """Look for a counterexample, also near the minimisers of the rows that the root could not refute."""
-        store, device = self._own(crew)
+        store, device = self._own(state)
         with self._phase("attack"), self._looking_inside():
             target = Target(
                 self.network.graph,
@@ -247,19 +244,19 @@ class _Run:
                 seed=self.config.seed + len(self.statistics),
                 accept=self._accept,
                 cases=self.open.tolist(),
-                starts=tuple(r.candidates for r in crew.roots if r.candidates.size),
+                starts=tuple(r.candidates for r in state.roots if r.candidates.size),
                 progress=self.progress,
             )
             self.witness = methods.search(target, config.methods)
 
-    def _bound(self, crew: Crew) -> None:
+    def _bound(self, state: RankState) -> None:
         with self._phase("root bounds"):
             for cases in open_boxes(self.problem, self.open):
-                root: Root = crew.together("bound", cases=cases, limit=self.deadline.limit)
+                root = run_on_all(state, BoundRoot(cases, self.deadline.limit))
                 self._close(cases, root.open)
                 self.covered.add(root.covered)
                 self.real = np.union1d(self.real, root.real)
-            roots = crew.roots
+            roots = state.roots
             worst = [float(r.gap.min()) for r in roots if r.gap.size]
             self.statistics["root"] = {
                 "method": roots[-1].method,
@@ -268,27 +265,27 @@ class _Run:
             }
             self.reason = f"{self.open.size} cases are left open after the root bounds" if worst else ""
 
-    def _split_inputs(self, crew: Crew, share: float, domains: int | None) -> None:
+    def _split_inputs(self, state: RankState, share: float, domains: int | None) -> None:
         limits = [n for n in (domains, self.config.bab.max_domains) if n is not None]
         bab = self.config.bab.model_copy(update={"max_domains": min(limits, default=None)})
         seconds = math.inf if share == 1.0 else share * min(self.deadline.remaining(), 600.0)
         with self._phase("branch and bound on inputs"):
-            ended = crew.together("split_inputs", cases=self.open, bab=bab, seconds=seconds)
-            self.statistics["input_split"] = together(self.statistics.get("input_split"), ended.statistics)
+            ended = run_on_all(state, SplitInputs(self.open, bab, seconds))
+            self.statistics["input_split"] = add_counts(self.statistics.get("input_split"), ended.statistics)
             self.witness, self.open, self.reason = ended.witness, np.asarray(ended.open), ended.reason
             self.covered.add(ended.covered)
 
-    def _split_neurons(self, crew: Crew) -> None:
+    def _split_neurons(self, state: RankState) -> None:
         with self._phase("branch and bound on neurons"):
-            for number, root in enumerate(crew.roots):
+            for number, root in enumerate(state.roots):
                 if not root.open.size:
                     continue
                 self.deadline.check()
                 if root.rows is None:
                     self.reason = "the configured bounds leave rows open and have no slopes to search with"
                     return
-                ended = crew.together("split_neurons", root=number)
-                self.statistics["relu_split"] = together(self.statistics.get("relu_split"), ended.statistics)
+                ended = run_on_all(state, SplitNeurons(number))
+                self.statistics["relu_split"] = add_counts(self.statistics.get("relu_split"), ended.statistics)
                 self.witness, self.reason = ended.witness, ended.reason
                 self.covered.add(ended.covered)
                 if ended.witness is not None:
@@ -340,18 +337,18 @@ class _Run:
 
     def finish(self) -> None:
         """Everyone says what it took, and goes."""
-        if self.astray and self.world.size > 1:
+        if self.desynchronised and self.world.size > 1:
             return
-        if self.crew is not None:
-            self.memory = self.crew.together("memory")
-        dismiss(self.world, self.result())
+        if self.state is not None:
+            self.memory = run_on_all(self.state, Memory())
+        broadcast_end(self.world, self.result())
 
     def lost(self, error: RankFailed) -> None:
         """A rank is gone: nothing more is proved; a witness stands, and so does a proof that was complete."""
         if self.stands is not None and self.witness is None:
             self._fall_back(*self.stands)
             return
-        self.stop(Verdict.UNKNOWN if self.world.heart.memory else Verdict.ERROR, str(error))
+        self.stop(Verdict.UNKNOWN if self.world.heartbeat.memory else Verdict.ERROR, str(error))
 
     def stop(self, verdict: Verdict, reason: str) -> None:
         if self.witness is not None:
@@ -367,8 +364,8 @@ class _Run:
     def result(self) -> Result:
         certified = self.verdict is Verdict.UNSAT and self.config.numerics.certify
         witness = self.witness if self.verdict is Verdict.SAT else None
-        memory = None if self.memory is None else {"ranks": self.memory}
-        device = (self.crew.placed.backend if self.crew else self.world).device.type
+        memory = None if self.memory is None else {"ranks": [rank.entry() for rank in self.memory]}
+        device = (self.state.setup.backend if self.state else self.world).device.type
         figures = self.statistics if self.compared is None else {"parity": self.compared, **self.statistics}
         figures = {**figures, "plugins": self._plugins()} if self._plugins() else figures
         return Result(
@@ -408,7 +405,7 @@ class _Run:
     def _look_at_optimised(self) -> None:
         """What onnxruntime's optimised graph adds to what is known of runs. It takes about as long as set-up did, where
         the same graph was made."""
-        if self.uncovered or self.crew is None or self.network.file is None:
+        if self.uncovered or self.state is None or self.network.file is None:
             return
         if self.deadline.remaining() < _SPARE_SECONDS + 2 * self.seconds.get("set-up", 0.0):
             self.uncovered = "no time was left for a look at onnxruntime's optimised graph"
@@ -426,24 +423,29 @@ class _Run:
         if self.config.numerics.semantics == "float32":
             return
         self._look_at_optimised()
-        crew, spent = self.crew, time.monotonic() - self.began
+        state, spent = self.state, time.monotonic() - self.began
         seconds = min(spent, 0.5 * self.deadline.remaining())
-        if crew is None or not self.covered.weak or self.covered.overflow or self.uncovered or seconds < _SPARE_SECONDS:
+        if (
+            state is None
+            or not self.covered.weak
+            or self.covered.overflow
+            or self.uncovered
+            or seconds < _SPARE_SECONDS
+        ):
             return
-        if self.announce is not None:
-            self.announce(self.result())
+        self.progress.standing(self.result())
         self.stands, first = (self.reason, self.covered), self.deadline
         self.verdict, self.covered = Verdict.UNKNOWN, Covered()  # only a second proof changes what is claimed
         try:
-            self._again(crew, first.sub(seconds))
+            self._again(state, first.sub(seconds))
         except DeadlineExceeded:
             pass
         except RankFailed:
             raise
         except Exception as error:
             _LOG.info("note: the proof was not strengthened (%s: %s)", type(error).__name__, error)
-            self.astray = True
-        self.deadline = crew.deadline = first
+            self.desynchronised = True
+        self.deadline = state.deadline = first
         if self.witness is not None:
             self.verdict, self.reason = Verdict.SAT, "a counterexample was replayed in the reference network"
         elif self.verdict is not Verdict.UNSAT or self._not_covered():
@@ -454,16 +456,16 @@ class _Run:
         """To a proof of the network in real arithmetic."""
         self.verdict, self.reason, self.covered, self.open = Verdict.UNSAT, reason, covered, self.open[:0]
 
-    def _again(self, crew: Crew, deadline: Deadline) -> None:
+    def _again(self, state: RankState, deadline: Deadline) -> None:
         """The whole query once more, for runs alone."""
-        self.deadline = crew.deadline = deadline
-        candidates = [r.candidates for r in crew.roots if r.candidates.size]
+        self.deadline = state.deadline = deadline
+        candidates = [r.candidates for r in state.roots if r.candidates.size]
         self.open, self.real = np.arange(self.problem.n_cases), self.real[:0]
-        crew.together("begin", claims=Claims(Semantics.FLOAT32, self.model))
+        run_on_all(state, Begin(Claims(Semantics.FLOAT32, self.model)))
         if self.config.attack.enabled and self._run_violates(candidates):
             return
         found = features(self.network.graph, self.problem)
-        self._search(crew, self._phases(found, host=False))
+        self._search(state, self._steps(found, host=False))
 
     def _run_violates(self, candidates: list[np.ndarray]) -> bool:
         """Whether a run near the points where bounds are smallest, or at random ones, is a counterexample."""
@@ -478,7 +480,7 @@ class _Run:
         self.progress.phase(name)
         if self._plugins():  # for the record of a query that is cut off; figures are numbers and texts
             self.progress.update(plugins=json.dumps(self._plugins()))
-        self.world.heart.phase(name)
+        self.world.heartbeat.phase(name)
         start = time.monotonic()
         try:
             yield

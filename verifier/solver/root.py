@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from verifier.bab import refine
 from verifier.bab.relu_split import CaseRows
-from verifier.bounds.alpha import Optimised, Parameters, Schedule, alpha_hidden, alpha_rows
+from verifier.bounds.alpha import Parameters, Schedule, alpha_hidden, alpha_rows
 from verifier.bounds.crown import (
     BoundState,
     NoisyRuns,
@@ -68,54 +67,52 @@ class Root:
 _NOISIEST = 0.01
 
 
-def bound_root(
-    graph: Graph,
-    backend: ParallelBackend,
-    search: ParallelBackend,
-    problem: Problem,
-    cases: np.ndarray,
-    config: Config,
-    limit: float,
-    deadline: Deadline,
-    report: Callable[[str], None],
-    claims: Claims | None = None,
-) -> Root:
-    """Bound all cases of one box.
+@dataclass(frozen=True)
+class RootContext:
+    """What the root bounds of every box of a query work with.
 
-    Args:
+    Attributes:
+        graph: the network.
+        backend: for the bounds, which all ranks compute together.
         search: the backend that will split neurons, which decides how much is worth doing here.
-        cases: indices of cases that share one box.
         limit: the query's time limit in seconds, for the strategy.
+        report: told of every method that begins.
         claims: what bounds are made to hold for (default: the real network); where runs would cost much, the network in
             real arithmetic comes first.
     """
-    bound = partial(_bound_root, graph, backend, search, problem, cases, config, limit, deadline, report)
+
+    graph: Graph
+    backend: ParallelBackend
+    search: ParallelBackend
+    config: Config
+    limit: float
+    deadline: Deadline
+    report: Callable[[str], None] = lambda method: None
+    claims: Claims = field(default_factory=Claims)
+
+
+def bound_root(context: RootContext, problem: Problem, cases: np.ndarray) -> Root:
+    """Bound all cases of one box.
+
+    Args:
+        cases: indices of cases that share one box.
+    """
+    context = replace(context, deadline=context.backend.together(context.deadline))
     try:
-        return bound(claims or Claims())
+        return _bound_root(context, problem, cases)
     except NoisyRuns:
-        return bound(Claims())
+        return _bound_root(replace(context, claims=Claims()), problem, cases)
 
 
-def _bound_root(
-    graph: Graph,
-    backend: ParallelBackend,
-    search: ParallelBackend,
-    problem: Problem,
-    cases: np.ndarray,
-    config: Config,
-    limit: float,
-    deadline: Deadline,
-    report: Callable[[str], None],
-    claims: Claims,
-) -> Root:
-    device = backend.device
-    deadline = backend.together(deadline)
+def _bound_root(context: RootContext, problem: Problem, cases: np.ndarray) -> Root:
+    graph, backend, config, deadline = context.graph, context.backend, context.config, context.deadline
+    claims, device = context.claims, backend.device
     box = _box(graph, backend, problem, int(problem.case_box[cases[0]]))
     table = _RowTable(graph, problem, cases, claims, device)
     method = config.bounds.method
     certify = config.numerics.certify
 
-    report("IBP")
+    context.report("IBP")
     state = initial_state(graph, backend, box, certify, claims.run)
     noise: list[float] | None = [] if claims.semantics is Semantics.BOTH else None
     table.covered.overflow = claims.run is not None and may_overflow(state.charges, backend)
@@ -125,38 +122,33 @@ def _bound_root(
     if method == "ibp":
         lower = _output_ibp(graph, backend, state, table)
         table.touch(graph, backend, state)
-        return table.root(state, lower, torch.zeros_like(lower), None, None, "ibp")
-    report("CROWN")
+        return table.root(state, _RowBounds(lower, torch.zeros_like(lower)), "ibp")
+    context.report("CROWN")
     rows = hidden_by_rows(config)
     matters = relevant(graph, backend, {graph.output: table.spec.y})
     state = crown_hidden(graph, backend, state, deadline, nodes=None if rows else (), relevant=matters, noise=noise)
     lower, walk = crown_rows(graph, backend, state, table.spec)
-    error = walk.error
+    found = _RowBounds(lower, walk.error)
     candidates = backend.whole(0, minimiser(walk, box.to(torch.float64)))
     table.touch(graph, backend, state)
     if noise and max(noise) > _NOISIEST and not table.refuted(lower).all():
         raise NoisyRuns(max(noise))
     if method == "crown" or table.refuted(lower).all():
-        return table.root(state, lower, error, None, candidates.float(), "crown")
+        return table.root(state, replace(found, minimisers=candidates.float()), "crown")
 
     alpha = config.bounds.alpha
-    schedule = Schedule(alpha.iterations, alpha.learning_rate, decay=alpha.decay)
-    report("alpha-CROWN")
-    lower, error, found = _alpha(graph, backend, state, table, lower, error, schedule, deadline)
-    if rows and not table.refuted(lower).all():
-        count = {
-            i: 2 * open_elements(graph, backend, i, state.bounds[i], matters).shape[0] for i in preactivations(graph)
-        }
-        steps = hidden_iterations(graph.whole, count, limit, device.type, config)
-        if _refined_later(graph, search, state, limit, config):
-            steps = 0
+    context.report("alpha-CROWN")
+    found = _alpha(context, state, table, found)
+    if rows and not table.refuted(found.lower).all():
+        steps = _hidden_steps(context, state, matters)
         if steps:
-            report("alpha-CROWN of hidden nodes")
+            context.report("alpha-CROWN of hidden nodes")
             hidden = Schedule(steps, alpha.learning_rate, decay=alpha.decay)
             state = alpha_hidden(graph, backend, replace(state, bounds=dict(state.bounds)), hidden, deadline, matters)
-            lower, error, found = _alpha(graph, backend, state, table, lower, error, schedule, deadline)
+            found = _alpha(context, state, table, found)
             table.touch(graph, backend, state)
-    return table.root(state, lower, error, found.parameters, backend.whole(0, found.candidate), "alpha-crown")
+    assert found.minimisers is not None
+    return table.root(state, replace(found, minimisers=backend.whole(0, found.minimisers)), "alpha-crown")
 
 
 def hidden_by_rows(config: Config) -> bool:
@@ -164,35 +156,49 @@ def hidden_by_rows(config: Config) -> bool:
     return config.parallel.backend != "tp" or config.parallel.tp_intermediate == "crown"
 
 
-def _refined_later(graph: Graph, search: ParallelBackend, state: BoundState, limit: float, config: Config) -> bool:
-    """Whether the neuron search tightens the hidden nodes anyway, and better."""
+def _hidden_steps(context: RootContext, state: BoundState, matters: Mapping[int, Tensor] | None) -> int:
+    """Optimiser steps that the hidden nodes are worth; none where the neuron search tightens them better."""
+    graph, backend, config = context.graph, context.backend, context.config
+    count = {i: 2 * open_elements(graph, backend, i, state.bounds[i], matters).shape[0] for i in preactivations(graph)}
+    steps = hidden_iterations(graph.whole, count, context.limit, backend.device.type, config)
     searched = config.bab.enabled and config.bab.max_domains is None and config.bab.branching != "input"
     free = config.bounds.alpha.intermediate_iterations == "auto"
-    return searched and free and search.size == 1 and refine.affordable(graph, search, state, limit)
+    alone = context.search.size == 1
+    refined = searched and free and alone and refine.affordable(graph, context.search, state, context.limit)
+    return 0 if refined else steps
 
 
-def _alpha(
-    graph: Graph,
-    backend: ParallelBackend,
-    state: BoundState,
-    table: _RowTable,
-    lower: Tensor,
-    error: Tensor,
-    schedule: Schedule,
-    deadline: Deadline,
-) -> tuple[Tensor, Tensor, Optimised]:
+@dataclass(frozen=True)
+class _RowBounds:
+    """Bounds of the rows of one box. S rows.
+
+    Attributes:
+        lower: (1, S).
+        error: of a run, which ``lower`` allows for.
+        slopes: of the relaxations, by node, when they were optimised.
+        minimisers: (1, S, *input shape) of the relaxed rows.
+    """
+
+    lower: Tensor
+    error: Tensor
+    slopes: Parameters | None = None
+    minimisers: Tensor | None = None
+
+
+def _alpha(context: RootContext, state: BoundState, table: _RowTable, before: _RowBounds) -> _RowBounds:
     """Optimise all rows of the table and certify the best slopes; keeps the tighter of old and new bounds.
 
-    Args:
-        error: of a run, which ``lower`` allows for.
+    The minimisers are this rank's part of them.
     """
-    found = alpha_rows(graph, backend, state, table.spec, schedule, deadline, _Enough(table))
+    graph, backend, alpha = context.graph, context.backend, context.config.bounds.alpha
+    schedule = Schedule(alpha.iterations, alpha.learning_rate, decay=alpha.decay)
+    found = alpha_rows(graph, backend, state, table.spec, schedule, context.deadline, _Enough(table))
     backend.usage.note_rows(found.state)
-    sure, lower = found.lower.double(), lower.double()
+    sure, lower, error = found.lower.double(), before.lower.double(), before.error
     if state.certified:
         sure, walk = crown_rows(graph, backend, state, table.spec, found.parameters, dtype=torch.float64)
         error = torch.where(sure > lower, walk.error, error.double())
-    return torch.fmax(lower, sure), error, found
+    return _RowBounds(torch.fmax(lower, sure), error, found.parameters, found.candidate)
 
 
 # Slopes are left alone when no row gained this share of its whole gain since as many looks ago as the second number
@@ -225,7 +231,7 @@ def _box(graph: Graph, backend: ParallelBackend, problem: Problem, index: int) -
 
 
 def _output_ibp(graph: Graph, backend: ParallelBackend, state: BoundState, table: _RowTable) -> Tensor:
-    """Interval bounds of the rows from interval bounds of the output; rounding charged by a relative margin."""
+    """Interval bounds of the rows from those of the output; a relative margin accounts for rounding errors."""
     out, box = (Interval(*backend.whole(i, torch.stack(state.bounds[i]))).to(torch.float64) for i in (graph.output, 0))
     y = table.spec.y.flatten(2)
     low, up = out.lower.flatten(1)[:, None], out.upper.flatten(1)[:, None]
@@ -295,28 +301,21 @@ class _RowTable:
         """Rows by case, (N, S, ...)."""
         return Specification(self.spec.y[0][rows], None if self.spec.x is None else self.spec.x[0][rows])
 
-    def root(
-        self,
-        state: BoundState,
-        lower: Tensor,
-        error: Tensor,
-        parameters: Parameters | None,
-        candidates: Tensor | None,
-        method: str,
-    ) -> Root:
+    def root(self, state: BoundState, found: _RowBounds, method: str) -> Root:
+        lower, error = found.lower, found.error
         gap = (lower[0].double() - self.thresholds).cpu().numpy()
         keep = ~self.refuted(lower)
         self._note(lower, error, ~keep)
         real = keep & self.refuted(real_part(lower.double(), error)) & (self.claims.semantics is Semantics.BOTH)
         index = self.case_rows[keep]
         points = np.zeros((0, self.n_in), np.float32)
-        if candidates is not None and keep.any():
-            points = candidates[0].reshape(candidates.shape[1], -1).cpu().numpy()[np.unique(index)]
+        if found.minimisers is not None and keep.any():
+            points = found.minimisers[0].reshape(found.minimisers.shape[1], -1).cpu().numpy()[np.unique(index)]
         rows = None
-        if parameters is not None and keep.any():
+        if found.slopes is not None and keep.any():
             pick = torch.from_numpy(index).to(self.device)
             strict = None if self.strict is None else self.strict[pick]
-            slopes = {i: {k: v[0][pick] for k, v in group.items()} for i, group in parameters.items()}
+            slopes = {i: {k: v[0][pick] for k, v in group.items()} for i, group in found.slopes.items()}
             rows = CaseRows(self._picked(pick), self.thresholds[pick], slopes, strict)
         worst = gap[index].max(1) if keep.any() else np.zeros(0)
         return Root(state, self.cases[keep], worst, points, rows, method, self.covered, self.cases[real])

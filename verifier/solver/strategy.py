@@ -11,13 +11,11 @@ import numpy as np
 import torch
 
 from verifier.config import AttackConfig, Config
+from verifier.core.device import CPU, facts
 from verifier.core.problem import Problem
 from verifier.graph import traverse
 from verifier.graph.graph import Graph, Node
 from verifier.graph.op import AffineOp
-
-# Sustained rates that turn counted operations into seconds; orders of magnitude are all that is needed.
-_FLOPS = {"cpu": 2e10, "cuda": 1e13}
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ _LEAST_LOOK, _LONGEST_LOOK = 64, 4096
 
 def first_look(found: Features) -> int:
     """Boxes to bound before a thorough attack: about a second of a CPU's work, counted as if every row were walked."""
-    return int(min(_LONGEST_LOOK, max(_LEAST_LOOK, _FLOPS["cpu"] / max(1.0, found.box_flops))))
+    return int(min(_LONGEST_LOOK, max(_LEAST_LOOK, CPU.walk_flops / max(1.0, found.box_flops))))
 
 
 def quick(attack: AttackConfig) -> AttackConfig:
@@ -115,7 +113,7 @@ def starts_on_host(found: Features, config: Config, device: torch.device, ranks:
         return False
     looks = config.attack.enabled and config.bab.enabled and search_plan(found, config)[0] > 0
     # The look is no longer than a second where its least number of boxes is not what decides.
-    return looks and found.walk_flops < _HOST_FLOPS and _LEAST_LOOK * found.box_flops <= _FLOPS["cpu"]
+    return looks and found.walk_flops < _HOST_FLOPS and _LEAST_LOOK * found.box_flops <= CPU.walk_flops
 
 
 def hidden_iterations(graph: Graph, rows: dict[int, int], limit: float, device: str, config: Config) -> int:
@@ -131,13 +129,13 @@ def hidden_iterations(graph: Graph, rows: dict[int, int], limit: float, device: 
     for index, count in rows.items():
         total += count * sum(node_flops(n) for n in graph.nodes[: index + 1])
     # A step is a walk back and a sweep forward.
-    steps = min(limit, 600.0) / 6 * _FLOPS[device] / max(2.0 * total, 1.0)
+    steps = min(limit, 600.0) / 6 * facts(device).walk_flops / max(2.0 * total, 1.0)
     return 0 if steps < 3 else int(min(steps, 20))
 
 
 def seconds(flops: float, device: str) -> float:
     """Rough time of counted operations."""
-    return flops / _FLOPS[device]
+    return flops / facts(device).walk_flops
 
 
 def open_boxes(problem: Problem, cases: np.ndarray) -> list[np.ndarray]:

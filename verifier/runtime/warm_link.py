@@ -1,11 +1,7 @@
-"""What the two sides of a resident worker share: where they meet, what must agree between them, and their messages.
+"""What a warm server and its clients share: where they meet, what must agree between them, and how messages travel.
 
-They talk over a socket in a folder that only its user can open. A request is one message of JSON, with file descriptors
-beside it when it is a query:
-
-    {"want": "ready"}  answered by ready, busy, retired or failed, after a warming when that is not known at once
-    {"want": "query"}  answered by refused, or by accepted (from the worker) and later ended (its wait status)
-    {"want": "end"}    answered by closing the connection
+They talk over a socket in a folder that only its user can open. A request (:mod:`verifier.runtime.messages`) is one
+message, with file descriptors beside it when it is a query. On the command line the server is the resident worker.
 """
 
 from __future__ import annotations
@@ -22,14 +18,18 @@ import struct
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import verifier
-from verifier.cli.worker import Job
 from verifier.core.errors import VerifierError
+from verifier.core.messages import Message, MessageError, decode, encode
+from verifier.runtime.messages import Caller, QueryFields
+from verifier.runtime.query import Query
 
 SOCKET = "socket"
 LOCK = "lock"
+
+M = TypeVar("M", bound=Message)
 
 _MESSAGE_BYTES = 1 << 20
 _MAX_DESCRIPTORS = 8
@@ -46,14 +46,14 @@ _NAMESPACES = ("mnt", "pid", "user", "time")
 
 
 class Unavailable(VerifierError):
-    """There is a resident worker, or a trace of one, that cannot be used; says why."""
+    """There is a warm server, or a trace of one, that cannot be used; says why."""
 
 
 # ------------------------------------------------------------------------------------------------- the meeting place
 
 
 def default_folder() -> Path:
-    """The folder of this user's resident worker."""
+    """The folder of this user's warm server."""
     return Path(os.environ.get("TMPDIR") or "/tmp") / f"verifier-{os.geteuid()}"
 
 
@@ -103,13 +103,13 @@ def command() -> list[str]:
 def identity() -> str:
     """A hash of the interpreter, the program and the code it runs, from the files' times and sizes."""
     site = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
-    parts: list[Any] = [sys.version, sys.prefix, list(sys.flags), sys.path, command()]
+    parts: list[object] = [sys.version, sys.prefix, list(sys.flags), sys.path, command()]
     parts += [[path, os.stat(path).st_mtime_ns] for path in site if os.path.isdir(path)]
     parts += sorted(_code(Path(verifier.__file__).parent))
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def _code(folder: Path | str) -> Iterator[list[Any]]:
+def _code(folder: Path | str) -> Iterator[list[str | int]]:
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
@@ -119,16 +119,21 @@ def _code(folder: Path | str) -> Iterator[list[Any]]:
                 yield [entry.path, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
-def circumstances() -> dict[str, Any]:
-    """What a process inherits and a query could notice: the worker must have been started with the same."""
-    found: dict[str, Any] = {name: value for name, value in os.environ.items() if name.startswith(_READ_AT_IMPORT)}
-    found["CPU affinity"] = sorted(os.sched_getaffinity(0))
-    found["nice value"] = os.getpriority(os.PRIO_PROCESS, 0)
-    found["groups"] = [*os.getresuid(), *os.getresgid(), *sorted(os.getgroups())]
-    limits = (name for name in dir(resource) if name.startswith("RLIMIT_"))
-    found["resource limits"] = {name: list(resource.getrlimit(getattr(resource, name))) for name in limits}
+def caller() -> Caller:
+    """What a client says of itself."""
+    return Caller(identity(), circumstances())
+
+
+def circumstances() -> dict[str, str]:
+    """What a process inherits and a query could notice: the server must have been started with the same."""
+    found = {name: value for name, value in os.environ.items() if name.startswith(_READ_AT_IMPORT)}
+    found["CPU affinity"] = str(sorted(os.sched_getaffinity(0)))
+    found["nice value"] = str(os.getpriority(os.PRIO_PROCESS, 0))
+    found["groups"] = str([*os.getresuid(), *os.getresgid(), *sorted(os.getgroups())])
+    limits = {name: resource.getrlimit(kind) for name, kind in vars(resource).items() if name.startswith("RLIMIT_")}
+    found["resource limits"] = str(sorted(limits.items()))
     root = os.stat("/")
-    found["root folder"] = [root.st_dev, root.st_ino]
+    found["root folder"] = str([root.st_dev, root.st_ino])
     for name in _NAMESPACES:
         with contextlib.suppress(OSError):
             found[f"{name} namespace"] = os.readlink(f"/proc/self/ns/{name}")
@@ -137,7 +142,7 @@ def circumstances() -> dict[str, Any]:
     return found
 
 
-def difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str | None:
+def difference(ours: Mapping[str, str], theirs: Mapping[str, str]) -> str | None:
     """The first thing in which two circumstances differ."""
     return next((name for name in sorted({*ours, *theirs}) if ours.get(name) != theirs.get(name)), None)
 
@@ -145,17 +150,20 @@ def difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str | None
 # ----------------------------------------------------------------------------------------------------------- messages
 
 
-def send(connection: socket.socket, message: Mapping[str, Any], descriptors: Sequence[int] = ()) -> None:
+def send(connection: socket.socket, message: Message, descriptors: Sequence[int] = ()) -> None:
     """One message; never waits for long, the kernel buffers it."""
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
-    connection.sendmsg([json.dumps(message).encode()], rights)
+    connection.sendmsg([encode(message)], rights)
 
 
-def receive(connection: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
+def receive(connection: socket.socket, *kinds: type[M]) -> tuple[M | None, list[int]]:
     """One message and the descriptors that came with it; ``None`` when the other end is closed.
 
+    Args:
+        kinds: the messages that are expected.
+
     Raises:
-        ValueError: what came is no whole JSON object; its descriptors are closed.
+        MessageError: what came is none of them; its descriptors are closed.
     """
     room = socket.CMSG_SPACE(_MAX_DESCRIPTORS * array.array("i").itemsize)
     data, ancillary, flags, _ = connection.recvmsg(_MESSAGE_BYTES, room, socket.MSG_CMSG_CLOEXEC)
@@ -165,32 +173,24 @@ def receive(connection: socket.socket) -> tuple[dict[str, Any] | None, list[int]
             descriptors.frombytes(content[: len(content) - len(content) % descriptors.itemsize])
     try:
         if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-            raise ValueError("a message was cut off")
-        message = json.loads(data) if data else None
-        if not isinstance(message, dict | None):
-            raise ValueError("a message is no object")
-    except ValueError:
+            raise MessageError("a message was cut off")
+        message = decode(data, *kinds) if data else None
+    except MessageError:
         for descriptor in descriptors:
             os.close(descriptor)
         raise
     return message, list(descriptors)
 
 
-def pack(job: Job) -> dict[str, Any]:
-    """A job as JSON."""
-    return {
-        "onnx": str(job.onnx),
-        "vnnlib": str(job.vnnlib),
-        "settings": None if job.settings is None else job.settings.model_dump_json(),
-        "timeout": job.timeout,
-        "start": job.start,
-    }
+def pack(query: Query) -> QueryFields:
+    """A query as it travels."""
+    settings = None if query.settings is None else query.settings.model_dump_json()
+    return QueryFields(query.onnx, query.vnnlib, settings, query.timeout, query.start)
 
 
-def unpack(values: Mapping[str, Any]) -> Job:
-    """The job that was packed; ``time.monotonic()`` is the same in both processes."""
+def unpack(given: QueryFields) -> Query:
+    """The query that was packed; ``time.monotonic()`` is the same in both processes."""
     from verifier.config import Config
 
-    settings = None if values["settings"] is None else Config.model_validate_json(values["settings"])
-    onnx, vnnlib = Path(values["onnx"]), Path(values["vnnlib"])
-    return Job(onnx, vnnlib, settings, values["timeout"], values["start"], quiet=True)
+    settings = None if given.settings is None else Config.model_validate_json(given.settings)
+    return Query(given.onnx, given.vnnlib, settings, given.timeout, given.start, quiet=True)

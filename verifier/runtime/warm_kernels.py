@@ -1,7 +1,7 @@
 """Small queries whose answers nobody wants: they load what the first query on a GPU would wait for.
 
-A GPU's libraries load every kernel at its first use, which is most of what a small query takes there. The rehearsal
-goes through attack, bounds and both searches on networks made up here, in this process alone whatever job it may belong
+A GPU's libraries load every kernel at its first use, which is most of what a small query takes there. The warm-up goes
+through attack, bounds and both searches on networks made up here, in this process alone whatever job it may belong
 to. Random numbers come from its own stream and the global one is put back.
 """
 
@@ -29,7 +29,7 @@ _LIMIT_SECONDS = 10.0
 _FAR, _NEAR = 1.4, 0.2
 
 
-def rehearse(device: str = "cuda") -> list[Result]:
+def warm_kernels(device: str = "cuda") -> list[Result]:
     """Answer small queries: a convolutional network whose neurons are split, and one whose few inputs are.
 
     Args:

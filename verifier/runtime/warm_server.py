@@ -1,12 +1,12 @@
-"""The resident worker itself: a small process that keeps one prepared process ready, for exactly one query.
+"""The warm server: a small process that keeps one warm process ready, for exactly one query.
 
 The server imports nothing heavy and does no work. It forks a process that warms up (imports, device context) and then
-waits. A query that fits is passed on to it with the descriptors that came along; the prepared process answers it as a
+waits. A query that fits is passed on to it with the descriptors that came along; the warm process answers it as a
 forked one would, and ends. Then the server prepares the next one. So nothing but warmth is shared between queries, and
 while a query runs there is no second set of imports or device context.
 
 A running query belongs to its client alone: it writes to the client's pipe, and the kernel kills it when the client's
-end of the leash, a pipe that nobody writes to, is closed. It outlives the server.
+end of the lifetime pipe, to which nobody writes, is closed. It outlives the server.
 """
 
 from __future__ import annotations
@@ -21,14 +21,32 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from verifier.cli.resident_link import (
+from verifier.core.messages import MessageError
+from verifier.runtime.messages import (
+    REQUESTS,
+    WARM_UP_REPORTS,
+    Accepted,
+    Answer,
+    Busy,
+    Caller,
+    Ended,
+    Failed,
+    HandOver,
+    Prepare,
+    Ready,
+    Refused,
+    Reply,
+    Retired,
+    Stop,
+    WarmingUp,
+)
+from verifier.runtime.processes import die_with_parent, lead_group
+from verifier.runtime.warm_link import (
     LOCK,
     SOCKET,
-    circumstances,
+    caller,
     difference,
-    identity,
     open_folder,
     peer_is_us,
     receive,
@@ -36,7 +54,7 @@ from verifier.cli.resident_link import (
     socket_path,
     unpack,
 )
-from verifier.cli.worker import die_with_parent, lead_group, work
+from verifier.runtime.worker import work
 
 _REQUEST_SECONDS = 1.0  # for a client that connected to say what it wants
 _WARM_UP_SECONDS = 120.0
@@ -48,13 +66,13 @@ WarmUp = Callable[[], None]
 
 
 def serve(folder: Path, idle: float, warm_up: WarmUp) -> None:
-    """Be the resident worker of this folder; returns at once when there is one.
+    """Be the warm server of this folder; returns at once when there is one.
 
     Args:
         idle: seconds without a query or a call of prepare after which it ends.
-        warm_up: what a prepared process does beforehand.
+        warm_up: what a warm process does beforehand.
     """
-    known = identity(), circumstances()
+    known = caller()
     opened = open_folder(folder, create=True)
     os.chdir("/")
     lock = os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=opened)
@@ -62,15 +80,15 @@ def serve(folder: Path, idle: float, warm_up: WarmUp) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return
-    _Server(opened, lock, idle, warm_up, *known).run()
+    _Server(opened, lock, idle, warm_up, known).run()
 
 
 @dataclass
-class _Prepared:
-    """The prepared process.
+class _WarmProcess:
+    """The warm process.
 
     Attributes:
-        control: our end of a socket pair, open until a query is sent: it says ``ready`` or ``failed``.
+        control: our end of a socket pair, open until a query is sent: it says Ready or Failed.
         taken: it has been given to a query.
         client: the connection of that query while it is open.
     """
@@ -94,7 +112,7 @@ class _Server:
 
     Attributes:
         new: connections that have not said what they want, with the time until which they may.
-        asking: connections that are told when a prepared process is ready.
+        asking: connections that are told when a warm process is ready.
         failure: why the warm-up failed; whoever asks next is told.
         retired: takes no more queries and ends as soon as nothing runs.
     """
@@ -103,9 +121,8 @@ class _Server:
     lock: int
     idle: float
     warm_up: WarmUp
-    identity: str
-    circumstances: dict[str, Any]
-    prepared: _Prepared | None = None
+    caller: Caller
+    process: _WarmProcess | None = None
     listener: socket.socket | None = None
     new: dict[socket.socket, float] = field(default_factory=dict)
     asking: list[socket.socket] = field(default_factory=list)
@@ -119,8 +136,8 @@ class _Server:
         self._prepare()
         try:
             while not self._over():
-                controls = [self.prepared.control] if self.prepared and self.prepared.control.fileno() >= 0 else []
-                clients = [self.prepared.client] if self.prepared and self.prepared.client else []
+                controls = [self.process.control] if self.process and self.process.control.fileno() >= 0 else []
+                clients = [self.process.client] if self.process and self.process.client else []
                 listeners = [self.listener] if self.listener else []
                 sources = [woken, *listeners, *self.new, *self.asking, *controls, *clients]
                 for source in select.select(sources, [], [], self._patience())[0]:
@@ -128,8 +145,8 @@ class _Server:
                 self._expire()
         finally:
             self._retire("it ends")
-            if self.prepared is not None and not self.prepared.taken:
-                self.prepared.kill()
+            if self.process is not None and not self.process.taken:
+                self.process.kill()
 
     def _watch_signals(self) -> int:
         """A descriptor from which the numbers of the signals that have come can be read."""
@@ -155,19 +172,19 @@ class _Server:
     # -- time ---------------------------------------------------------------------------------------------------------
 
     def _over(self) -> bool:
-        if self.prepared is not None and self.prepared.taken:
+        if self.process is not None and self.process.taken:
             return False
         return self.retired or (self._waiting() and time.monotonic() >= self._used + self.idle)
 
     def _waiting(self) -> bool:
         """Nothing is going on."""
-        return self.prepared is None or (self.prepared.ready and not self.prepared.taken)
+        return self.process is None or (self.process.ready and not self.process.taken)
 
     def _patience(self) -> float | None:
         """Seconds until the next thing that happens by itself."""
         ends = list(self.new.values())
-        if self.prepared is not None and not self.prepared.ready:
-            ends.append(self.prepared.began + _WARM_UP_SECONDS)
+        if self.process is not None and not self.process.ready:
+            ends.append(self.process.began + _WARM_UP_SECONDS)
         if self._waiting():
             ends.append(self._used + self.idle)
         return min(max(0.0, min(ends) - time.monotonic()), _LONG_SECONDS) if ends else None
@@ -176,13 +193,13 @@ class _Server:
         now = time.monotonic()
         for connection in [connection for connection, until in self.new.items() if now >= until]:
             self._drop(connection)
-        if self.prepared is not None and not self.prepared.ready and now >= self.prepared.began + _WARM_UP_SECONDS:
-            self.prepared.kill()
+        if self.process is not None and not self.process.ready and now >= self.process.began + _WARM_UP_SECONDS:
+            self.process.kill()
 
     # -- events -------------------------------------------------------------------------------------------------------
 
     def _handle(self, source: int | socket.socket, woken: int) -> None:
-        prepared = self.prepared
+        process = self.process
         if source == woken:
             if set(os.read(woken, 4096)) & {*_TO_END}:
                 self._retire("it was told to end")
@@ -191,12 +208,12 @@ class _Server:
             self._accept()
         elif source in self.new:
             self._request(source)  # type: ignore[arg-type]
-        elif prepared is not None and prepared.client is not None and source is prepared.client:
-            prepared.kill()  # the client has what it wants, or is gone
-            prepared.client.close()
-            prepared.client = None
-        elif prepared is not None and source is prepared.control:
-            self._report(prepared)
+        elif process is not None and process.client is not None and source is process.client:
+            process.kill()  # the client has what it wants, or is gone
+            process.client.close()
+            process.client = None
+        elif process is not None and source is process.control:
+            self._hear(process)
         elif source in self.asking:
             self._drop(source)  # type: ignore[arg-type]
 
@@ -215,123 +232,122 @@ class _Server:
         del self.new[connection]
         descriptors: list[int] = []
         try:
-            message, descriptors = receive(connection)
+            message, descriptors = receive(connection, *REQUESTS)
             match message:
-                case {"want": "ready"}:
-                    self._ready(connection, message)
-                case {"want": "query"}:
-                    self._query(connection, message, descriptors)
-                case {"want": "end"}:
+                case Prepare():
+                    self._be_ready(connection, message)
+                case Answer():
+                    self._pass_on(connection, message, descriptors)
+                case Stop():
                     self._retire("it was asked to end")
                     connection.close()
-                case _:
+                case None:
                     connection.close()
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, MessageError):
             self._drop(connection)
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
 
-    def _ready(self, connection: socket.socket, message: dict[str, Any]) -> None:
+    def _be_ready(self, connection: socket.socket, message: Prepare) -> None:
         self._used = time.monotonic()
-        why = self._unfit(message)
+        process, why = self.process, self._unfit(message.caller)
         if why is not None:
             self._retire(why)
-            self._tell(connection, {"retired": why})
-        elif self.prepared is not None and self.prepared.client is not None:
-            self._tell(connection, {"busy": True})
-        elif self.prepared is not None and self.prepared.ready and not self.prepared.taken:
-            self._tell(connection, {"ready": True})
+            self._tell(connection, Retired(why))
+        elif process is not None and process.client is not None:
+            self._tell(connection, Busy())
+        elif process is not None and process.ready and not process.taken:
+            self._tell(connection, Ready())
         else:
-            send(connection, {"warming": True})
+            send(connection, WarmingUp())
             self.asking.append(connection)
             if self.failure:
                 self._give_up()
-            elif self.prepared is None:
+            elif process is None:
                 self._prepare()
 
-    def _query(self, connection: socket.socket, message: dict[str, Any], descriptors: list[int]) -> None:
-        """Pass a query on to the prepared process, which tells the client itself that it has it."""
-        prepared = self.prepared
-        why = self._unfit(message)
-        if why is None and prepared is not None and prepared.taken:
+    def _pass_on(self, connection: socket.socket, message: Answer, descriptors: list[int]) -> None:
+        """Pass a query on to the warm process, which tells the client itself that it has it."""
+        process = self.process
+        why = self._unfit(message.caller)
+        if why is None and process is not None and process.taken:
             why = "it is busy"
-        if why is not None or prepared is None or not prepared.ready:
-            self._tell(connection, {"refused": why or "it is not ready"})
+        if why is not None or process is None or not process.ready:
+            self._tell(connection, Refused(why or "it is not ready"))
             return
-        query = {"job": message["job"], "environ": message["environ"]}
-        send(prepared.control, query, [*descriptors, connection.fileno()])
-        prepared.control.close()
-        prepared.taken, prepared.client = True, connection
+        send(process.control, HandOver(message.query, message.environ), [*descriptors, connection.fileno()])
+        process.control.close()
+        process.taken, process.client = True, connection
 
-    def _unfit(self, message: dict[str, Any]) -> str | None:
+    def _unfit(self, caller: Caller) -> str | None:
         """Why a client cannot use what we prepared."""
-        if message["identity"] != self.identity:
+        if caller.identity != self.caller.identity:
             return "it was started with other code or another interpreter"
-        name = difference(self.circumstances, message["circumstances"])
+        name = difference(self.caller.circumstances, caller.circumstances)
         return None if name is None else f"it was started with another {name}"
 
-    def _report(self, prepared: _Prepared) -> None:
-        """The prepared process says that it is ready, or why it failed."""
+    def _hear(self, process: _WarmProcess) -> None:
+        """The warm process says that it is ready, or why it failed."""
         try:
-            message, _ = receive(prepared.control)
-        except (OSError, ValueError):
+            message, _ = receive(process.control, *WARM_UP_REPORTS)
+        except (OSError, MessageError):
             message = None
-        if message is None:  # it has ended, and SIGCHLD follows
-            prepared.control.close()
-            return
-        if "ready" in message:
-            prepared.ready, self._used = True, time.monotonic()
-            self._tell_all(message)
-        else:
-            self.failure = message["failed"]
+        match message:
+            case Ready():
+                process.ready, self._used = True, time.monotonic()
+                self._tell_all(message)
+            case Failed(why):
+                self.failure = why
+            case None:  # it has ended, and SIGCHLD follows
+                process.control.close()
 
-    # -- the prepared process ------------------------------------------------------------------------------------------
+    # -- the warm process ----------------------------------------------------------------------------------------------
 
     def _prepare(self) -> None:
         server, child = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         parent = os.getpid()
         pid = os.fork()
         if pid == 0:
-            _prepared_process(child, self.warm_up, parent)
+            _warm_process(child, self.warm_up, parent)
         child.close()
         server.settimeout(1.0)
-        self.prepared = _Prepared(pid, server, time.monotonic())
+        self.process = _WarmProcess(pid, server, time.monotonic())
 
     def _reap(self) -> None:
-        """Notice the end of the prepared process; a used one is replaced, one that failed is not."""
-        prepared = self.prepared
-        if prepared is None:
+        """Notice the end of the warm process; a used one is replaced, one that failed is not."""
+        process = self.process
+        if process is None:
             return
-        pid, status = os.waitpid(prepared.pid, os.WNOHANG)
+        pid, status = os.waitpid(process.pid, os.WNOHANG)
         if not pid:
             return
-        self.prepared = None
-        if prepared.client is not None:
-            self._tell(prepared.client, {"ended": status})
-        while prepared.control.fileno() >= 0:
-            self._report(prepared)  # its last words
-        if prepared.taken and not self.retired:
+        self.process = None
+        if process.client is not None:
+            self._tell(process.client, Ended(status))
+        while process.control.fileno() >= 0:
+            self._hear(process)  # its last words
+        if process.taken and not self.retired:
             self._used = time.monotonic()
             self._prepare()
-        elif not prepared.ready:
+        elif not process.ready:
             self.failure = self.failure or f"it ended with wait status {status}"
             if self.asking:
                 self._give_up()
 
     def _give_up(self) -> None:
         """Say why the warm-up failed, and make room for a server that tries again."""
-        self._tell_all({"failed": self.failure})
+        self._tell_all(Failed(self.failure))
         self._retire("its warm-up failed")
 
     # -- connections ---------------------------------------------------------------------------------------------------
 
-    def _tell(self, connection: socket.socket, message: dict[str, Any]) -> None:
+    def _tell(self, connection: socket.socket, message: Reply) -> None:
         with contextlib.suppress(OSError):
             send(connection, message)
         self._drop(connection)
 
-    def _tell_all(self, message: dict[str, Any]) -> None:
+    def _tell_all(self, message: Reply) -> None:
         for connection in list(self.asking):
             self._tell(connection, message)
 
@@ -352,15 +368,15 @@ class _Server:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(SOCKET, dir_fd=self.folder)
         os.close(self.lock)
-        self._tell_all({"retired": why})
+        self._tell_all(Retired(why))
         for connection in list(self.new):
             self._drop(connection)
 
 
-# ---------------------------------------------------------------------------------------------- in the prepared process
+# -------------------------------------------------------------------------------------------------- in the warm process
 
 
-def _prepared_process(control: socket.socket, warm_up: WarmUp, server: int) -> None:
+def _warm_process(control: socket.socket, warm_up: WarmUp, server: int) -> None:
     """Warm up, wait for one query, answer it; never returns."""
     code = 1
     try:
@@ -370,10 +386,10 @@ def _prepared_process(control: socket.socket, warm_up: WarmUp, server: int) -> N
         try:
             warm_up()
         except Exception as error:
-            send(control, {"failed": f"{type(error).__name__}: {error}"})
+            send(control, Failed(f"{type(error).__name__}: {error}"))
             os._exit(1)
-        send(control, {"ready": True})
-        message, descriptors = receive(control)
+        send(control, Ready())
+        message, descriptors = receive(control, HandOver)
         if message is not None:
             _answer(message, *descriptors)
             code = 0
@@ -387,26 +403,26 @@ def _close_all_but(kept: int) -> None:
     os.closerange(kept + 1, os.sysconf("SC_OPEN_MAX"))
 
 
-def _answer(message: dict[str, Any], pipe: int, leash: int, here: int, client: int) -> None:
+def _answer(message: HandOver, pipe: int, lifetime_pipe: int, here: int, client: int) -> None:
     """Become the process of one query, under the client's folder and variables, alive only as long as the client is."""
-    job = unpack(message["job"])
-    tie_to(leash)
+    query = unpack(message.query)
+    end_with(lifetime_pipe)
     die_with_parent(False)
     os.fchdir(here)
     os.environ.clear()
-    os.environ.update(message["environ"])
+    os.environ.update(message.environ)
     with socket.socket(fileno=client) as connection:
-        send(connection, {"accepted": os.getpid()})
+        send(connection, Accepted(os.getpid()))
     os.close(here)
-    work(job, pipe)
+    work(query, pipe)
 
 
-def tie_to(leash: int) -> None:
+def end_with(lifetime_pipe: int) -> None:
     """The kernel kills our process group once the last write end of this pipe is closed, whatever we are doing then."""
-    fcntl.fcntl(leash, fcntl.F_SETOWN, -os.getpgrp())
-    fcntl.fcntl(leash, _F_SETSIG, signal.SIGKILL)
-    fcntl.fcntl(leash, fcntl.F_SETFL, fcntl.fcntl(leash, fcntl.F_GETFL) | os.O_ASYNC)
+    fcntl.fcntl(lifetime_pipe, fcntl.F_SETOWN, -os.getpgrp())
+    fcntl.fcntl(lifetime_pipe, _F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(lifetime_pipe, fcntl.F_SETFL, fcntl.fcntl(lifetime_pipe, fcntl.F_GETFL) | os.O_ASYNC)
     closed = select.poll()
-    closed.register(leash, select.POLLIN)
+    closed.register(lifetime_pipe, select.POLLIN)
     if closed.poll(0):  # it was closed before the kernel knew
         os._exit(1)

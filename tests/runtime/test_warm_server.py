@@ -1,4 +1,4 @@
-"""The resident worker: queries handed over, everything that can be wrong with it, and nothing left behind."""
+"""The warm server: queries handed over, everything that can be wrong with it, and nothing left behind."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ from typing import Any
 import pytest
 
 from tests.cli.helpers import ROOT, SCRIPTS, environment, no_process_mentions, scripted_python
-from verifier.cli import device, resident, resident_link
-from verifier.cli.resident_link import LOCK, SOCKET, Unavailable, open_folder, peer_is_us
-from verifier.cli.worker import Job
 from verifier.config import Config, load_config
+from verifier.core.messages import decode, encode
+from verifier.runtime import gpu_context, warm_client, warm_link
+from verifier.runtime.messages import Answer, Caller, Prepare, QueryFields
+from verifier.runtime.query import Query
+from verifier.runtime.warm_link import LOCK, SOCKET, Unavailable, open_folder, peer_is_us
 
 Completed = subprocess.CompletedProcess[str]
 
@@ -50,7 +52,7 @@ def children(pid: int) -> list[int]:
 
 @dataclass
 class Place:
-    """The competition's scripts with a scripted solver and a resident worker of their own."""
+    """The competition's scripts with a scripted solver and a warm server of their own."""
 
     folder: Path
     variables: dict[str, str]
@@ -84,11 +86,11 @@ class Place:
         return (self.folder / f"{name}.txt").read_text().split("\n")[0], stdout, stderr
 
     def server(self) -> int:
-        """Process id of the resident, 0 when there is none."""
+        """Process id of the warm server, 0 when there is none."""
         return next(iter(self.servers()), 0)
 
     def servers(self) -> list[int]:
-        """The resident, and those that have not yet noticed that there is one."""
+        """The server, and those that have not yet noticed that there is one."""
         text = f"vnncomp\0resident\0--resident-folder\0{self.resident}\0".encode()
         found = []
         for entry in Path("/proc").iterdir():
@@ -181,7 +183,7 @@ def test_the_limit_holds_and_the_query_is_gone(words: str, place: Place) -> None
     until(lambda: not alive(pid), 1.0)
 
 
-def test_prepare_leaves_the_resident_on_its_own(place: Place) -> None:
+def test_prepare_leaves_the_server_on_its_own(place: Place) -> None:
     read, write = os.pipe()
     os.set_inheritable(write, True)
     args = [str(SCRIPTS / "prepare_instance.sh"), "v1", "c", "n.onnx", "p.vnnlib"]
@@ -200,7 +202,7 @@ def test_prepare_leaves_the_resident_on_its_own(place: Place) -> None:
 # --------------------------------------------------------------------------------------------------- one, while needed
 
 
-def test_prepares_at_once_make_one_resident(place: Place) -> None:
+def test_prepares_at_once_make_one_server(place: Place) -> None:
     args = [str(SCRIPTS / "prepare_instance.sh"), "v1", "c", "n.onnx", "p.vnnlib"]
     several = [subprocess.Popen(args, cwd=place.folder, env=place.variables) for _ in range(3)]
     assert [process.wait(timeout=60) for process in several] == [0, 0, 0]
@@ -220,7 +222,7 @@ def test_it_ends_after_the_idle_limit(place: Place) -> None:
     assert [path.name for path in place.resident.iterdir()] == [LOCK]
 
 
-def test_a_working_resident_is_not_idle(place: Place) -> None:
+def test_a_working_server_is_not_idle(place: Place) -> None:
     place.prepare(VERIFIER_RESIDENT_SECONDS="1.5")  # time for a client to start on a busy machine
     process = place.start("sleep 3 state state sleep 0.2 sat", VERIFIER_RESIDENT_SECONDS="1.5")
     assert alive(place.state()["parent"])
@@ -230,7 +232,7 @@ def test_a_working_resident_is_not_idle(place: Place) -> None:
 def test_it_can_be_stopped(place: Place) -> None:
     place.prepare()
     pids = [place.server(), *children(place.server())]
-    resident.stop_resident(place.resident)
+    warm_client.stop_server(place.resident)
     until(lambda: not any(map(alive, pids)))
     assert not (place.resident / SOCKET).exists()
 
@@ -284,12 +286,12 @@ def test_one_that_hangs_costs_a_fraction_of_a_second(who: str, place: Place) -> 
     (prepared,) = children(server)
     os.kill(server if who == "server" else prepared, signal.SIGSTOP)
     (place.folder / "p.vnnlib").write_text("unsat")
-    job = Job(place.folder / "n.onnx", place.folder / "p.vnnlib", Config(), 30.0, time.monotonic(), quiet=True)
+    query = Query(place.folder / "n.onnx", place.folder / "p.vnnlib", Config(), 30.0, time.monotonic(), quiet=True)
     verdict, _, stderr = place.run("unsat", VERIFIER_RESIDENT_PATIENCE="0.3")
     assert verdict == "unsat" and "no answer in 0.3 s" in stderr
     began = time.monotonic()
     with pytest.raises(Unavailable):
-        resident.hire(job, place.resident)
+        warm_client.start_warm(query, place.resident)
     assert time.monotonic() - began < 1.0
     if who == "server":
         began = time.monotonic()
@@ -355,24 +357,24 @@ def test_identity_follows_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     code = tmp_path / "verifier" / "bounds"
     code.mkdir(parents=True)
     (code / "a.py").write_text("x = 1\n")
-    monkeypatch.setattr(resident_link.verifier, "__file__", str(tmp_path / "verifier" / "__init__.py"))
-    seen = [resident_link.identity(), resident_link.identity()]
+    monkeypatch.setattr(warm_link.verifier, "__file__", str(tmp_path / "verifier" / "__init__.py"))
+    seen = [warm_link.identity(), warm_link.identity()]
     assert seen[0] == seen[1]
     (code / "a.py").write_text("x = 2\n")
-    seen.append(resident_link.identity())
+    seen.append(warm_link.identity())
     (code / "b.py").write_text("")
-    seen.append(resident_link.identity())
+    seen.append(warm_link.identity())
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
-    seen.append(resident_link.identity())
+    seen.append(warm_link.identity())
     assert len(set(seen)) == 4
 
 
 def test_circumstances_name_what_differs(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = resident_link.circumstances()
-    assert resident_link.difference(before, resident_link.circumstances()) is None
+    before = warm_link.circumstances()
+    assert warm_link.difference(before, warm_link.circumstances()) is None
     monkeypatch.setenv("MKL_NUM_THREADS", "17")
     monkeypatch.setenv("SHLVL", "17")
-    assert resident_link.difference(before, resident_link.circumstances()) == "MKL_NUM_THREADS"
+    assert warm_link.difference(before, warm_link.circumstances()) == "MKL_NUM_THREADS"
     assert {"CPU affinity", "nice value", "resource limits", "control group", "root folder"} <= before.keys()
     json.dumps(before)
 
@@ -473,17 +475,19 @@ def test_a_listener_of_another_user_is_refused(tmp_path: Path, monkeypatch: pyte
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         listener.bind(str(tmp_path / "f" / SOCKET))
         listener.listen()
-        monkeypatch.setattr(resident, "peer_is_us", lambda connection: False)
+        monkeypatch.setattr(warm_client, "peer_is_us", lambda connection: False)
         with pytest.raises(Unavailable, match="another user"):
-            resident.connect(tmp_path / "f", 1.0)
+            warm_client.connect(tmp_path / "f", 1.0)
 
 
 def test_nonsense_does_no_harm(place: Place) -> None:
     place.prepare()
     server = place.server()
-    silent = resident.connect(place.resident, 1.0)
-    for text in (b"", b"{", b"[]", b'{"want": "query"}', b'{"want": "ready"}', b"\xff" * 1000):
-        connection = resident.connect(place.resident, 1.0)
+    silent = warm_client.connect(place.resident, 1.0)
+    wrong = encode(Prepare(Caller("", {}))).replace(b"caller", b"callers")
+    short = encode(Answer(Caller("", {}), QueryFields(Path("n"), Path("p"), None, 1.0, 0.0), {}))
+    for text in (b"", b"{", b"[]", b'{"kind": "Answer"}', wrong, short.replace(b"1.0", b'"1"'), b"\xff" * 1000):
+        connection = warm_client.connect(place.resident, 1.0)
         assert connection is not None
         with connection:
             connection.send(text)
@@ -496,17 +500,17 @@ def test_nonsense_does_no_harm(place: Place) -> None:
     assert alive(server)
 
 
-def test_every_field_of_a_job_is_passed_on(tmp_path: Path) -> None:
+def test_every_field_of_a_query_is_passed_on(tmp_path: Path) -> None:
     config = load_config(
         assignments=["seed=7", "bab.learning_rate_beta=0.30000000000000004", "memory.chunk_bytes=1MiB"]
     )
     strange = Path(os.fsdecode(b"a\xff\xe4 b.onnx"))
     for timeout, settings in ((None, config), (0.1 + 0.2, None)):
-        job = Job(strange, tmp_path / "p.vnnlib", settings, timeout, 123.456789012345678, quiet=True)
-        again = resident_link.unpack(json.loads(json.dumps(resident_link.pack(job))))
-        assert again == job and again.config == job.config == (settings or Config())
-    packed = {*resident_link.pack(job), "quiet", "verbose"}
-    assert packed == {field.name for field in fields(Job)}
+        query = Query(strange, tmp_path / "p.vnnlib", settings, timeout, 123.456789012345678, quiet=True)
+        again = warm_link.unpack(decode(encode(warm_link.pack(query)), QueryFields))
+        assert again == query and again.config == query.config == (settings or Config())
+    packed = {*(field.name for field in fields(QueryFields)), "quiet", "verbose"}
+    assert packed == {field.name for field in fields(Query)}
 
 
 # ------------------------------------------------------------------------------------------------------------- device
@@ -535,20 +539,20 @@ class Driver:
 @pytest.mark.parametrize(("devices", "calls"), [(1, ["init", "get 0", "retain"]), (0, ["init"])])
 def test_the_context_is_begun_in_a_thread(devices: int, calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     driver = Driver(devices)
-    monkeypatch.setattr(device.ctypes, "CDLL", lambda name: driver)
-    thread = device.begin_context(Config())
+    monkeypatch.setattr(gpu_context.ctypes, "CDLL", lambda name: driver)
+    thread = gpu_context.begin_context(Config())
     assert thread is not None
     thread.join(10)
     assert driver.calls == calls
 
 
 def test_no_context_without_need_or_driver(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert device.begin_context(Config(device="cpu")) is None
+    assert gpu_context.begin_context(Config(device="cpu")) is None
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert device.begin_context(Config()) is None
+    assert gpu_context.begin_context(Config()) is None
     monkeypatch.delenv("LOCAL_RANK")
-    monkeypatch.setattr(device, "_DRIVER", "libnone.so.0")
-    thread = device.begin_context(Config())
+    monkeypatch.setattr(gpu_context, "_DRIVER", "libnone.so.0")
+    thread = gpu_context.begin_context(Config())
     assert thread is not None
     thread.join(10)
     assert not thread.is_alive()

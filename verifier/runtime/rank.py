@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
 import sys
 import traceback
 
-_PR_SET_PDEATHSIG = 1
+from verifier.runtime.processes import die_with_parent
 
 
-def follows() -> bool:
+def is_other_rank() -> bool:
     """Whether torchrun has started this process as a rank other than the first."""
     return os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK", "0") != "0"
 
@@ -26,17 +24,17 @@ def serve(address: str, rank: int, size: int, device: str, parent: int) -> int:
     Returns:
         exit code; on a failure the others are told first.
     """
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    die_with_parent(True)
     if os.getppid() != parent:
         return 1
     from verifier.core.allocator import keep_freed_blocks
-    from verifier.parallel.world import follow_leader
-    from verifier.solver.crew import follow
+    from verifier.parallel.launch import join_leader
+    from verifier.solver.ranks import rank_loop
 
     keep_freed_blocks()
-    world = follow_leader(address, rank, size, device)
+    world = join_leader(address, rank, size, device)
     try:
-        follow(world)
+        rank_loop(world, object)
     except Exception:
         traceback.print_exc()
         sys.stderr.flush()

@@ -34,23 +34,23 @@ _CAST_BYTES = 256 << 20
 
 
 @dataclass
-class Placed:
+class Setup:
     """A network on its devices, as one rank sees it.
 
     Attributes:
         graph: what the engine works on; under tensor parallelism this rank's part of it.
         backend: for the bounds at the root, which all ranks compute together.
         search: for branch and bound; the ranks of one group.
-        team: one rank of every group that searches apart.
-        inside: the ranks of this rank's group.
+        peers: one rank of every group that searches apart.
+        group: the ranks of this rank's group.
         pool_bytes: what the open domains of a search may take.
     """
 
     graph: Graph
     backend: SingleBackend | DistributedBackend
     search: ParallelBackend
-    team: Group
-    inside: Group
+    peers: Group
+    group: Group
     pool_bytes: int
 
     def retry(self, work: Callable[[], T]) -> T:
@@ -139,7 +139,7 @@ def groups_of(config: Config, ranks: int) -> int:
     return groups
 
 
-def place(graph: Graph, config: Config, world: World | None = None) -> Placed:
+def set_up(graph: Graph, config: Config, world: World | None = None) -> Setup:
     """Put a graph's weights where the configuration wants them. A collective call of all ranks.
 
     Args:
@@ -155,8 +155,8 @@ def place(graph: Graph, config: Config, world: World | None = None) -> Placed:
     plain_kernels(world.device)
     groups = groups_of(config, world.size)
     each = world.size // groups
-    inside = world.subgroup([range(g * each, (g + 1) * each) for g in range(groups)])
-    team = world.subgroup([range(i, world.size, each) for i in range(each)])
+    group = world.subgroup([range(g * each, (g + 1) * each) for g in range(groups)])
+    peers = world.subgroup([range(i, world.size, each) for i in range(each)])
     limit = config.memory.device_limit
     if config.parallel.backend == "fsdp" and each == 1:
         _LOG.info("parallel.backend is fsdp, but a group has one rank: its weights are whole")
@@ -168,7 +168,7 @@ def place(graph: Graph, config: Config, world: World | None = None) -> Placed:
     pool = (free_bytes(world.device) if limit is None else limit) // (3 * _sharing(world))
     sharded = config.parallel.rows == "sharded"
     if config.parallel.backend == "tp":
-        part = cut_graph(graph, inside)
+        part = cut_graph(graph, group)
         need = node_bytes(part.cuts)
         if limit is not None and need > limit:
             raise MemoryExceeded(
@@ -179,22 +179,22 @@ def place(graph: Graph, config: Config, world: World | None = None) -> Placed:
         for source, tensor in _parameters(graph, world):
             for handle, block in part.blocks(source, tensor):
                 store.put(handle, block)
-        backend = TensorParallel(part, world.device, store, chunk, team, sharded)
+        backend = TensorParallel(part, world.device, store, chunk, peers, sharded)
         search = TensorParallel(part, world.device, store, chunk)
-        return Placed(part, backend, search, team, inside, pool)
-    store = _store(graph, config, world, inside)
+        return Setup(part, backend, search, peers, group, pool)
+    store = _store(graph, config, world, group)
     for handle, tensor in _parameters(graph, world):
         store.put(handle, tensor)
     single = SingleBackend(graph, world.device, chunk, store)
     if world.size == 1:
-        return Placed(graph, single, single, team, inside, pool)
+        return Setup(graph, single, single, peers, group, pool)
     backend = DistributedBackend(world.everyone, world.device, store, chunk, sharded)
-    search = DistributedBackend(inside, world.device, store, chunk, sharded) if each > 1 else single
-    return Placed(graph, backend, search, team, inside, pool)
+    search = DistributedBackend(group, world.device, store, chunk, sharded) if each > 1 else single
+    return Setup(graph, backend, search, peers, group, pool)
 
 
 def plain_kernels(device: torch.device) -> None:
-    """Full precision and the same kernel each time, which the charges for rounding and equal bits rest on.
+    """Full precision and the same kernel each time, which bounds on rounding errors and bit-identical results rest on.
 
     Raises:
         ConfigError: the environment makes the device's libraries do something else.
@@ -230,15 +230,15 @@ def _parameters(graph: Graph, world: World) -> Iterator[tuple[Handle, Tensor]]:
         else:
             tensor = torch.empty(handle.shape, dtype=handle.dtype)
         if isinstance(world.everyone, ProcessGroup):
-            world.everyone.spread(tensor)
+            world.everyone.broadcast(tensor)
         yield handle, tensor
 
 
-def _store(graph: Graph, config: Config, world: World, inside: Group) -> WeightStore:
+def _store(graph: Graph, config: Config, world: World, group: Group) -> WeightStore:
     parallel, limit = config.parallel, config.memory.device_limit
     columns = column_blocks(graph, parallel.stream)
-    if parallel.backend == "fsdp" and not isinstance(inside, Solo):
-        return Sharded(inside, world.device, parallel.prefetch, columns)  # type: ignore[arg-type]
+    if parallel.backend == "fsdp" and not isinstance(group, Solo):
+        return Sharded(group, world.device, parallel.prefetch, columns)  # type: ignore[arg-type]
     if parallel.offload:
         return HostOffload(world.device, parallel.prefetch, columns)
     return Resident(world.device, _cast_bytes(limit, parameter_bytes(graph)), columns)

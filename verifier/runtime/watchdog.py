@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from types import FrameType, TracebackType
 
-from verifier.cli.worker import Worker
+from verifier.runtime.handle import WorkerHandle
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _TICK_SECONDS = 0.2
@@ -57,11 +57,11 @@ class Signals:
 
 
 def wait(
-    workers: Sequence[Worker],
+    workers: Sequence[WorkerHandle],
     signals: Signals,
     parent: int | None = None,
     tick: Callable[[], None] | None = None,
-) -> list[Worker]:
+) -> list[WorkerHandle]:
     """Return the workers that have an outcome, once there is one; a worker past its limit gets the watchdog's.
 
     A signal, or the end of ``parent`` (a process id that must stay ours), ends every worker with ``unknown``.
@@ -74,9 +74,9 @@ def wait(
         for worker in workers:
             if worker.outcome is None and now >= worker.end:
                 worker.time_out()
-            elif worker.outcome is None and now >= worker.lapse:
+            elif worker.outcome is None and now >= worker.silent_end:
                 worker.read()  # it may have said something since
-                if worker.outcome is None and now >= worker.lapse:
+                if worker.outcome is None and now >= worker.silent_end:
                     worker.hung()
         why = _ended(signals, parent)
         if why is not None:
@@ -87,13 +87,13 @@ def wait(
             return done
         if tick is not None:
             tick()
-        until = min((min(worker.end, worker.lapse) for worker in workers), default=now)
+        until = min((min(worker.end, worker.silent_end) for worker in workers), default=now)
         patience = min(max(0.0, until - time.monotonic()), _LONG_SECONDS)
         if tick is not None or parent is not None:
             patience = min(patience, _TICK_SECONDS)
         ready = select.select([*workers, signals], [], [], patience)[0]
         for source in ready:
-            if isinstance(source, Worker):
+            if isinstance(source, WorkerHandle):
                 source.read()
             else:
                 signals.drain()

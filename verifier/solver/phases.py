@@ -1,0 +1,257 @@
+"""What all ranks of a query do together: one request per phase, with what it needs and how it is run.
+
+A request travels from rank 0 to the others (:mod:`verifier.solver.ranks`), and every rank runs it on its own state.
+What a phase decides on (bounds, open domains) is equal on all ranks or is agreed on inside.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import ClassVar, Generic, TypeVar
+
+import numpy as np
+import torch
+
+from verifier.bab import input_split, refine, relu_split
+from verifier.bab.context import SearchContext
+from verifier.bounds.alpha import Schedule
+from verifier.bounds.api import Method, NetworkBounds, compute_graph_bounds
+from verifier.config import BabConfig, Config
+from verifier.core.claims import Claims
+from verifier.core.deadline import Deadline
+from verifier.core.inventory import Inventory, PeakKind, process_peak
+from verifier.core.problem import Problem
+from verifier.core.progress import Progress, SilentProgress
+from verifier.core.result import Witness
+from verifier.core.tracker import measured_peak
+from verifier.parallel.world import World
+from verifier.solver.root import Root, RootContext, bound_root, hidden_by_rows
+from verifier.solver.setup import Setup
+
+T_co = TypeVar("T_co", covariant=True)
+
+Accept = Callable[[np.ndarray], Witness | None]
+
+
+def _refuse(x: np.ndarray) -> Witness | None:
+    """Only rank 0 has the reference network; a search calls this nowhere else."""
+    raise RuntimeError("a rank without the reference network cannot judge candidates")
+
+
+@dataclass
+class RankState:
+    """One rank's part of a query.
+
+    Attributes:
+        problem: ``None`` when only bounds are wanted.
+        setup: the network on this rank's device.
+        accept: replays a candidate; rank 0 alone can.
+        claims: what bounds are made to hold for.
+        roots: the root bounds of the boxes, in the order in which they were computed.
+    """
+
+    problem: Problem | None
+    config: Config
+    world: World
+    setup: Setup
+    deadline: Deadline = field(default_factory=Deadline)
+    progress: Progress = field(default_factory=SilentProgress)
+    accept: Accept = _refuse
+    claims: Claims = field(default_factory=Claims)
+    roots: list[Root] = field(default_factory=list)
+
+    @property
+    def asked(self) -> Problem:
+        """The problem of a query that has one."""
+        assert self.problem is not None
+        return self.problem
+
+    def search_context(self, bab: BabConfig, deadline: Deadline) -> SearchContext:
+        setup = self.setup
+        return SearchContext(
+            graph=setup.graph,
+            backend=setup.search,
+            config=bab,
+            deadline=deadline,
+            accept=self.accept,
+            progress=self.progress,
+            claims=self.claims,
+            certify=self.config.numerics.certify,
+            team=setup.peers,
+            memory_limit=setup.pool_bytes,
+        )
+
+
+class Phase(ABC, Generic[T_co]):
+    """A request to run a phase.
+
+    Attributes:
+        name: for messages about a rank that is lost in it.
+    """
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def run(self, state: RankState) -> T_co:
+        """This rank's part; the result is of use on rank 0."""
+
+
+@dataclass(frozen=True)
+class Begin(Phase[None]):
+    """Forget the roots; from now on bounds are to hold for this."""
+
+    name = "begin"
+    claims: Claims
+
+    def run(self, state: RankState) -> None:
+        state.claims, state.roots = self.claims, []
+
+
+@dataclass(frozen=True, eq=False)
+class BoundRoot(Phase[Root]):
+    """Root bounds of the cases of one box.
+
+    Attributes:
+        cases: their indices.
+        limit: the query's time limit in seconds.
+    """
+
+    name = "bound"
+    cases: np.ndarray
+    limit: float
+
+    def run(self, state: RankState) -> Root:
+        setup = state.setup
+        context = RootContext(
+            graph=setup.graph,
+            backend=setup.backend,
+            search=setup.search,
+            config=state.config,
+            limit=self.limit,
+            deadline=state.deadline,
+            report=lambda name: state.progress.update(step=name),
+            claims=state.claims,
+        )
+        root = setup.retry(partial(bound_root, context, state.asked, self.cases))
+        state.roots.append(root)
+        return root
+
+
+@dataclass(frozen=True)
+class BoundsReport:
+    """Bounds of a network and what they cost every rank.
+
+    Attributes:
+        output: name of the output node.
+        memory: of every rank.
+    """
+
+    bounds: NetworkBounds
+    output: str
+    device: str
+    memory: list[Inventory]
+
+
+@dataclass(frozen=True, eq=False)
+class BoundNetwork(Phase[BoundsReport]):
+    """Bounds of all outputs over one box.
+
+    Attributes:
+        lower, upper: (n_in,).
+        intermediate: bounds of all pre-activations too.
+        slopes: the optimised slopes of the output rows too.
+    """
+
+    name = "bounds"
+    lower: np.ndarray
+    upper: np.ndarray
+    method: Method
+    intermediate: bool = False
+    slopes: bool = False
+
+    def run(self, state: RankState) -> BoundsReport:
+        setup = state.setup
+        backend = setup.backend
+        with measured_peak(backend.device, backend.weights.held()) as peak:
+            found = setup.retry(partial(self._bounds, state))
+        mine = Inventory(backend.rank, backend.weights.resident_bytes(), backend.usage, peak.bytes, peak.kind)
+        return BoundsReport(
+            found,
+            setup.graph.nodes[setup.graph.output].name,
+            backend.device.type,
+            state.world.everyone.objects(mine),
+        )
+
+    def _bounds(self, state: RankState) -> NetworkBounds:
+        setup, alpha = state.setup, state.config.bounds.alpha
+        hidden = alpha.iterations if alpha.intermediate_iterations == "auto" else alpha.intermediate_iterations
+        return compute_graph_bounds(
+            setup.graph,
+            setup.backend,
+            torch.from_numpy(np.array(self.lower, dtype=np.float32).reshape(-1)),
+            torch.from_numpy(np.array(self.upper, dtype=np.float32).reshape(-1)),
+            self.method,
+            self.intermediate,
+            Schedule(hidden, alpha.learning_rate, decay=alpha.decay),
+            Schedule(alpha.iterations, alpha.learning_rate, decay=alpha.decay),
+            slopes=self.slopes,
+            certify=state.config.numerics.certify,
+            hidden_rows=hidden_by_rows(state.config),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class SplitInputs(Phase[input_split.InputSplitResult]):
+    """Branch and bound on input boxes.
+
+    Attributes:
+        cases: indices of the open cases.
+        seconds: how long at most.
+    """
+
+    name = "split_inputs"
+    cases: np.ndarray
+    bab: BabConfig
+    seconds: float
+
+    def run(self, state: RankState) -> input_split.InputSplitResult:
+        context = state.search_context(self.bab, state.deadline.sub(self.seconds))
+        return input_split.search(context, state.asked, self.cases)
+
+
+@dataclass(frozen=True)
+class SplitNeurons(Phase[relu_split.SearchResult]):
+    """Branch and bound on ReLU splits of one box.
+
+    Attributes:
+        root: which of the roots is meant.
+    """
+
+    name = "split_neurons"
+    root: int
+
+    def run(self, state: RankState) -> relu_split.SearchResult:
+        found = state.roots[self.root]
+        assert found.rows is not None
+        return refine.search(state.search_context(state.config.bab, state.deadline), found.state, found.rows)
+
+
+@dataclass(frozen=True)
+class Memory(Phase[list[Inventory]]):
+    """What the query took of every rank. On a CPU the peak is the process's: counting tensors would slow it."""
+
+    name = "memory"
+
+    def run(self, state: RankState) -> list[Inventory]:
+        backend, search = state.setup.backend, state.setup.search
+        kind: PeakKind
+        if backend.device.type == "cuda":
+            peak, kind = int(torch.cuda.max_memory_allocated(backend.device)), "allocator"
+        else:
+            peak, kind = process_peak(), "rss"
+        usage = backend.usage.merged(search.usage)
+        mine = Inventory(backend.rank, backend.weights.resident_bytes(), usage, peak, kind)
+        return state.world.everyone.objects(mine)
