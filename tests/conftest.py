@@ -47,14 +47,17 @@ QUICK: dict[str, int] = {
     "tests/frontend/test_parity.py": 6,  # 1
     "tests/frontend/test_passes.py": 6,  # 1
     "tests/fuzzing": 6,  # 8
+    "tests/graph": 4,
     "tests/ops": 8,  # 9
     "tests/parallel/test_tp.py": 12,  # 12
     "tests/report": 2,  # 8
+    "tests/runtime/test_warm_kernels.py": 1,
     "tests/solver/test_strict.py": 8,  # 5
     "tests/solver/test_types.py": 8,  # 4
     "tests/spec": 2,  # 3
     "tests/spec/test_vnnlib.py": 6,  # 8
     "tests/support": 30,  # 4
+    "tests/testing": 6,
     "tests/truth": 16,  # 10
     "tests/test_api.py": 2,  # 12
     "tests/test_config.py": 1,

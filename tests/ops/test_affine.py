@@ -22,7 +22,7 @@ seeds = st.integers(0, 2**31)
 
 def charged(sample: Sample, dtype: torch.dtype) -> bool:
     """Whether bounds charge this op's rounding in a dtype on the device."""
-    return CONV_FLOAT32 or dtype != torch.float32 or affine(sample).plain_sums
+    return CONV_FLOAT32 or dtype != torch.float32 or affine.affine(sample).plain_sums
 
 
 @every_sample

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -309,6 +310,7 @@ class Never:
 
     deadline = Deadline()
     roots: tuple[()] = ()
+    setup = SimpleNamespace(backend=SimpleNamespace(device=CPU))
 
 
 def test_values_so_large_that_lost_weights_matter_are_not_covered(tmp_path: Path) -> None:

@@ -36,8 +36,8 @@ class OpSet:
 
     Attributes:
         ops: op classes; an instance of one may stand in a graph.
-        translators: by the name of an ATen function, see :data:`verifier.frontend.lowering.Translator`.
-        converters: by ONNX operator, see :data:`verifier.frontend.converters.Converts`.
+        translators: by the name of an ATen function, see ``Translator`` of the front end's ``lowering``.
+        converters: by ONNX operator, see ``Converts`` of its ``converters``.
         samples: for :mod:`verifier.testing`.
     """
 
