@@ -2,30 +2,42 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from tests.bab.test_exchange import Question, made, problem
-from tests.bab.test_kernel import Setting
+from tests.bab.test_exchange import Game, Question, Toy, asked_by, made, partition, problem
+from tests.parallel.threads import ThreadGroup, on_ranks
 from tests.support.device import single
-from verifier.bab import input_split, refine, sweeps
+from verifier.bab import input_split, sweeps
 from verifier.bab.context import SearchContext
 from verifier.bab.input_split import InputSplitResult, InputSplitting
-from verifier.bab.pool import Pool
-from verifier.bounds.crown import preactivations
 from verifier.config import BabConfig
 from verifier.core.deadline import Deadline
 
 
-def asked(monkeypatch: pytest.MonkeyPatch, most: int) -> tuple[InputSplitResult, list[int], list[int]]:
-    """A search over boxes, of which memory holds the bounds of so many: how it ended, attempts, and batches."""
+@dataclass
+class Tight:
+    """A search over boxes, of whose bounds memory holds so many.
+
+    Attributes:
+        tried: how many boxes were bounded at once, or not.
+        batches: after every failure.
+    """
+
+    ended: InputSplitResult
+    tried: list[int]
+    batches: list[int]
+
+
+def tight(monkeypatch: pytest.MonkeyPatch, most: int, copies: int) -> Tight:
     bound, tried, batches = sweeps.bound_boxes, [], []
     shrink = InputSplitting.shrink
 
-    def tight(graph: Any, backend: Any, box: Any, *others: Any) -> Any:
+    def limited(graph: Any, backend: Any, box: Any, *others: Any) -> Any:
         tried.append(box.lower.shape[0])
         if tried[-1] > most:
             raise torch.OutOfMemoryError("out of memory")
@@ -35,45 +47,49 @@ def asked(monkeypatch: pytest.MonkeyPatch, most: int) -> tuple[InputSplitResult,
         shrink(self, count)
         batches.append(self.sweeps.batch)
 
-    monkeypatch.setattr(sweeps, "bound_boxes", tight)
+    monkeypatch.setattr(sweeps, "bound_boxes", limited)
     monkeypatch.setattr(InputSplitting, "shrink", noting)
-    question = Question("mlp", 6, False)
+    question = Question("mlp", 6, False, copies)
     graph = made(question)[1].graph
-    context = SearchContext(graph, single(graph), BabConfig(batch_size=64, clip=False), Deadline(60.0))
-    return input_split.search(context, problem(question), np.arange(1)), tried, batches
+    context = SearchContext(graph, single(graph), BabConfig(batch_size=64, clip=False, max_domains=200), Deadline(60.0))
+    return Tight(input_split.search(context, problem(question), np.arange(copies)), tried, batches)
 
 
-def test_batches_become_no_smaller_than_they_must(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many parts of a round fail: parts of the same size are one reason to shrink, not several."""
-    ended, tried, batches = asked(monkeypatch, 5)
-    assert len(ended.open) == 0 and ended.reason == ""
-    assert max(tried) > 5 and batches and batches[-1] >= 2
+def test_parts_of_the_same_size_are_one_reason_to_shrink(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = tight(monkeypatch, 3, 32)
+    assert found.ended.statistics["domains"] >= 200
+    failed = [count for count in found.tried if count > 3]
+    smaller = [n for k, n in enumerate(failed) if n < min(failed[:k], default=64)]
+    assert len(failed) > len(smaller) > 2
+    assert found.batches[-1] == 64 >> len(smaller)
 
 
 def test_where_not_one_box_fits_the_search_ends_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    ended, tried, _ = asked(monkeypatch, 0)
-    assert ended.open.tolist() == [0] and "the device's memory does not hold" in ended.reason
-    assert len(tried) <= 8
+    found = tight(monkeypatch, 0, 32)
+    assert len(found.ended.open) == 32 and "the device's memory does not hold" in found.ended.reason
+    assert found.tried == [32, 16, 8, 4, 2, 1]
 
 
-@pytest.mark.parametrize("failing", [3, 6, 12])
-def test_leaves_of_a_refinement_count_once(failing: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also when memory runs out while what is open goes back into the pool."""
-    s = Setting("mlp", 0)
-    push, calls = Pool.push, [0]
+class Interrupted(Toy):
+    """Runs out of memory when a part of what is open is in the pool again."""
 
-    def tight(self: Pool[Any], batch: Any) -> None:
-        calls[0] += 1
-        if calls[0] == failing and batch.count > 1:
+    def shrink(self, count: int) -> None:
+        """It is as small as it can be."""
+
+    def push(self, left: list[tuple[int, int]]) -> None:
+        super().push(left[:1])
+        if len(left) > 1:
             raise MemoryError
-        push(self, batch)
+        super().push(left[1:])
 
-    monkeypatch.setattr(Pool, "push", tight)
-    context = SearchContext(s.made.graph, s.made.backend, BabConfig(batch_size=16), Deadline(200.0))
-    fine = refine.refine(context, s.state, 0.05)
-    values = s.made.values(s.made.samples(2000, 1))
-    for index in preactivations(s.made.graph):
-        new, z = fine.bounds[index], values[index].double()
-        assert bool((z.amin((0, 1)) >= new.lower[0].double() - 1e-9).all())
-        assert bool((z.amax((0, 1)) <= new.upper[0].double() + 1e-9).all())
-    assert calls[0] > failing
+
+@pytest.mark.parametrize("limit", [None, 30])
+def test_what_was_put_back_before_memory_ran_out_is_taken_out_again(limit: int | None) -> None:
+    def play(group: ThreadGroup) -> None:
+        search = Interrupted(Game(size=64, hard=1.0, take=8), asked_by(group, lambda x: None, Deadline(60.0), limit))
+        search.run()
+        left = search.bound(search.pool.domains) if search.pool.count else []
+        closed = [part for part in search.done if search.game.closes(*part)]
+        assert partition([*left, *set(closed)], 64)
+
+    on_ranks(1, play)
