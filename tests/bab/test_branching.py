@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import threading
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from tests.bab.test_exchange import Lockstep
 from tests.bab.test_kernel import Setting
+from tests.parallel.threads import ThreadGroup, on_ranks
 from verifier.bab import branching
 from verifier.bab.branching.heuristic import Heuristic, Neurons
 from verifier.bab.splits import SplitSpace
@@ -54,3 +58,27 @@ def test_what_is_no_heuristic_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize("name", ["auto", "input", "kfsb"])
 def test_names_that_leave_it_open_mean_kfsb(name: str) -> None:
     assert branching.named(name) is branching.HEURISTICS["kfsb"]
+
+
+def test_ranks_of_a_group_take_one_word_for_scores_that_are_not_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Domains that were split differently would be bounded together, which bounds none of them."""
+    s = Setting("mlp", 1)
+    own = threading.local()
+
+    def moody(space: SplitSpace, neurons: Neurons) -> Tensor:
+        return torch.rand(neurons.coefficients.shape, generator=torch.Generator().manual_seed(own.rank))
+
+    foreign(moody, monkeypatch)
+    heuristic = branching.named("theirs")
+    shape = (5, s.space.size)
+    neurons = Neurons(torch.zeros(shape, dtype=torch.int8), *(torch.zeros(shape) for _ in range(3)), torch.zeros(5))
+
+    def chosen(group: ThreadGroup) -> list[list[int]]:
+        own.rank = group.rank
+        space = replace(s.space, backend=Lockstep(s.made.graph, group))
+        return heuristic.candidates(space, neurons, 3).tolist()
+
+    first, *others = on_ranks(3, chosen)
+    assert all(found == first for found in others)
+    own.rank = 1
+    assert heuristic.candidates(s.space, neurons, 3).tolist() != first

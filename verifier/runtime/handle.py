@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-from verifier.core.messages import decode
+from verifier.core.messages import MessageError, decode
 from verifier.parallel.heartbeat import SILENCE_SECONDS
 from verifier.report.record import Outcome
 from verifier.runtime.clock import limits
@@ -127,8 +127,18 @@ class WorkerHandle:
             *lines, rest = self._buffer.split(b"\n")
             self._buffer = bytearray(rest)
             for line in lines:
-                self._take(decode(line, *WORKER_MESSAGES))
+                try:
+                    self._take(decode(line, *WORKER_MESSAGES))
+                except MessageError as error:
+                    self._unreadable(error)
         return False
+
+    def _unreadable(self, error: MessageError) -> None:
+        """A message that says nothing, perhaps the outcome, ends the query; a proof that stands does so still."""
+        self.process.kill()
+        message = f"internal error: {error} (from the worker process, during {self.phase})"
+        if self.outcome is None:
+            self.outcome = self.stands or self._error("MessageError", message)
 
     def _take(self, message: WorkerMessage) -> None:
         match message:
@@ -180,10 +190,13 @@ class WorkerHandle:
         else:
             how = "" if code is None else f" with signal {-code}" if code < 0 else f" with exit status {code}"
             message = f"internal error: the worker process ended{how} during {self.phase}"
+        return self._error("WorkerDied", message)
+
+    def _error(self, kind: str, message: str) -> Outcome:
         return Outcome(
             "error",
             message,
-            error={"kind": "WorkerDied", "message": message},
+            error={"kind": kind, "message": message},
             exit_code=1,
             seconds=self.seconds,
             statistics=self.figures,

@@ -31,10 +31,10 @@ def named(name: str) -> Heuristic:
     if name in HEURISTICS:
         return found
     if isinstance(found, Heuristic):
-        return replace(found, scores=tuple(map(_on_copies, found.scores)))
+        return replace(found, scores=tuple(map(_on_copies, found.scores)), foreign=True)
     if not callable(found):
         raise ConfigError(f"the branching heuristic '{name}' is neither a function nor a Heuristic")
-    return Heuristic((_on_copies(found),))
+    return Heuristic((_on_copies(found),), foreign=True)
 
 
 def _on_copies(rank: Any) -> Score:

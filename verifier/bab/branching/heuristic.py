@@ -41,19 +41,29 @@ class Heuristic:
     Attributes:
         scores: every score proposes as many candidates as the configuration says; none is proposed twice.
         tried: whether the children of all candidates are bounded before one is chosen.
+        foreign: of another package: nobody knows whether equal arguments give equal scores, so that ranks which work on
+            the same domains together take the word of one of them.
     """
 
     scores: tuple[Score, ...]
     tried: bool = False
+    foreign: bool = False
 
     def candidates(self, space: SplitSpace, neurons: Neurons, count: int) -> Tensor:
-        """(B, k) neurons, best first within each score.
+        """(B, k) neurons, best first within each score; the same on all ranks that work on the domains.
 
         Args:
             count: proposals of every score, at most :attr:`SplitSpace.size`.
         """
+        device = neurons.signs.device
         if space.size == 0:
-            return torch.zeros((neurons.signs.shape[0], 1), dtype=torch.int64, device=neurons.signs.device)
+            return torch.zeros((neurons.signs.shape[0], 1), dtype=torch.int64, device=device)
+        if self.foreign and space.backend.size > 1:
+            agreed = space.backend.once(lambda: self._proposed(space, neurons, count).cpu().numpy())
+            return torch.from_numpy(agreed).to(device)
+        return self._proposed(space, neurons, count)
+
+    def _proposed(self, space: SplitSpace, neurons: Neurons, count: int) -> Tensor:
         found: list[Tensor] = []
         for score in self.scores:
             value = score(space, neurons)
