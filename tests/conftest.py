@@ -25,7 +25,7 @@ SAMPLE = ROOT.parent / "shared" / "vnncomp"
 QUICK: dict[str, int] = {
     "tests/attack/test_parts.py": 2,  # 5
     "tests/attack/test_pgd.py": 6,  # 5
-    "tests/bab/test_input_split.py": 6,  # 10
+    "tests/bab/test_input_split.py": 10,  # 10
     "tests/bab/test_leaf_lp.py": 6,  # 5
     "tests/bab/test_probing.py": 4,  # 5
     "tests/bounds/test_certificates.py": 10,  # 5
@@ -35,9 +35,9 @@ QUICK: dict[str, int] = {
     "tests/bounds/test_soundness.py": 10,  # 3
     "tests/bounds/test_splits.py": 10,  # 2
     "tests/bounds/test_underflow.py": 10,  # 8
-    "tests/cli/test_main.py": 4,  # 12
-    "tests/core": 2,  # 18
-    "tests/examples": 6,  # 10
+    "tests/cli/test_main.py": 6,  # 12
+    "tests/core": 4,  # 18
+    "tests/examples/test_examples.py": 12,  # 10
     "tests/frontend/test_capture.py": 6,  # 2
     "tests/frontend/test_crosscheck.py": 6,  # 1
     "tests/frontend/test_normalise.py": 6,  # 3
@@ -46,10 +46,10 @@ QUICK: dict[str, int] = {
     "tests/frontend/test_onnx_ops.py": 6,  # 5
     "tests/frontend/test_parity.py": 6,  # 1
     "tests/frontend/test_passes.py": 6,  # 1
-    "tests/fuzzing": 6,  # 8
+    "tests/fuzzing": 20,  # 8
     "tests/graph": 4,
     "tests/ops": 8,  # 9
-    "tests/parallel/test_tp.py": 12,  # 12
+    "tests/parallel/test_tp.py": 20,  # 12
     "tests/report": 2,  # 8
     "tests/runtime/test_warm_kernels.py": 1,
     "tests/solver/test_strict.py": 8,  # 5
@@ -58,10 +58,10 @@ QUICK: dict[str, int] = {
     "tests/spec/test_vnnlib.py": 6,  # 8
     "tests/support": 30,  # 4
     "tests/testing": 6,
-    "tests/truth": 16,  # 10
-    "tests/test_api.py": 2,  # 12
-    "tests/test_config.py": 1,
-    "tests/test_docs.py": 1,  # 5
+    "tests/truth": 24,  # 10
+    "tests/test_api.py": 4,  # 12
+    "tests/test_config.py": 4,
+    "tests/test_docs.py": 2,  # 5
     "tests/test_mutants.py": 1,
     "tests/test_project.py": 1,  # 12
     "tests/test_thorough.py": 1,
