@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
@@ -158,19 +158,16 @@ class Exchange(Generic[D]):
     def _enough(self, bounded: int) -> bool:
         return self.max_domains is not None and bounded >= self.max_domains
 
-    def attempt(self, work: Callable[[], None]) -> float:
-        """Do some work, and keep what ends a group for the next meeting, where it ends all; alone it is simply raised.
+    @contextmanager
+    def guarded(self) -> Iterator[None]:
+        """Keep what ends a group inside for the next meeting, where it ends all; alone it is simply raised.
 
         The ranks of one group stop at the same question of the clock, but memory may fail one of them alone, in the
         middle of a call that the others go on with: then nothing but the end of the job is safe.
-
-        Returns:
-            the seconds that it took.
         """
-        began = time.monotonic()
         self.group.check()
         try:
-            work()
+            yield
         except DeadlineExceeded as error:
             if self.group.size == 1:
                 raise
@@ -180,7 +177,6 @@ class Exchange(Generic[D]):
             if self.group.size == 1 or self.backend.size > 1 or not memory:
                 raise
             self._failure = MemoryExceeded(str(error))
-        return time.monotonic() - began
 
     def due(self, seconds: float, bounded: int) -> bool:
         """Whether it is time for a meeting; a search of one group needs none before its end.

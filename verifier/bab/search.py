@@ -15,8 +15,8 @@ from verifier.bab.domains import Domains
 from verifier.bab.exchange import Ending, Exchange
 from verifier.bab.splitting import Splitting
 from verifier.bab.statistics import Stop
-from verifier.core.errors import DeadlineExceeded, MemoryExceeded, VerifierError
-from verifier.core.memory import in_halves, out_of_memory
+from verifier.core.errors import DeadlineExceeded, MemoryExceeded
+from verifier.core.memory import out_of_memory
 
 D = TypeVar("D", bound=Domains)
 C = TypeVar("C", bound=Domains)
@@ -35,17 +35,22 @@ def branch_and_bound(splitting: Splitting[D, Any, Any], exchange: Exchange[D]) -
         MemoryExceeded, DeadlineExceeded: some group could not go on; raised on all.
     """
     if exchange.first:
-        exchange.attempt(splitting.start)
+        with exchange.guarded():
+            splitting.start()
     while True:
         began, longest, stop = time.monotonic(), 0.0, Stop.NONE
         while splitting.pool.count and splitting.witness is None and not exchange.failed:
             stop = exchange.limit(splitting)
             if stop:
                 break
-            longest = max(longest, exchange.attempt(lambda: step(splitting)))
+            before = time.monotonic()
+            with exchange.guarded():
+                step(splitting)
             if exchange.first:
                 splitting.show(exchange.others)
-            if exchange.due(time.monotonic() - began, splitting.statistics.bounded):
+            now = time.monotonic()
+            longest = max(longest, now - before)
+            if exchange.due(now - began, splitting.statistics.bounded):
                 break
         ending = exchange.meet(splitting, stop, longest)
         if ending is not None:
@@ -63,7 +68,7 @@ def step(splitting: Splitting[Any, Any, Any]) -> None:
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
-        if not _smaller(splitting, picked, error):
+        if not _halves_help(splitting, picked, error):
             raise MemoryExceeded(_TOO_LARGE) from error
         splitting.pool.push(picked)
         return
@@ -75,42 +80,32 @@ def settle(splitting: Splitting[Any, C, Any], domains: C) -> None:
 
     A batch that does not fit into memory is halved and tried again, as if it had never been touched.
     """
-    given_up: list[VerifierError] = []
-
-    def postpone(part: C, error: VerifierError) -> None:
-        given_up.append(error)
-        splitting.postpone(part, error)
-
-    def work(part: C) -> None:
-        if splitting.witness is not None:
-            return
-        if given_up:  # what is left of the batch would fare no better
-            splitting.postpone(part, given_up[0])
-            return
-        before, held = splitting.statistics.copy(), splitting.pool.count
+    parts = splitting.parts(domains)
+    while parts and splitting.witness is None:
+        part, before, held = parts.pop(), splitting.statistics.copy(), splitting.pool.count
         try:
             left = splitting.certify(part, splitting.bound(part))
             splitting.witness = splitting.offer(left)
             if splitting.witness is None:
                 splitting.push(left)
-        except (DeadlineExceeded, RuntimeError, MemoryError) as error:
-            splitting.pool.cut(held)
-            splitting.undo(before)
-            if not isinstance(error, DeadlineExceeded):
+            continue
+        except DeadlineExceeded as error:
+            late, again = DeadlineExceeded(str(error)), []  # without the frames of the old one
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
                 raise
-            postpone(part, error)
+            late, again = MemoryExceeded(_TOO_LARGE), part.halves() if _halves_help(splitting, part, error) else []
+        splitting.pool.cut(held)
+        splitting.undo(before)
+        parts += again
+        if not again:  # the others would fare no better
+            for rest in (part, *parts):
+                splitting.postpone(rest, late)
+            return
 
-    def failed(part: C, error: Exception) -> bool:
-        if _smaller(splitting, part, error):
-            return True
-        postpone(part, MemoryExceeded(_TOO_LARGE))
-        return False
 
-    in_halves(splitting.parts(domains), work, failed)
-
-
-def _smaller(splitting: Splitting[Any, Any, Any], part: Domains, error: Exception) -> bool:
-    """After an allocation failed: go on with smaller batches; whether this one can be halved."""
+def _halves_help(splitting: Splitting[Any, Any, Any], part: Domains, error: Exception) -> bool:
+    """After an allocation failed: go on with smaller batches; whether the halves of this one are smaller."""
     if splitting.backend.size > 1:  # the other ranks of a group go on: only the end of the job is safe
         raise MemoryExceeded(f"a batch of {part.count} domains does not fit; make bab.batch_size smaller") from error
     splitting.shrink(part.count)

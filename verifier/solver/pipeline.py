@@ -83,7 +83,7 @@ def solve(
     try:
         with world.explained(), cpu_threads(network.graph, config, world.local_size):
             try:
-                run.answer()
+                run.search(run.begin())
                 run.strengthen()
             except DeadlineExceeded as error:
                 run.stop(Verdict.TIMEOUT, str(error))
@@ -126,17 +126,18 @@ class _Run:
     stands: tuple[str, Covered] | None = None  # reason and cover of a proof that is being strengthened
     began: float = field(default_factory=time.monotonic)
 
-    def answer(self) -> None:
+    def begin(self) -> Iterable[Step]:
+        """Set the query up; the steps to its answer."""
         self._look_at_runs()
         self.open = np.arange(self.problem.n_cases)
         if not self.open.size:
             self._proved("no case is left: the unsafe set is empty")
-            return
+            return ()
         broadcast_query(self.world, self.network.graph, self.problem, self.config)
         found = features(self.network.graph, self.problem)
         host = starts_on_host(found, self.config, self.world.device, self.world.size)
-        state = self._set_up(solo(_HOST) if host else self.world)
-        self._search(state, self._steps(found, host))
+        self._set_up(solo(_HOST) if host else self.world)
+        return self._steps(found, host)
 
     def _look_at_runs(self) -> None:
         """What is known of float32 runs of this network.
@@ -157,11 +158,13 @@ class _Run:
             return Claims(Semantics.FLOAT32, self.model)
         return Claims() if self.uncovered else Claims(Semantics.BOTH, self.model)
 
-    def _search(self, state: RankState, steps: Iterable[Step]) -> None:
+    def search(self, steps: Iterable[Step]) -> None:
         """Step after step, until nothing is open or a counterexample is found."""
+        if self.verdict is not Verdict.UNKNOWN:
+            return
         for step in steps:
-            step(state)
-            state = self.state or state  # a step may have moved the query
+            assert self.state is not None
+            step(self.state)  # which may move the query
             if self.witness is not None:
                 self.stop(Verdict.SAT, "a counterexample was replayed in the reference network")
                 return
@@ -465,7 +468,7 @@ class _Run:
         if self.config.attack.enabled and self._run_violates(candidates):
             return
         found = features(self.network.graph, self.problem)
-        self._search(state, self._steps(found, host=False))
+        self.search(self._steps(found, host=False))
 
     def _run_violates(self, candidates: list[np.ndarray]) -> bool:
         """Whether a run near the points where bounds are smallest, or at random ones, is a counterexample."""
