@@ -174,3 +174,23 @@ def test_mistakes_are_one_sentence(tmp_path: Path) -> None:
         assert words in str(caught.value) and "\n" not in str(caught.value)
     with pytest.raises(ConfigError, match=r"bab\.batch_size"):
         verify(module(), problem(1.0), {"bab.batchsize": 3})
+
+
+@pytest.mark.parametrize("certify", [True, False])
+def test_bounds_are_computed_once(certify: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not returned is not computed, and nobody watches the memory; the bits are those of all of it."""
+    from verifier.bounds import api as bounds
+    from verifier.solver import phases
+
+    net = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.ReLU(), torch.nn.Linear(5, 2))
+    low, up = -torch.ones(1, 3), torch.ones(1, 3)
+    run, calls = bounds._run, []
+
+    def counting(graph: Any, backend: Any, state: Any, *others: Any) -> Any:
+        calls.append(state.certified)
+        return run(graph, backend, state, *others)
+
+    monkeypatch.setattr(bounds, "_run", counting)
+    monkeypatch.setattr(phases, "measured_peak", lambda *_: pytest.fail("memory was watched"))
+    compute_bounds(net, low, up, "alpha-crown", config={"numerics.certify": certify, "device": "cpu"})
+    assert calls == [certify]

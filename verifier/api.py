@@ -127,7 +127,8 @@ def compute_bounds(
     with job(settings) as ranks:
         from verifier.solver.phases import BoundNetwork
 
-        wanted = BoundNetwork(round_down(low), -round_down(-up), method, return_intermediate)
+        box = round_down(low), -round_down(-up)
+        wanted = BoundNetwork(*box, method, return_intermediate, plain=False, measured=False)
         found = bound_network(ranks, load, settings, wanted)
     bounds = found.bounds.certified if settings.numerics.certify else found.bounds.plain
     output = bounds[found.output]

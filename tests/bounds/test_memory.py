@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from tests.bounds.nets import Builder, make
 from verifier.bounds.alpha import Schedule
-from verifier.bounds.api import Method, NetworkBounds, compute_graph_bounds
+from verifier.bounds.api import Method, NetworkBounds, Wanted, compute_graph_bounds
+from verifier.core.interval import Interval
 from verifier.core.inventory import Usage
 from verifier.core.tracker import ByteTracker
 from verifier.graph.graph import Graph, parameter_bytes
@@ -34,8 +35,8 @@ def run(
 ) -> NetworkBounds:
     x = torch.rand(graph.nodes[0].size, generator=torch.Generator().manual_seed(1))
     schedule = Schedule(steps)
-    low, up = x - radius, x + radius
-    return compute_graph_bounds(graph, backend, low, up, method, True, schedule, schedule, certify=certify)
+    wanted = Wanted(method, True, schedule, schedule, certified=certify)
+    return compute_graph_bounds(graph, backend, Interval(x - radius, x + radius), wanted)
 
 
 def chunk_of(rows: int, widest: int) -> int:

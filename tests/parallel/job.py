@@ -22,9 +22,10 @@ from scripts.networks import ResNet, save_conv3, save_mlp, save_resnet
 from tests.parallel import odd as oddities
 from tests.parallel.odd import SETTINGS, TENSORS, WAYS, problem
 from verifier.bounds.alpha import Schedule
-from verifier.bounds.api import Method, NetworkBounds, compute_graph_bounds
+from verifier.bounds.api import Method, NetworkBounds, Wanted, compute_graph_bounds
 from verifier.config import Config, load_config
 from verifier.core.deadline import Deadline
+from verifier.core.interval import Interval
 from verifier.core.progress import SilentProgress
 from verifier.core.result import Result
 from verifier.frontend.network import from_module, load_network
@@ -89,17 +90,8 @@ def bounds(
 
     setup.backend.row_chunks = counting  # type: ignore[method-assign]
     # Certified values take the same way in float64; one network shows that and saves the time of the others.
-    found = compute_graph_bounds(
-        setup.graph,
-        setup.backend,
-        centre - radius,
-        centre + radius,
-        method,
-        True,
-        schedule,
-        schedule,
-        certify=n == 784 and method != "crown",
-    )
+    wanted = Wanted(method, True, schedule, schedule, certified=n == 784 and method != "crown")
+    found = compute_graph_bounds(setup.graph, setup.backend, Interval(centre - radius, centre + radius), wanted)
     return found, dealt
 
 

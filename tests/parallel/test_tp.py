@@ -18,7 +18,7 @@ from tests.bounds.test_certificates import hostile
 from tests.ops.samples import SAMPLES, Sample
 from tests.parallel.threads import ThreadGroup, on_ranks
 from verifier.bounds.alpha import Schedule
-from verifier.bounds.api import Method, NetworkBounds, compute_graph_bounds
+from verifier.bounds.api import Method, NetworkBounds, Wanted, compute_graph_bounds
 from verifier.bounds.crown import (
     BoundState,
     Specification,
@@ -131,15 +131,14 @@ def test_every_op(sample: Sample, ranks: int) -> None:
         with pytest.raises(UnsupportedError, match=rf"{made.graph.nodes[-1].op.kind} 'op' .* parallel.backend"):
             every_rank(made.graph, ranks, lambda graph, backend: None)
         return
-    low, up = made.box
-    want = compute_graph_bounds(made.graph, made.backend, low, up, "crown", True)
+    want = compute_graph_bounds(made.graph, made.backend, made.box, Wanted("crown", True))
     points = made.samples(20)[:, 0]
     values = made.values(points[:, None])[made.graph.output][:, 0]
 
     def work(graph: CutGraph, backend: TensorParallel) -> tuple[NetworkBounds, Tensor]:
         y = graph.whole.forward(points, backend.weights)
         assert isinstance(y, Tensor)
-        return compute_graph_bounds(graph, backend, low, up, "crown", True), y
+        return compute_graph_bounds(graph, backend, made.box, Wanted("crown", True)), y
 
     found = every_rank(made.graph, ranks, work)
     compare(want, [f for f, _ in found])
@@ -177,12 +176,11 @@ def compare(want: NetworkBounds, found: list[NetworkBounds], tolerance: float = 
 
 
 def bounds_of(made: Case, ranks: int, method: Method, steps: int = 10) -> tuple[NetworkBounds, list[NetworkBounds]]:
-    low, up = made.box
     settings = {"intermediate": True, "hidden": Schedule(steps), "final": Schedule(steps)}
-    want = compute_graph_bounds(made.graph, made.backend, low, up, method, **settings)  # type: ignore[arg-type]
+    want = compute_graph_bounds(made.graph, made.backend, made.box, Wanted(method, **settings))  # type: ignore[arg-type]
 
     def work(graph: CutGraph, backend: TensorParallel) -> NetworkBounds:
-        return compute_graph_bounds(graph, backend, low, up, method, **settings)  # type: ignore[arg-type]
+        return compute_graph_bounds(graph, backend, made.box, Wanted(method, **settings))  # type: ignore[arg-type]
 
     return want, every_rank(made.graph, ranks, work)
 
@@ -267,14 +265,13 @@ def test_charged_float32(name: str) -> None:
 def test_hidden_intervals_only() -> None:
     """The mode without hidden rows: nothing but intervals there, so looser outputs, still those of one device."""
     made = make("mlp", 3)
-    low, up = made.box
     settings = {"intermediate": True, "hidden_rows": False}
-    want = compute_graph_bounds(made.graph, made.backend, low, up, "crown", **settings)  # type: ignore[arg-type]
-    ibp = compute_graph_bounds(made.graph, made.backend, low, up, "ibp", True)
-    tight = compute_graph_bounds(made.graph, made.backend, low, up, "crown", True)
+    want = compute_graph_bounds(made.graph, made.backend, made.box, Wanted("crown", **settings))  # type: ignore[arg-type]
+    ibp = compute_graph_bounds(made.graph, made.backend, made.box, Wanted("ibp", True))
+    tight = compute_graph_bounds(made.graph, made.backend, made.box, Wanted("crown", True))
 
     def work(graph: CutGraph, backend: TensorParallel) -> NetworkBounds:
-        return compute_graph_bounds(graph, backend, low, up, "crown", **settings)  # type: ignore[arg-type]
+        return compute_graph_bounds(graph, backend, made.box, Wanted("crown", **settings))  # type: ignore[arg-type]
 
     found = every_rank(made.graph, 2, work)
     compare(want, found)
@@ -431,9 +428,7 @@ def test_a_deadline_ends_all_ranks() -> None:
         backend = tensor_parallel(made.graph, group, CPU)
         deadline = Deadline(0.0 if group.rank == 1 else 1e6)
         try:
-            compute_graph_bounds(
-                backend.graph, backend, made.box.lower, made.box.upper, "alpha-crown", deadline=deadline
-            )
+            compute_graph_bounds(backend.graph, backend, made.box, Wanted("alpha-crown"), deadline)
         except DeadlineExceeded:
             return "stopped"
         return "went on"
@@ -454,8 +449,7 @@ def test_groups_deal_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol, "_WORTHWHILE", 1)
     monkeypatch.setattr(distributed, "SHARD_ROWS", 8)
     made = make("mlp", 3)
-    low, up = made.box
-    want = compute_graph_bounds(made.graph, made.backend, low, up, "crown", True)
+    want = compute_graph_bounds(made.graph, made.backend, made.box, Wanted("crown", True))
     groups = [_Room(2) for _ in range(2)]
     teams = [_Room(2) for _ in range(2)]
     dealt: list[int] = []
@@ -473,7 +467,7 @@ def test_groups_deal_rows(monkeypatch: pytest.MonkeyPatch) -> None:
         chunks = backend.row_chunks(16, 64)
         with lock:
             dealt.append(sum(c.stop - c.start for c in chunks))
-        return compute_graph_bounds(part, backend, low, up, "crown", True)
+        return compute_graph_bounds(part, backend, made.box, Wanted("crown", True))
 
     compare(want, on_ranks(4, run))
     assert sum(dealt) == 2 * 16 and max(dealt) < 16

@@ -40,8 +40,8 @@ class NetworkBounds:
     """Bounds by node name, each float32 of the node's shape.
 
     Attributes:
-        plain: before certification.
-        certified: valid in exact arithmetic; the same nodes, or none when certification is turned off.
+        plain: before certification; none when they are not wanted.
+        certified: valid in exact arithmetic; the same nodes, or none when they are not wanted.
         slopes: relaxation parameters of the output rows after optimisation, by node and parameter name.
     """
 
@@ -50,44 +50,56 @@ class NetworkBounds:
     slopes: dict[str, Tensor]
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """Which bounds of a network, and how they are computed.
+
+    Attributes:
+        intermediate: of every pre-activation too.
+        hidden, final: how alpha-CROWN optimises the hidden nodes (layerwise) and the output rows.
+        hidden_rows: bound hidden nodes by CROWN rows; otherwise by interval arithmetic alone.
+        plain: the values in float32 before certification; ``slopes``: their optimised slopes of the output rows.
+        certified: those in float64 with every rounding error accounted for, a second run of the method.
+    """
+
+    method: Method
+    intermediate: bool = False
+    hidden: Schedule = Schedule(10)
+    final: Schedule = Schedule(10)
+    hidden_rows: bool = True
+    plain: bool = True
+    slopes: bool = True
+    certified: bool = True
+
+
 def compute_graph_bounds(
-    graph: Graph,
-    backend: ParallelBackend,
-    lower: Tensor,
-    upper: Tensor,
-    method: Method,
-    intermediate: bool = False,
-    hidden: Schedule | None = None,
-    final: Schedule | None = None,
-    deadline: Deadline | None = None,
-    slopes: bool = True,
-    certify: bool = True,
-    hidden_rows: bool = True,
+    graph: Graph, backend: ParallelBackend, box: Interval, wanted: Wanted, deadline: Deadline | None = None
 ) -> NetworkBounds:
-    """Lower and upper bounds of every output element, and of every pre-activation when ``intermediate``.
+    """Lower and upper bounds of every output element, and of every pre-activation when that is wanted.
 
     Args:
-        lower, upper: float32 (*input_shape) or flat.
-        hidden, final: how alpha-CROWN optimises the hidden nodes (layerwise) and the output rows.
-        slopes: keep the optimised slopes of the output rows.
-        certify: run the method a second time in float64 with rounding charged; without it nothing is certified.
-        hidden_rows: bound hidden nodes by CROWN rows; otherwise by interval arithmetic alone.
+        box: float32 (*input_shape) or flat.
     """
     deadline = backend.together(deadline or Deadline())
     shape = (1, *graph.whole.input_shape)
-    whole = Interval(lower.reshape(shape).to(backend.device), upper.reshape(shape).to(backend.device))
-    box = Interval(backend.part(0, whole.lower), backend.part(0, whole.upper))
-    steps = ((hidden or Schedule(10)) if hidden_rows else None), final or Schedule(10)
-    plain, kept = _run(graph, backend, plain_state(graph, backend, box), method, *steps, deadline, slopes)
-    names = _names(graph, intermediate)
-    found = {graph.nodes[i].name: _one(backend, i, plain.bounds[i]) for i in names}
-    del plain  # the certified run needs the room
+    own = Interval(*(backend.part(0, b.reshape(shape).to(backend.device)) for b in box))
+    names = _names(graph, wanted.intermediate)
+    kept: Parameters = {}
+
+    def bounds_of(state: BoundState) -> dict[str, Interval]:
+        return {graph.nodes[i].name: _one(backend, i, state.bounds[i]) for i in names}
+
+    plain: dict[str, Interval] = {}
+    if wanted.plain or wanted.slopes:
+        state, kept = _run(graph, backend, plain_state(graph, backend, own), wanted, deadline)
+        plain = bounds_of(state)
+        del state  # the certified run needs the room
     certified: dict[str, Interval] = {}
-    if certify:
-        sure, _ = _run(graph, backend, initial_state(graph, backend, box), method, *steps, deadline, False)
-        certified = {graph.nodes[i].name: _one(backend, i, sure.bounds[i]) for i in names}
+    if wanted.certified:
+        alone = replace(wanted, slopes=False)
+        certified = bounds_of(_run(graph, backend, initial_state(graph, backend, own), alone, deadline)[0])
     return NetworkBounds(
-        found,
+        plain,
         certified,
         {f"{graph.nodes[i].name}.{k}": backend.whole(i, v[0]) for i, group in kept.items() for k, v in group.items()},
     )
@@ -111,36 +123,24 @@ def plain_state(graph: Graph, backend: ParallelBackend, box: Interval) -> BoundS
 
 
 def _run(
-    graph: Graph,
-    backend: ParallelBackend,
-    state: BoundState,
-    method: Method,
-    hidden: Schedule | None,
-    final: Schedule,
-    deadline: Deadline,
-    slopes: bool,
+    graph: Graph, backend: ParallelBackend, state: BoundState, wanted: Wanted, deadline: Deadline
 ) -> tuple[BoundState, Parameters]:
-    """One method on one state; the output node's bounds are put into the state. Without ``hidden`` no hidden rows."""
-    if method == "ibp":
+    """The method on one state; the output node's bounds are put into the state."""
+    if wanted.method == "ibp":
         return state, {}
-    state = crown_hidden(graph, backend, state, deadline, nodes=None if hidden is not None else ())
-    if method == "alpha-crown" and hidden is not None:
-        state = alpha_hidden(graph, backend, replace(state, bounds=dict(state.bounds)), hidden, deadline)
+    state = crown_hidden(graph, backend, state, deadline, nodes=None if wanted.hidden_rows else ())
+    if wanted.method == "alpha-crown" and wanted.hidden_rows:
+        state = alpha_hidden(graph, backend, replace(state, bounds=dict(state.bounds)), wanted.hidden, deadline)
     if exact_by_ibp(graph, graph.nodes[graph.output]):
         return state, {}
-    return _output(graph, backend, state, method, final, deadline, slopes)
+    return _output(graph, backend, state, wanted, deadline)
 
 
 def _output(
-    graph: Graph,
-    backend: ParallelBackend,
-    state: BoundState,
-    method: Method,
-    final: Schedule,
-    deadline: Deadline,
-    keep_slopes: bool,
+    graph: Graph, backend: ParallelBackend, state: BoundState, wanted: Wanted, deadline: Deadline
 ) -> tuple[BoundState, Parameters]:
     """Rows +e and -e of every output element."""
+    method = wanted.method
     output = graph.whole.nodes[graph.output]
     n = output.size
     device = backend.device
@@ -155,10 +155,10 @@ def _output(
         spec = Specification(rows.reshape(1, chunk.size, *output.shape))
         parameters: Parameters | None = None
         if method == "alpha-crown":
-            found = alpha_rows(graph, backend, state, spec, final, deadline)
+            found = alpha_rows(graph, backend, state, spec, wanted.final, deadline)
             parameters, value = found.parameters, found.lower
             total += found.state
-            if keep_slopes:
+            if wanted.slopes:
                 groups.append((chunk, parameters))
         if method != "alpha-crown" or state.certified:
             value, _ = crown_rows(graph, backend, state, spec, parameters, dtype=dtype)

@@ -18,15 +18,16 @@ import torch
 from verifier.bab import input_split, refine, relu_split
 from verifier.bab.context import SearchContext
 from verifier.bounds.alpha import Schedule
-from verifier.bounds.api import Method, NetworkBounds, compute_graph_bounds
+from verifier.bounds.api import Method, NetworkBounds, Wanted, compute_graph_bounds
 from verifier.config import BabConfig, Config
 from verifier.core.claims import Claims
 from verifier.core.deadline import Deadline
+from verifier.core.interval import Interval
 from verifier.core.inventory import Inventory, PeakKind, process_peak
 from verifier.core.problem import Problem
 from verifier.core.progress import Progress, SilentProgress
 from verifier.core.result import Witness
-from verifier.core.tracker import measured_peak
+from verifier.core.tracker import Peak, measured_peak
 from verifier.parallel.world import World
 from verifier.solver.root import Root, RootContext, bound_root, hidden_by_rows
 from verifier.solver.setup import Setup
@@ -163,6 +164,8 @@ class BoundNetwork(Phase[BoundsReport]):
         lower, upper: (n_in,).
         intermediate: bounds of all pre-activations too.
         slopes: the optimised slopes of the output rows too.
+        plain: the values before certification too.
+        measured: watch how much memory tensors take at most, which costs time on a CPU; otherwise it is 0.
     """
 
     name = "bounds"
@@ -171,12 +174,17 @@ class BoundNetwork(Phase[BoundsReport]):
     method: Method
     intermediate: bool = False
     slopes: bool = False
+    plain: bool = True
+    measured: bool = True
 
     def run(self, state: RankState) -> BoundsReport:
         setup = state.setup
         backend = setup.backend
-        with measured_peak(backend.device, backend.weights.held()) as peak:
-            found = setup.retry(partial(self._bounds, state))
+        if not self.measured:
+            found, peak = setup.retry(partial(self._bounds, state)), Peak()
+        else:
+            with measured_peak(backend.device, backend.weights.held()) as peak:
+                found = setup.retry(partial(self._bounds, state))
         mine = Inventory(backend.rank, backend.weights.resident_bytes(), backend.usage, peak.bytes, peak.kind)
         return BoundsReport(
             found,
@@ -188,19 +196,19 @@ class BoundNetwork(Phase[BoundsReport]):
     def _bounds(self, state: RankState) -> NetworkBounds:
         setup, alpha = state.setup, state.config.bounds.alpha
         hidden = alpha.iterations if alpha.intermediate_iterations == "auto" else alpha.intermediate_iterations
-        return compute_graph_bounds(
-            setup.graph,
-            setup.backend,
-            torch.from_numpy(np.array(self.lower, dtype=np.float32).reshape(-1)),
-            torch.from_numpy(np.array(self.upper, dtype=np.float32).reshape(-1)),
-            self.method,
-            self.intermediate,
-            Schedule(hidden, alpha.learning_rate, decay=alpha.decay),
-            Schedule(alpha.iterations, alpha.learning_rate, decay=alpha.decay),
-            slopes=self.slopes,
-            certify=state.config.numerics.certify,
+        certify = state.config.numerics.certify
+        box = Interval(*(torch.from_numpy(np.array(b, dtype=np.float32).reshape(-1)) for b in (self.lower, self.upper)))
+        wanted = Wanted(
+            method=self.method,
+            intermediate=self.intermediate,
+            hidden=Schedule(hidden, alpha.learning_rate, decay=alpha.decay),
+            final=Schedule(alpha.iterations, alpha.learning_rate, decay=alpha.decay),
             hidden_rows=hidden_by_rows(state.config),
+            plain=self.plain or not certify,
+            slopes=self.slopes,
+            certified=certify,
         )
+        return compute_graph_bounds(setup.graph, setup.backend, box, wanted)
 
 
 @dataclass(frozen=True, eq=False)
