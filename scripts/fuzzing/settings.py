@@ -9,13 +9,18 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 
 import numpy as np
 
+from verifier.core.device import facts
+
 Settings = dict[str, Any]
 
+# Devices that hold few boxes at once.
+_SMALL = {kind: replace(facts(kind), box_batch_bytes=4096) for kind in ("cpu", "cuda")}
 # Name of a path: the attributes it changes.
 PATHS: dict[str, list[tuple[str, str, Any]]] = {
     # Refinements of the hidden bounds begin at once and come often.
@@ -30,7 +35,7 @@ PATHS: dict[str, list[tuple[str, str, Any]]] = {
     # Windows on planes of any size, long sums from few terms on, blocks of few rows.
     "small windows": [("verifier.graph.linear_forms", "_SMALLEST_PLANE", 1)],
     "long sums": [("verifier.bounds.walk", "_LONG_SUM", 2), ("verifier.core.sums", "BLOCK", 3)],
-    "small batches": [("verifier.bab.sweeps", "_BATCH_BYTES", {"cpu": 4096, "cuda": 4096})],
+    "small batches": [("verifier.core.device", "_KINDS", _SMALL)],
     "many splits": [("verifier.bab.sweeps", "_SUBTREE", 8), ("verifier.bab.input_split", "_SPLITS_PER_ROUND", 6)],
     "early recordings": [("verifier.bab.recordings", "_AFTER", 1)],
 }

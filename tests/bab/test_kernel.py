@@ -33,6 +33,7 @@ from verifier.bounds.alpha import Schedule, initial_parameters
 from verifier.bounds.crown import BoundState, Specification, crown_hidden, initial_state, preactivations
 from verifier.config import BabConfig
 from verifier.core.deadline import Deadline
+from verifier.core.device import facts
 from verifier.core.result import Verdict
 from verifier.spec.build import from_box
 
@@ -183,7 +184,7 @@ def test_small_rounds_split_several_columns_at_once() -> None:
     brancher, batch = search.brancher, search.batch
     free = batch
     if DEVICE.type == "cpu":
-        free = min(free, neurons._FREE_NUMBERS // (search.bounder.widest * ROWS))
+        free = min(free, (facts(DEVICE).free_batch_numbers or 0) // (search.bounder.widest * ROWS))
     assert brancher.depth(1, 6, batch) == neurons._MOST_DEPTH
     assert brancher.depth(1, 2, batch) == 2
     depths = [brancher.depth(count, 6, batch) for count in range(1, batch)]

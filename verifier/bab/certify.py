@@ -20,10 +20,10 @@ from verifier.bounds.alpha import Parameters
 from verifier.bounds.crown import BoundState, crown_rows
 from verifier.bounds.touch import near, touched
 from verifier.core.claims import Semantics, real_part
+from verifier.core.device import facts
 from verifier.core.numerics import proved
 
-# Numbers in the tensors that a batch of domains keeps alive, and the fewest and most domains of a batch.
-_CPU_NUMBERS, _GPU_NUMBERS = 1 << 18, 1 << 25
+# The fewest and most domains of a batch.
 _FEWEST, _MOST = 8, 1 << 14
 
 
@@ -33,8 +33,7 @@ def fitting(device: torch.device, numbers: int) -> int:
     Args:
         numbers: in the widest tensor of one domain.
     """
-    elements = _CPU_NUMBERS if device.type == "cpu" else _GPU_NUMBERS
-    return int(max(_FEWEST, min(elements // numbers, _MOST)))
+    return int(max(_FEWEST, min(facts(device).neuron_batch_numbers // numbers, _MOST)))
 
 
 class Certificates:

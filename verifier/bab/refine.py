@@ -33,14 +33,13 @@ from verifier.bab.statistics import Stop
 from verifier.bounds.alpha import initial_parameters
 from verifier.bounds.crown import BoundState, Specification, exact_by_ibp, preactivations, tighten, undecided
 from verifier.core.backend import ParallelBackend
+from verifier.core.device import facts
 from verifier.core.errors import MemoryExceeded
 from verifier.core.memory import in_halves, out_of_memory
 from verifier.graph.graph import Graph
 
-# Bounding a child takes about a hundred multiplications and additions per number in the matrices, and elementwise work
-# that is worth a fixed number of them, at this many per second.
-_FLOPS = {"cpu": 4e10, "cuda": 3.5e13}
-_FIXED_WORK = {"cpu": 2.5e6, "cuda": 6e7}
+# Multiplications and additions that bounding a child takes per number in the matrices.
+_PASSES = 100.0
 # Splits of one neuron's rows.
 _MOST_SPLITS = 2048
 # Optimiser steps of children; rows start with as many as the configuration says, and more gain little after that.
@@ -154,7 +153,8 @@ def affordable(graph: Graph, backend: ParallelBackend, state: BoundState, limit:
 
 def children_per_second(multiplications: int, device: torch.device) -> float:
     """Roughly how many children of a compact network are bounded, branching and certification included."""
-    return _FLOPS[device.type] / (100.0 * multiplications + _FIXED_WORK[device.type])
+    known = facts(device)
+    return known.child_flops / (_PASSES * multiplications + known.child_fixed_work)
 
 
 def _width(graph: Graph, state: BoundState) -> float:

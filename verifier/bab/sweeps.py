@@ -33,13 +33,10 @@ from verifier.bounds.crown import preactivations, row_bytes
 from verifier.bounds.touch import near, touched
 from verifier.core.claims import Claims, Semantics, real_part
 from verifier.core.deadline import Deadline
+from verifier.core.device import facts
 from verifier.core.interval import Interval
 from verifier.graph.graph import Node
 
-# Bytes of coefficients that one batch keeps alive.
-_BATCH_BYTES = {"cpu": 32 << 20, "cuda": 4 << 30}
-# Bytes that the bounds of a round's boxes take at most, one box at least.
-_ROUND_BYTES = {"cpu": 2 << 30, "cuda": 16 << 30}
 # Numbers that are kept of every element of a box: bounds, magnitudes, planes.
 _KEPT = 8
 # Up to here a linear sweep forward is cheap.
@@ -166,7 +163,7 @@ class Sweeps:
             return self.config.batch_size
         rows = max(2 * max(node.size for node in self.graph.whole.nodes[1:]), self.table.rows.shape[1])
         bytes_each = rows * row_bytes(self.graph.whole, 1, self.arithmetic.dtype)
-        return max(_FEWEST, min(_MOST_DOMAINS, _BATCH_BYTES[self.backend.device.type] // bytes_each))
+        return max(_FEWEST, min(_MOST_DOMAINS, facts(self.backend.device).box_batch_bytes // bytes_each))
 
     def _most_boxes(self) -> int:
         """Domains of a round whose bounds fit into memory."""
@@ -175,7 +172,7 @@ class Sweeps:
         if self._cheap_kind == "linear":
             numbers += 4 * max(sizes) * self.table.varying.numel()
         size = numbers * torch.finfo(self.arithmetic.dtype).bits // 8
-        return max(1, _ROUND_BYTES[self.backend.device.type] // size)
+        return max(1, facts(self.backend.device).box_round_bytes // size)
 
     def sweep(self, batch: BoxDomains) -> Swept:
         """Close what can be closed: by the cheap sweep first, then with CROWN's hidden rows as far as they pay."""

@@ -14,13 +14,10 @@ from verifier.bab.certify import Certificates
 from verifier.bab.domains import NeuronDomains, OpenNeuronDomains
 from verifier.bab.splits import SplitSpace
 from verifier.config import BabConfig
+from verifier.core.device import facts
 
 # Neurons at which a domain is split at once.
 _MOST_DEPTH = 3
-# Numbers in the widest table of a batch up to which a CPU spends more time on calling kernels than in them.
-_FREE_NUMBERS = 1 << 15
-# Sides probed per domain where the configuration leaves it open. On a GPU probing takes as long as what it saves.
-_PROBES = {"cpu": 4, "cuda": 0}
 
 
 @dataclass(frozen=True)
@@ -53,10 +50,10 @@ class NeuronBrancher:
         self, space: SplitSpace, bounder: Bounder, certificates: Certificates, config: BabConfig, rows: int
     ) -> None:
         self.space, self.bounder, self.certificates, self.rows = space, bounder, certificates, rows
-        self.device = space.lower.device
+        self.facts = facts(space.lower.device)
         self.heuristic = named(config.branching)
         self.candidates = min(config.candidates, max(1, space.size))
-        self.probes = _PROBES[self.device.type] if config.probes == "auto" else config.probes
+        self.probes = self.facts.probes if config.probes == "auto" else config.probes
 
     def rank(self, domains: NeuronDomains, found: Bounded, still: Tensor) -> OpenNeuronDomains:
         """Some of the domains that were bounded, with the neurons and sides that are tried first when they are split.
@@ -174,7 +171,8 @@ class NeuronBrancher:
 
     def depth(self, count: int, candidates: int, batch: int) -> int:
         """Neurons that every domain is split at: more than one while a round costs the same with more children."""
-        free = batch if self.device.type == "cuda" else _FREE_NUMBERS // (self.bounder.widest * self.rows)
+        numbers = self.facts.free_batch_numbers
+        free = batch if numbers is None else numbers // (self.bounder.widest * self.rows)
         depth = 1
         while depth < min(_MOST_DEPTH, candidates) and count << (depth + 1) < min(free, batch):
             depth += 1
