@@ -34,6 +34,8 @@ from verifier.graph.graph import Graph
 
 Method = Literal["ibp", "crown", "alpha-crown"]
 
+_STEPS = Schedule(10)
+
 
 @dataclass(frozen=True)
 class NetworkBounds:
@@ -64,8 +66,8 @@ class Wanted:
 
     method: Method
     intermediate: bool = False
-    hidden: Schedule = Schedule(10)
-    final: Schedule = Schedule(10)
+    hidden: Schedule = _STEPS
+    final: Schedule = _STEPS
     hidden_rows: bool = True
     plain: bool = True
     slopes: bool = True
