@@ -328,7 +328,8 @@ def test_a_socket_nobody_listens_at(place: Place) -> None:
 
 def test_other_variables_are_refused(place: Place) -> None:
     place.prepare()
-    for name, value in (("OMP_NUM_THREADS", "2"), ("CUDA_VISIBLE_DEVICES", ""), ("LD_PRELOAD", "")):
+    for name, value in (("OMP_NUM_THREADS", "2"), ("CUDA_VISIBLE_DEVICES", "7"), ("LD_PRELOAD", "")):
+        assert place.variables.get(name) != value
         verdict, _, stderr = place.run("state state unsat", **{name: value})
         assert verdict == "unsat" and f"another {name}" in stderr
         assert place.state()["parent"] != place.server()
