@@ -31,19 +31,20 @@ from scripts.measure import figure, name_of, table, timed  # noqa: E402
 from scripts.networks import ResNet, save_resnet  # noqa: E402
 from verifier import api  # noqa: E402
 from verifier.bounds.alpha import Parameters, Schedule, alpha_hidden, alpha_rows, initial_parameters  # noqa: E402
-from verifier.bounds.api import plain_state  # noqa: E402
 from verifier.bounds.crown import (  # noqa: E402
     BoundState,
     crown_hidden,
     hidden_rows,
     lower_bounds,
     open_elements,
+    plain_state,
     preactivations,
     relaxations,
     settled_by_ibp,
 )
+from verifier.bounds.engine import PLAIN, Engine  # noqa: E402
 from verifier.config import Config, load_config  # noqa: E402
-from verifier.core.deadline import Deadline  # noqa: E402
+from verifier.core.backend import Chunk  # noqa: E402
 from verifier.core.interval import Interval  # noqa: E402
 from verifier.solver.setup import cpu_threads  # noqa: E402
 
@@ -59,8 +60,8 @@ class Modes:
 
     def __init__(self, rows: RootRows) -> None:
         self.rows = rows
-        start = plain_state(rows.graph, rows.backend, rows.box)
-        self.state = crown_hidden(rows.graph, rows.backend, start, Deadline(None))
+        self.engine = Engine(rows.graph, rows.backend, arithmetic=PLAIN)
+        self.state = crown_hidden(self.engine, plain_state(self.engine, rows.box))
 
     def crown(self) -> float:
         """Mean distance of CROWN's bounds."""
@@ -70,9 +71,8 @@ class Modes:
         return self._optimised(self.state, steps)
 
     def layerwise(self, steps: int) -> float:
-        rows = self.rows
         own = BoundState(self.state.box, dict(self.state.bounds), self.state.charges, False)
-        alpha_hidden(rows.graph, rows.backend, own, Schedule(steps), Deadline(None))
+        alpha_hidden(self.engine, own, Schedule(steps))
         return self._optimised(own, max(steps, ROW_STEPS))
 
     def joint(self, steps: int) -> float:
@@ -96,8 +96,7 @@ class Modes:
         return self._distance(best)
 
     def _optimised(self, state: BoundState, steps: int) -> float:
-        rows = self.rows
-        found = alpha_rows(rows.graph, rows.backend, state, rows.spec, Schedule(steps), Deadline(None))
+        found = alpha_rows(self.engine, state, self.rows.spec, Schedule(steps))
         return self._distance(found.lower)
 
     def _last(self, state: BoundState, slopes: Parameters | None) -> Tensor:
@@ -105,14 +104,14 @@ class Modes:
         rows = self.rows
         planes = relaxations(rows.graph, state.bounds, torch.float32, slopes)
         forms = rows.spec.forms(rows.backend, rows.graph.output, torch.float32)
-        return lower_bounds(rows.graph, rows.backend, state, forms, planes, torch.float32, None)[0]
+        return lower_bounds(self.engine, state, forms, planes)[0]
 
     def _open(self) -> Iterator[tuple[int, Tensor]]:
         """Hidden nodes that rows can improve, with their undecided elements."""
         graph = self.rows.graph
         for index in preactivations(graph):
             if not settled_by_ibp(graph, graph.nodes[index], self.state.bounds):
-                elements = open_elements(graph, self.rows.backend, index, self.state.bounds[index])
+                elements = open_elements(self.engine, index, self.state.bounds[index])
                 if elements.numel():
                     yield index, elements
 
@@ -125,13 +124,13 @@ class Modes:
 
     def _joint_bound(self, slopes: Mapping[int, Parameters]) -> Tensor:
         """(1, S): hidden bounds by their own slopes, in order, and on them the rows' bounds; differentiable."""
-        rows, graph = self.rows, self.rows.graph
+        graph = self.rows.graph
         state = BoundState(self.state.box, dict(self.state.bounds), self.state.charges, False)
         for index, elements in self._open():
             shape, n = graph.nodes[index].shape, elements.numel()
-            form = hidden_rows(elements, shape, 0, 2 * n, 2 * n, torch.float32)
+            form = hidden_rows(elements, shape, Chunk(0, 2 * n, 2 * n), torch.float32)
             planes = relaxations(graph, state.bounds, torch.float32, slopes[index], index + 1)
-            found, _ = lower_bounds(graph, rows.backend, state, {index: form}, planes, torch.float32, None)
+            found, _ = lower_bounds(self.engine, state, {index: form}, planes)
             old = state.bounds[index]
             low, up = old.lower.flatten(1), old.upper.flatten(1)
             low = low.index_copy(1, elements, torch.maximum(low[:, elements], found[:, :n]))

@@ -21,7 +21,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
@@ -50,8 +50,8 @@ from verifier import api  # noqa: E402
 from verifier.bounds.alpha import Schedule, alpha_rows  # noqa: E402
 from verifier.bounds.api import Method  # noqa: E402
 from verifier.bounds.crown import Specification, crown_hidden, crown_rows, initial_state  # noqa: E402
+from verifier.bounds.engine import Engine  # noqa: E402
 from verifier.config import Config, load_config  # noqa: E402
-from verifier.core.deadline import Deadline  # noqa: E402
 from verifier.core.interval import Interval  # noqa: E402
 from verifier.core.problem import Problem  # noqa: E402
 from verifier.graph.graph import Graph, parameter_bytes  # noqa: E402
@@ -270,19 +270,22 @@ class RootRows:
         self.thresholds = self._tensor(problem.row_d[used])
         self.base = 0.0
 
+    @property
+    def engine(self) -> Engine:
+        """In the arithmetic of proofs."""
+        return Engine(self.graph, self.backend)
+
     def crown(self) -> None:
         """Intervals, CROWN of the hidden nodes, CROWN of the rows; certified."""
-        self.state = crown_hidden(
-            self.graph, self.backend, initial_state(self.graph, self.backend, self.box), Deadline(None)
-        )
-        self.lower, _ = crown_rows(self.graph, self.backend, self.state, self.spec)
+        self.state = crown_hidden(self.engine, initial_state(self.engine, self.box))
+        self.lower, _ = crown_rows(self.engine, self.state, self.spec)
         self.base = self._distance(self.lower)
 
     def alpha(self, schedule: Schedule, target: float | None = None) -> Distances:
         """Slopes of the rows optimised, then certified; hidden bounds stay CROWN's. Ends early at a target."""
         stop = None if target is None else lambda best: self._distance(best) >= target
-        found = alpha_rows(self.graph, self.backend, self.state, self.spec, schedule, Deadline(None), stop)
-        sure, _ = crown_rows(self.graph, self.backend, self.state, self.spec, found.parameters, dtype=torch.float64)
+        found = alpha_rows(self.engine, self.state, self.spec, replace(schedule, stop=stop))
+        sure, _ = crown_rows(self.engine, self.state, self.spec, found.parameters)
         return Distances(self._distance(found.lower), self._distance(torch.fmax(self.lower.double(), sure)))
 
     def _tensor(self, values: np.ndarray) -> torch.Tensor:

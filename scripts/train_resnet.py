@@ -191,13 +191,14 @@ class Searcher:
     def state(self, x: Tensor, certified: bool) -> tuple[BoundState, int]:
         """Bounds of all neurons of a box by CROWN, and how many are unstable."""
         from verifier.bounds.crown import crown_hidden, initial_state, preactivations, undecided
-        from verifier.core.deadline import Deadline
+        from verifier.bounds.engine import PLAIN, ROUNDED_64, Engine
         from verifier.core.interval import Interval
 
         graph, ends = self.network.graph, box(x)
         shape = (1, *graph.input_shape)
         given = Interval(*(torch.from_numpy(end).reshape(shape).to(self.backend.device) for end in ends))
-        state = crown_hidden(graph, self.backend, initial_state(graph, self.backend, given, certified), Deadline())
+        engine = Engine(graph, self.backend, arithmetic=ROUNDED_64 if certified else PLAIN)
+        state = crown_hidden(engine, initial_state(engine, given))
         count = sum(int(undecided(graph, i, state.bounds[i]).sum()) for i in preactivations(graph))
         return state, count
 
@@ -205,9 +206,10 @@ class Searcher:
         """The smallest bound of a margin over all other classes: CROWN, or alpha-CROWN with so many steps."""
         from verifier.bounds.alpha import Schedule, alpha_rows
         from verifier.bounds.crown import Specification, crown_rows
-        from verifier.core.deadline import Deadline
+        from verifier.bounds.engine import PLAIN, ROUNDED_64, Engine
 
         graph = self.network.graph
+        engine = Engine(graph, self.backend, arithmetic=ROUNDED_64 if state.certified else PLAIN)
         classes = graph.nodes[graph.output].size
         rows = -torch.eye(classes, dtype=torch.float64)
         rows[:, label] += 1
@@ -215,8 +217,8 @@ class Searcher:
         spec = Specification(rows.to(self.backend.device))
         slopes = None
         if steps:
-            slopes = alpha_rows(graph, self.backend, state, spec, Schedule(steps), Deadline()).parameters
-        lower, _ = crown_rows(graph, self.backend, state, spec, slopes)
+            slopes = alpha_rows(engine, state, spec, Schedule(steps)).parameters
+        lower, _ = crown_rows(engine, state, spec, slopes)
         return float(lower.min())
 
     def look(self, x: Tensor, mix: float, label: int, certified: bool) -> Found:

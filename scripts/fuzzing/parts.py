@@ -267,6 +267,7 @@ def refinement(rng: np.random.Generator) -> str | None:
     from verifier.bab import refine
     from verifier.bab.context import SearchContext
     from verifier.bounds.crown import crown_hidden, initial_state, preactivations
+    from verifier.bounds.engine import Engine
     from verifier.config import BabConfig
     from verifier.core.deadline import Deadline
     from verifier.core.interval import Interval
@@ -293,8 +294,9 @@ def refinement(rng: np.random.Generator) -> str | None:
     with checks.written(query) as (file, _):
         graph = checks.load(file).graph
     backend = SingleBackend(graph, torch.device("cpu"), 1 << 20)
+    engine = Engine(graph, backend)
     box = Interval(*(torch.full((1, *graph.input_shape), v) for v in (-1.0, 1.0)))
-    state = crown_hidden(graph, backend, initial_state(graph, backend, box), Deadline())
+    state = crown_hidden(engine, initial_state(engine, box))
     config = BabConfig(iterations=int(rng.integers(0, 4)), batch_size=int(rng.choice([1, 2, 8, 64])))
     # Time becomes a count of splits: some for every row, or until every row is decided.
     seconds = float(rng.choice([0.003, 0.01, 0.03]))

@@ -12,11 +12,11 @@ from torch import Tensor
 from tests.bounds.foreign import replaced, silent, twin
 from tests.bounds.nets import ARCHITECTURES, Case, inside, make
 from tests.support.device import DEVICE
-from verifier.bab.boxes import CHARGED_32, CHARGED_64, SEARCH, Arithmetic, bound_boxes, charges_in_float32
+from verifier.bab.boxes import bound_boxes, charges_in_float32
 from verifier.bab.compact import compact
 from verifier.bab.splits import SplitSpace, split_space
 from verifier.bounds.crown import BoundState, Specification, crown_hidden
-from verifier.core.deadline import Deadline
+from verifier.bounds.engine import PLAIN, ROUNDED_32, ROUNDED_64, Arithmetic
 from verifier.core.problem import Problem
 from verifier.solver.strategy import features
 
@@ -31,7 +31,7 @@ def specification(made: Case) -> Specification:
 
 
 def root(made: Case) -> BoundState:
-    return crown_hidden(made.graph, made.backend, made.state(), Deadline())
+    return crown_hidden(made.engine, made.state())
 
 
 def spaces(made: Case) -> tuple[SplitSpace, SplitSpace, SplitSpace]:
@@ -71,14 +71,14 @@ def test_twins_have_the_same_compact_network(name: str) -> None:
 
 
 @pytest.mark.parametrize("hidden", ["interval", "linear", "crown"])
-@pytest.mark.parametrize("arithmetic", [SEARCH, CHARGED_32, CHARGED_64], ids=["search", "f32", "f64"])
+@pytest.mark.parametrize("arithmetic", [PLAIN, ROUNDED_32, ROUNDED_64], ids=["search", "f32", "f64"])
 @pytest.mark.parametrize("name", ["mlp", "residual", "shared", "smooth", "gated", "choice"])
 def test_boxes_of_twins_and_of_silent_ops(name: str, arithmetic: Arithmetic, hidden: str) -> None:
     made = make(name, 0, batch=3)
     spec = specification(made)
 
     def bounded(m: Case) -> tuple[Tensor, dict]:
-        found = bound_boxes(m.graph, m.backend, m.box, spec, arithmetic, Deadline(), hidden)  # type: ignore[arg-type]
+        found = bound_boxes(m.engine.using(arithmetic), m.box, spec, hidden)  # type: ignore[arg-type]
         return found.lower, found.bounds
 
     first, second, third = (bounded(m) for m in (made, replaced(made, twin), replaced(made, silent)))
@@ -87,7 +87,7 @@ def test_boxes_of_twins_and_of_silent_ops(name: str, arithmetic: Arithmetic, hid
         assert torch.equal(bounds.lower, second[1][i].lower) and torch.equal(bounds.upper, second[1][i].upper)
     values = made.values(made.samples(100))
     for _, found in (first, third):
-        assert all(inside(values[i], b, 1e-12 if arithmetic.charged else 5e-5) for i, b in found.items())
+        assert all(inside(values[i], b, 1e-12 if arithmetic.rounding else 5e-5) for i, b in found.items())
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -13,9 +13,6 @@ from torch import Tensor
 from tests.bounds.nets import Builder
 from tests.support.device import DEVICE, array, single
 from verifier.bab.boxes import (
-    CHARGED_32,
-    CHARGED_64,
-    Arithmetic,
     Hidden,
     _scatter,
     bound_boxes,
@@ -27,6 +24,7 @@ from verifier.bab.context import SearchContext
 from verifier.bab.domains import BoxDomains
 from verifier.bab.input_split import InputSplitResult, search, varying_inputs
 from verifier.bounds.crown import Specification
+from verifier.bounds.engine import ROUNDED_32, ROUNDED_64, Arithmetic, Engine
 from verifier.config import BabConfig
 from verifier.core.deadline import Deadline
 from verifier.core.interval import Interval
@@ -261,7 +259,7 @@ def test_halves_cover_their_parent() -> None:
 
 
 @pytest.mark.parametrize("hidden", ["interval", "linear", "crown"])
-@pytest.mark.parametrize("arithmetic", [CHARGED_32, CHARGED_64])
+@pytest.mark.parametrize("arithmetic", [ROUNDED_32, ROUNDED_64])
 @pytest.mark.parametrize("make", [network, smooth])
 def test_rows_lie_below_the_network(make: type, arithmetic: Arithmetic, hidden: Hidden) -> None:
     """Bounds, rows and cuts of random boxes against samples: nothing that violates all rows is cut away."""
@@ -273,7 +271,7 @@ def test_rows_lie_below_the_network(make: type, arithmetic: Arithmetic, hidden: 
     box = Interval(centre - width, centre + width * torch.rand(40, 2, generator=random)).to(DEVICE)
     spec = Specification(torch.tensor([[[[1.0, -0.5]], [[-0.3, 1.0]]]], dtype=torch.float64, device=DEVICE))
     shaped = Interval(box.lower[:, None], box.upper[:, None])
-    found = bound_boxes(graph, backend, shaped, spec, arithmetic, Deadline(), hidden)
+    found = bound_boxes(Engine(graph, backend, arithmetic=arithmetic), shaped, spec, hidden)
     share = torch.rand(40, 300, 2, generator=random, dtype=torch.float64)
     share[:, :4] = torch.tensor([[0.0, 0], [0, 1], [1, 0], [1, 1]], dtype=torch.float64)
     x = box.lower[:, None].double() + share.to(DEVICE) * (box.upper - box.lower)[:, None].double()
@@ -302,7 +300,7 @@ def test_the_sweep_covers_inputs_that_are_not_cut() -> None:
     shaped = Interval(box.lower[:, None], box.upper[:, None])
     spec = Specification(torch.tensor([[[[1.0, -0.5]], [[-0.3, 1.0]]]], dtype=torch.float64, device=DEVICE))
     cut = torch.tensor([0], device=DEVICE)
-    found = bound_boxes(graph, single(graph), shaped, spec, CHARGED_32, Deadline(), "linear", cut)
+    found = bound_boxes(Engine(graph, single(graph), arithmetic=ROUNDED_32), shaped, spec, "linear", cut)
     share = torch.randint(0, 2, (20, 200, 4), generator=random).to(DEVICE)
     x = torch.where(share == 0, box.lower[:, None], box.upper[:, None])
     y = torch.from_numpy(evaluate(graph, array(x.reshape(-1, 4)))).reshape(20, 200, 2).to(DEVICE)
@@ -337,7 +335,7 @@ def test_cuts_do_cut() -> None:
     box = Interval(torch.tensor([[0.1, 0.1]]), torch.tensor([[0.2, 0.2]])).to(DEVICE)
     shaped = Interval(box.lower[:, None], box.upper[:, None])
     spec = Specification(torch.tensor([[[[1.0, 0.0]]]], dtype=torch.float64, device=DEVICE))
-    found = bound_boxes(graph, backend, shaped, spec, CHARGED_64, Deadline())
+    found = bound_boxes(Engine(graph, backend), shaped, spec)
     middle = float(evaluate(graph, np.array([[0.15, 0.15]], np.float32))[0, 0])
     lowest = float(found.lower[0, 0])
     threshold = torch.tensor([[lowest + 0.1 * (middle - lowest)]], dtype=torch.float64, device=DEVICE)

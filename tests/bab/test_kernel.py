@@ -31,6 +31,7 @@ from verifier.bab.relu_split import NeuronSplitting, Refutation
 from verifier.bab.splits import split_space
 from verifier.bounds.alpha import Schedule, initial_parameters
 from verifier.bounds.crown import BoundState, Specification, crown_hidden, initial_state, preactivations
+from verifier.bounds.engine import Engine
 from verifier.config import BabConfig
 from verifier.core.deadline import Deadline
 from verifier.core.device import facts
@@ -47,7 +48,7 @@ class Setting:
     def __init__(self, name: str, seed: int, folding: str = "auto") -> None:
         self.made = made = make(name, seed, radius=0.7)
         graph, backend = made.graph, made.backend
-        self.state = crown_hidden(graph, backend, made.state(), Deadline())
+        self.state = crown_hidden(Engine(graph, backend), made.state())
         self.space = split_space(graph, backend, self.state.bounds)
         random = torch.Generator().manual_seed(seed)
         y = torch.randn((CASES, ROWS, *graph.output_shape), generator=random, dtype=torch.float64).to(DEVICE)
@@ -62,7 +63,7 @@ class Setting:
         assert net is not None
         self.net = net
         self.kernel = Kernel(net, ROWS, graph.input_shape)
-        self.walk = WalkBounder(graph, backend, self.state.box, self.space, self.cases)
+        self.walk = WalkBounder(Engine(graph, backend), self.state, self.space, self.cases)
         signs = torch.randint(-1, 2, (DOMAINS, self.space.size), generator=random, dtype=torch.int8)
         signs[torch.rand(signs.shape, generator=random) < 0.6] = 0
         theta = torch.rand((DOMAINS, ROWS, self.space.size), generator=random)
@@ -107,7 +108,7 @@ def test_kernel_bounds_what_the_walk_bounds(name: str, seed: int, fold: str, mon
 def test_optimisation_reaches_the_same_bounds(name: str, seed: int) -> None:
     s = Setting(name, seed)
     low = replace(s.cases, thresholds=s.cases.thresholds + 100)  # nothing is proved, so that nothing leaves early
-    walk = WalkBounder(s.made.graph, s.made.backend, s.state.box, s.space, low)
+    walk = WalkBounder(s.made.engine, s.state, s.space, low)
     net = compact.compact(s.made.graph, s.made.backend, s.state.box, s.space, low.spec, low.thresholds)
     assert net is not None
     kernel = Kernel(net, ROWS, s.made.graph.input_shape)
@@ -299,7 +300,7 @@ def test_fewer_neurons_than_ranks() -> None:
     b.linear(b.relu(b.linear(x, 1)), 1)
     graph = b.graph()
     backend = single(graph)
-    state = crown_hidden(graph, backend, initial_state(graph, backend, s.state.box), Deadline())
+    state = crown_hidden(Engine(graph, backend), initial_state(Engine(graph, backend), s.state.box))
 
     def work(group: ThreadGroup) -> BoundState:
         return refine.refine(SearchContext(graph, backend, BabConfig(), Deadline(60.0), team=group), state, 0.5)

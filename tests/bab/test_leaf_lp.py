@@ -18,6 +18,7 @@ from verifier.bab import highs
 from verifier.bab.highs import Solved, WarmStarts
 from verifier.bab.leaf_lp import LeafResult, LeafRows, LeafSolver
 from verifier.bounds.crown import BoundState, Specification, crown_hidden
+from verifier.bounds.engine import Engine
 from verifier.core.deadline import Deadline
 from verifier.core.interval import Interval
 from verifier.ops.relu import Relu
@@ -32,7 +33,7 @@ class Leaf:
     def __init__(self, name: str, seed: int, radius: float = 0.3, flips: int = 0) -> None:
         self.case = make(name, seed, radius=radius)
         graph = self.case.graph
-        self.state = crown_hidden(graph, self.case.backend, self.case.state(), Deadline())
+        self.state = crown_hidden(Engine(graph, self.case.backend), self.case.state())
         self.point = self.case.samples(3, seed)[2:]
         random = np.random.default_rng(seed)
         self.signs: dict[int, Tensor] = {}

@@ -14,11 +14,11 @@ from tests.bounds.exact import exact, walk_bound
 from tests.bounds.extreme import exact_values, extreme, wild
 from tests.support.device import DEVICE
 from verifier.bab import boxes, clip, forward, leaf_lp
-from verifier.bab.boxes import CHARGED_32, CHARGED_64, Arithmetic, Hidden, bound_boxes
+from verifier.bab.boxes import Hidden, bound_boxes
 from verifier.bounds import ibp, walk
 from verifier.bounds.crown import Specification, crown_hidden, initial_state, relaxations
+from verifier.bounds.engine import ROUNDED_32, ROUNDED_64, Arithmetic
 from verifier.bounds.walk import Walk
-from verifier.core.deadline import Deadline
 from verifier.core.interval import Interval
 from verifier.ops.relu import Relu
 
@@ -49,12 +49,9 @@ def violations(
         n = made.graph.nodes[made.graph.output].size
         one = torch.cat([torch.eye(n, dtype=F64), -torch.eye(n, dtype=F64)]).to(DEVICE)
         found = bound_boxes(
-            made.graph,
-            made.backend,
+            made.engine.using(arithmetic),
             made.box,
             Specification(one.reshape(1, 2 * n, *made.graph.output_shape)),
-            arithmetic,
-            Deadline(),
             hidden,
             torch.arange(4, device=DEVICE),
         )
@@ -70,7 +67,7 @@ def violations(
 @pytest.mark.parametrize("hidden", ["interval", "linear", "crown"])
 @pytest.mark.parametrize(
     ("arithmetic", "stored"),
-    [(CHARGED_32, torch.float32), (CHARGED_32, F64), (CHARGED_64, F64)],
+    [(ROUNDED_32, torch.float32), (ROUNDED_32, F64), (ROUNDED_64, F64)],
     ids=["float32", "float64-in-float32", "float64"],
 )
 def test_rows_of_boxes(arithmetic: Arithmetic, stored: torch.dtype, hidden: Hidden) -> None:
@@ -82,7 +79,7 @@ def test_rows_of_boxes(arithmetic: Arithmetic, stored: torch.dtype, hidden: Hidd
 
 
 @pytest.mark.parametrize("hidden", ["interval", "linear", "crown"])
-@pytest.mark.parametrize("arithmetic", [CHARGED_32, CHARGED_64], ids=["float32", "float64"])
+@pytest.mark.parametrize("arithmetic", [ROUNDED_32, ROUNDED_64], ids=["float32", "float64"])
 def test_the_charges_are_needed(arithmetic: Arithmetic, hidden: Hidden, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (boxes, forward, ibp, walk):
         monkeypatch.setattr(module, "underflow", lambda dtype: 0.0, raising=False)
@@ -138,7 +135,7 @@ def test_certificates_of_leaves(seed: int) -> None:
     """Weights and multipliers of many decades: the margin is never more than the exact value of the combination."""
     random = np.random.default_rng(seed)
     made = extreme("mlp", seed, torch.float32, (torch.float32, F64)[seed % 2])
-    state = crown_hidden(made.graph, made.backend, initial_state(made.graph, made.backend, made.box), Deadline())
+    state = crown_hidden(made.engine, initial_state(made.engine, made.box))
     spec = Specification(wild((1, 3, *made.graph.output_shape), random, (-30, 30)).to(DEVICE))
     planes = relaxations(made.graph, state.bounds, F64)
     for _ in range(6):
@@ -150,7 +147,7 @@ def test_certificates_of_leaves(seed: int) -> None:
             if isinstance(node.op, Relu)
         }
         closed, real, margin, error = leaf_lp.certify(
-            made.graph, made.backend, state, leaf_lp.LeafRows(spec, thresholds), (weights, splits)
+            made.engine, state, leaf_lp.LeafRows(spec, thresholds), (weights, splits)
         )
         assert real == closed and error == 0.0  # nothing is claimed about runs
         w = exact(torch.from_numpy(weights))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tests.support.device import DEVICE, single
 from verifier.bounds.crown import BoundState, initial_state
+from verifier.bounds.engine import PLAIN, Engine
 from verifier.core.handles import Handle
 from verifier.core.interval import Interval
 from verifier.graph.graph import Graph, Input, Node
@@ -230,8 +231,13 @@ class Case:
     backend: SingleBackend
     box: Interval
 
+    @property
+    def engine(self) -> Engine:
+        """In the arithmetic of proofs."""
+        return Engine(self.graph, self.backend)
+
     def state(self, certified: bool = True) -> BoundState:
-        return initial_state(self.graph, self.backend, self.box, certified)
+        return initial_state(self.engine if certified else self.engine.using(PLAIN), self.box)
 
     def samples(self, count: int, seed: int = 0) -> Tensor:
         """float64 points of every box, a third of them corners, (count, B, *input_shape)."""

@@ -24,7 +24,8 @@ from verifier.bounds.crown import (
     preactivations,
     relaxations,
 )
-from verifier.core.deadline import Deadline
+from verifier.bounds.engine import Arithmetic
+from verifier.core.backend import Chunk
 from verifier.core.handles import Handle
 from verifier.core.interval import Interval
 from verifier.graph.graph import Graph, Input, Node
@@ -82,10 +83,10 @@ def multipliers(made: Case, state: BoundState, seed: int) -> dict[int, Tensor]:
 def test_rows(name: str, seed: int, nasty: bool) -> None:
     made = make(name, seed)
     made = hostile(made, seed) if nasty else made
-    state = crown_hidden(made.graph, made.backend, made.state(), Deadline())
+    state = crown_hidden(made.engine, made.state())
     spec = specification(made, seed)
     for splits in (None, multipliers(made, state, seed)):
-        certified, _ = crown_rows(made.graph, made.backend, state, spec, splits=splits)
+        certified, _ = crown_rows(made.engine, state, spec, splits=splits)
         expected = exact_rows(made, state, spec, splits)
         for got, want in zip(certified[0].tolist(), expected, strict=True):
             if np.isfinite(got):
@@ -99,10 +100,10 @@ def test_rounding_is_real() -> None:
     wrong = 0
     for seed in range(10):
         made = hostile(make("mlp", seed), seed)
-        state = crown_hidden(made.graph, made.backend, made.state(), Deadline())
+        state = crown_hidden(made.engine, made.state())
         free = BoundState(state.box, state.bounds, state.charges, False)
         spec = specification(made, seed)
-        plain, _ = crown_rows(made.graph, made.backend, free, spec, dtype=torch.float64)
+        plain, _ = crown_rows(made.engine, free, spec)
         expected = exact_rows(made, state, spec, None)
         wrong += sum(Fraction(got) > want for got, want in zip(plain[0].tolist(), expected, strict=True))
     assert wrong > 0
@@ -115,7 +116,7 @@ def test_rounding_is_real() -> None:
 def test_intervals_of_affine_nodes(name: str, seed: int, dtype: torch.dtype, nasty: bool) -> None:
     made = make(name, seed)
     made = hostile(made, seed) if nasty else made
-    found, charges = ibp.propagate(made.graph, made.backend, made.box.to(dtype))
+    found, charges = ibp.propagate(made.engine.using(Arithmetic(dtype, rounding=True)), made.box)
     stored = made.state().bounds
     for node in made.graph.nodes[1:]:
         got = found[node.index]
@@ -140,7 +141,7 @@ def test_hidden_bounds(name: str, nasty: bool, seed: int = 0) -> None:
     made = make(name, seed)
     made = hostile(made, seed) if nasty else made
     start = made.state()
-    state = crown_hidden(made.graph, made.backend, start, Deadline())
+    state = crown_hidden(made.engine, start)
     checked = 0
     for index in preactivations(made.graph):
         node = made.graph.nodes[index]
@@ -202,8 +203,8 @@ def test_folded_parameters_are_charged(seed: int) -> None:
     random = torch.Generator().manual_seed(seed)
     centre = torch.randn((1, 3), generator=random)
     stored = case(graph, Interval(centre - 0.3, centre + 0.3))
-    state = crown_hidden(graph, stored.backend, stored.state(), Deadline())
-    intervals = ibp.propagate(graph, stored.backend, stored.box.to(torch.float64))[0]
+    state = crown_hidden(stored.engine, stored.state())
+    intervals = ibp.propagate(stored.engine, stored.box)[0]
     # All true parameters larger, or smaller, by all roundings but the two that adding them up may leave.
     for direction in (-1, 1):
         true = {h: v + direction * v.abs() * (folded - 2) * 2.0**-53 for h, v in parameters.items()}
@@ -212,8 +213,8 @@ def test_folded_parameters_are_charged(seed: int) -> None:
             size = graph.nodes[index].size
             planes = relaxations(graph, state.bounds, torch.float64, before=index)
             want = walk_bound(other, {index: exact(np.eye(size))}, planes)
-            form = hidden_rows(torch.arange(size, device=DEVICE), (size,), 0, size, size, torch.float64)
-            got, _ = lower_bounds(graph, stored.backend, state, {index: form}, planes, torch.float64, state.charges)
+            form = hidden_rows(torch.arange(size, device=DEVICE), (size,), Chunk(0, size, size), torch.float64)
+            got, _ = lower_bounds(stored.engine, state, {index: form}, planes)
             assert all(Fraction(v) <= w for v, w in zip(got[0].tolist(), want, strict=True))
             if exact_by_ibp(graph, graph.nodes[index]):
                 low = intervals[index].lower[0].tolist()

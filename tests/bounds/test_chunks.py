@@ -11,7 +11,6 @@ from tests.bounds.nets import make
 from verifier.bounds.alpha import Schedule, alpha_hidden
 from verifier.bounds.crown import BoundState, crown_hidden
 from verifier.core.backend import CHUNK_MULTIPLE, SHARD_ROWS, canonical_chunks
-from verifier.core.deadline import Deadline
 
 fewest_ones = st.sampled_from([1, 8])
 
@@ -61,9 +60,9 @@ def test_what_is_kept_per_row_is_dealt_to_eight_ranks() -> None:
 
 def bounds(name: str, chunk_bytes: int, alpha: bool) -> BoundState:
     case = make(name, 3, batch=1 if alpha else 2, chunk_bytes=chunk_bytes)
-    state = crown_hidden(case.graph, case.backend, case.state(), Deadline())
+    state = crown_hidden(case.engine, case.state())
     if alpha:
-        state = alpha_hidden(case.graph, case.backend, state, Schedule(2), Deadline())
+        state = alpha_hidden(case.engine, state, Schedule(2))
     return state
 
 

@@ -25,11 +25,12 @@ from verifier.bounds.crown import (
     settled_by_ibp,
     undecided,
 )
+from verifier.bounds.engine import PLAIN, Engine
 from verifier.bounds.relevance import relevant
 from verifier.bounds.touch import touched
-from verifier.core.deadline import Deadline
 from verifier.core.interval import Interval
 from verifier.graph.op import NonlinearOp, Params, Pieces, UnaryPlanes
+from verifier.parallel.single import SingleBackend
 
 NAMES = sorted(ARCHITECTURES)
 ROWS = 3
@@ -43,14 +44,14 @@ def specification(made: Case) -> Specification:
 
 def everything(made: Case, certified: bool) -> tuple[BoundState, Tensor, Tensor, Tensor]:
     """Hidden bounds, bounds of rows by CROWN and by alpha-CROWN, and which rows touch."""
-    graph, backend, spec = made.graph, made.backend, specification(made)
-    matters = relevant(graph, backend, {graph.output: spec.y})
-    state = crown_hidden(graph, backend, made.state(certified), Deadline(), relevant=matters)
-    state = alpha_hidden(graph, backend, state, Schedule(2), Deadline())
-    rows = crown_rows(graph, backend, state, spec)[0]
-    found = alpha_rows(graph, backend, state, spec, Schedule(2), Deadline())
+    spec, engine = specification(made), made.engine if certified else made.engine.using(PLAIN)
+    matters = relevant(engine, {made.graph.output: spec.y})
+    state = crown_hidden(engine, made.state(certified), relevant=matters)
+    state = alpha_hidden(engine, state, Schedule(2))
+    rows = crown_rows(engine, state, spec)[0]
+    found = alpha_rows(engine, state, spec, Schedule(2))
     strict = torch.ones((1, ROWS), dtype=torch.bool, device=DEVICE)
-    met = touched(graph, backend, state.box, state.bounds, spec, rows.double() - 1e-9, strict)
+    met = touched(engine, state.bounds, spec, rows.double() - 1e-9, strict)
     return state, rows, found.lower, met
 
 
@@ -70,10 +71,10 @@ def test_twins_get_the_same_bits(name: str, certified: bool) -> None:
 def test_twins_take_the_same_ways(name: str) -> None:
     made = make(name, 0)
     other = replaced(made, twin)
-    state = crown_hidden(made.graph, made.backend, made.state(), Deadline())
+    state = crown_hidden(made.engine, made.state())
     last = len(made.graph.nodes) - 1
     for index in range(last + 1):
-        ways = [float32_can_be_charged(m.graph, DEVICE, index) for m in (made, other)]
+        ways = [float32_can_be_charged(m.engine, index) for m in (made, other)]
         assert ways[0] == ways[1]
     for index in preactivations(made.graph):
         ways = [settled_by_ibp(m.graph, m.graph.nodes[index], state.bounds) for m in (made, other)]
@@ -82,7 +83,7 @@ def test_twins_take_the_same_ways(name: str) -> None:
         assert torch.equal(*masks)
     mask = torch.zeros(made.graph.output_shape, device=DEVICE)
     mask.view(-1)[0] = 1
-    found = [relevant(m.graph, m.backend, {m.graph.output: mask}) for m in (made, other)]
+    found = [relevant(m.engine, {m.graph.output: mask}) for m in (made, other)]
     assert found[0].keys() == found[1].keys()
     assert all(torch.equal(found[0][i], found[1][i]) for i in found[0])
 
@@ -106,8 +107,8 @@ def test_without_traits_every_element_with_a_width_is_open() -> None:
     made = replaced(make("mlp", 0), silent)
     for index in preactivations(made.graph):
         one = torch.ones((1, *made.graph.nodes[index].shape), device=DEVICE)
-        assert open_elements(made.graph, made.backend, index, Interval(one, 2 * one)).numel() == one.numel()
-    assert not float32_can_be_charged(made.graph, torch.device("cpu"))
+        assert open_elements(made.engine, index, Interval(one, 2 * one)).numel() == one.numel()
+    assert not float32_can_be_charged(Engine(made.graph, SingleBackend(made.graph, torch.device("cpu"), 1)))
 
 
 @dataclass(frozen=True)
@@ -158,4 +159,4 @@ def test_an_op_with_several_points_gets_sound_bounds(seed: int) -> None:
         assert inside(values[index], bounds, 1e-12)
     least = torch.einsum("nbo,so->ns", values[made.graph.output].flatten(2), specification(made).y[0].flatten(1))
     assert bool((rows <= least.amin(0) + 1e-6).all())
-    assert float32_can_be_charged(made.graph, torch.device("cpu"))
+    assert float32_can_be_charged(Engine(made.graph, SingleBackend(made.graph, torch.device("cpu"), 1)))

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from tests.bounds.nets import Builder, Case, case, make
 from tests.support.device import DEVICE
 from verifier.bounds.crown import crown_hidden, hidden_rows, preactivations, relaxations
+from verifier.bounds.engine import Arithmetic, Engine
 from verifier.bounds.walk import backward, concretise
-from verifier.core.deadline import Deadline
+from verifier.core.backend import Chunk
 from verifier.core.handles import Handle
 from verifier.core.interval import Interval
 from verifier.graph import linear_forms
@@ -126,22 +127,23 @@ def test_window_walks_equal_dense_walks(name: str, seed: int, charged: bool, mon
     monkeypatch.setattr(Conv, "window_backward", counting)
     monkeypatch.setattr(linear_forms, "_SMALLEST_PLANE", 1)
     case = make(name, seed, batch=2)
-    state = crown_hidden(case.graph, case.backend, case.state(), Deadline())
+    state = crown_hidden(case.engine, case.state())
     box = case.box.to(torch.float64)
-    charges = state.charges if charged else None
+    charges = state.charges
+    engine = case.engine if charged else case.engine.using(Arithmetic(torch.float64, rounding=False))
     for index in preactivations(case.graph):
         node = case.graph.nodes[index]
         planes = relaxations(case.graph, state.bounds, torch.float64, before=index)
         rows = 2 * node.size
         every = torch.arange(node.size, device=DEVICE)
-        form = hidden_rows(every, node.shape, 0, rows, rows + 3, torch.float64)
-        cheap = backward(case.graph, case.backend, {index: form}, planes, torch.float64, charges)
-        kept = backward(case.graph, case.backend, {index: form}, planes, torch.float64, charges, keep=True)
-        full = backward(case.graph, case.backend, {index: Dense(dense(form))}, planes, torch.float64, charges)
+        form = hidden_rows(every, node.shape, Chunk(0, rows, rows + 3), torch.float64)
+        cheap = backward(engine, {index: form}, planes, charges)
+        kept = backward(engine, {index: form}, planes, charges, keep=True)
+        full = backward(engine, {index: Dense(dense(form))}, planes, charges)
         for other in (cheap, kept):
             torch.testing.assert_close(other.a.expand_as(full.a), full.a, rtol=1e-10, atol=1e-12)
             torch.testing.assert_close(other.constant.expand_as(full.constant), full.constant, rtol=1e-10, atol=1e-12)
-        got, expected = (concretise(case.backend, w, box, charged) for w in (cheap, full))
+        got, expected = (concretise(engine, w, box) for w in (cheap, full))
         torch.testing.assert_close(got.expand_as(expected), expected, rtol=1e-10, atol=1e-11)
     # There rows become windows without a convolution, and here the image is too small for them.
     assert crossed > 0 or name in ("preactivation", "choice")
@@ -155,7 +157,7 @@ def test_windows_reach_the_input_where_they_stay_small(name: str, monkeypatch: p
     graph = builder.graph()
     zero = torch.zeros(1, *graph.input_shape)
     made = case(graph, Interval(zero - 0.1, zero + 0.1))
-    state = crown_hidden(graph, made.backend, made.state(), Deadline())
+    state = crown_hidden(Engine(graph, made.backend), made.state())
     node, seen, transpose = graph.nodes[index], [], Conv.transpose
 
     def counting(*arguments: object) -> object:
@@ -164,11 +166,11 @@ def test_windows_reach_the_input_where_they_stay_small(name: str, monkeypatch: p
 
     monkeypatch.setattr(Conv, "transpose", counting)
     planes = relaxations(graph, state.bounds, torch.float64, before=index)
-    form = hidden_rows(torch.arange(node.size, device=DEVICE), node.shape, 0, 8, 8, torch.float64)
-    full = backward(graph, made.backend, {index: Dense(dense(form))}, planes, torch.float64, state.charges)
+    form = hidden_rows(torch.arange(node.size, device=DEVICE), node.shape, Chunk(0, 8, 8), torch.float64)
+    full = backward(Engine(graph, made.backend), {index: Dense(dense(form))}, planes, state.charges)
     assert seen
     seen.clear()
-    walk = backward(graph, made.backend, {index: form}, planes, torch.float64, state.charges)
+    walk = backward(Engine(graph, made.backend), {index: form}, planes, state.charges)
     assert not seen, "a convolution met a dense form"
     torch.testing.assert_close(walk.a, full.a, rtol=1e-10, atol=1e-12)
 
@@ -195,9 +197,9 @@ def _difference(b: Builder) -> int:
 def test_hidden_bounds_do_not_depend_on_the_form(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("verifier.bounds.crown.float32_can_be_charged", lambda *a: False)
     case = make(name, 7, batch=2)
-    cheap = crown_hidden(case.graph, case.backend, case.state(), Deadline())
+    cheap = crown_hidden(case.engine, case.state())
     monkeypatch.setattr("verifier.bounds.crown.hidden_rows", lambda *a: Dense(dense(hidden_rows(*a))))
-    full = crown_hidden(case.graph, case.backend, case.state(), Deadline())
+    full = crown_hidden(case.engine, case.state())
     for i, b in full.bounds.items():
         torch.testing.assert_close(cheap.bounds[i].lower, b.lower, rtol=1e-6, atol=1e-6)
         torch.testing.assert_close(cheap.bounds[i].upper, b.upper, rtol=1e-6, atol=1e-6)

@@ -13,10 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.bounds.nets import ARCHITECTURES, Builder, Case, case, make
 from tests.support.device import DEVICE
-from verifier.bounds.alpha import Parameters, Schedule, initial_parameters, optimise, sweep
+from verifier.bounds.alpha import Parameters, Schedule, Splits, initial_parameters, optimise, sweep
 from verifier.bounds.crown import BoundState, Specification, crown_hidden, crown_rows, relaxations
+from verifier.bounds.engine import PLAIN, Arithmetic
 from verifier.bounds.walk import backward, concretise, minimiser
-from verifier.core.deadline import Deadline
 from verifier.core.interval import Interval
 from verifier.graph.linear_forms import Form
 from verifier.graph.op import NonlinearOp, ParamSpec
@@ -26,6 +26,7 @@ from verifier.ops.registry import op_classes
 from verifier.ops.relu import Relu
 from verifier.ops.shape import Reshape
 
+F64 = Arithmetic(torch.float64, rounding=False)
 ROWS = 3
 
 
@@ -95,7 +96,7 @@ def rows(made: Case, seed: int) -> Specification:
 
 def compare(made: Case, state: BoundState, seed: int, signs: Mapping[int, Tensor] | None = None) -> int:
     """Both gradients for all parameters and multipliers at random values; the number of entries that are not zero."""
-    graph, backend = made.graph, made.backend
+    graph = made.graph
     wide = {i: b.to(torch.float64) for i, b in state.bounds.items()}
     _, specs = initial_parameters(graph, wide, ROWS, len(graph.nodes))
     parameters = random_parameters(specs, seed)
@@ -114,14 +115,15 @@ def compare(made: Case, state: BoundState, seed: int, signs: Mapping[int, Tensor
     splits = {i: signs[i] * m for i, m in multipliers.items()}
     start = rows(made, seed).forms(made.backend, graph.output, torch.float64)
     planes = relaxations(graph, state.bounds, torch.float64, parameters)
-    walk = backward(graph, backend, start, planes, torch.float64, None, splits, keep=True)
+    engine = made.engine.using(F64)
+    walk = backward(engine, start, planes, None, splits, keep=True)
     box = made.box.to(torch.float64)
-    value = concretise(made.backend, walk, box, False)
+    value = concretise(engine, walk, box)
     expected = list(torch.autograd.grad(value.sum(), leaves, allow_unused=True))
     with torch.no_grad():
         for at in (n for n, r in enumerate(rounded) if r):
             expected[at] = differences(made, state, start, parameters, leaves[at])
-        z = sweep(graph, backend, walk, planes, minimiser(walk, box), value.shape)
+        z = sweep(engine, walk, planes, minimiser(walk, box), value.shape)
         found = [
             planes[i].gradients(walk.kept[i], z[i])[name] if i in z else None
             for i, g in parameters.items()
@@ -154,8 +156,8 @@ def differences(
 
     def total() -> float:
         planes = relaxations(made.graph, state.bounds, torch.float64, parameters)
-        walk = backward(made.graph, made.backend, start, planes, torch.float64)
-        return float(concretise(made.backend, walk, made.box.to(torch.float64), False).sum())
+        walk = backward(made.engine.using(F64), start, planes)
+        return float(concretise(made.engine.using(F64), walk, made.box.to(torch.float64)).sum())
 
     flat, slopes = leaf.view(-1), out.view(-1)
     for k in range(flat.shape[0]):
@@ -188,7 +190,7 @@ def test_every_op(op: NonlinearOp, seed: int) -> None:
 @pytest.mark.parametrize("name", sorted(ARCHITECTURES))
 def test_every_graph(name: str, seed: int) -> None:
     made = make(name, seed, batch=2, radius=1.0)
-    state = crown_hidden(made.graph, made.backend, made.state(), Deadline())
+    state = crown_hidden(made.engine, made.state())
     assert compare(made, state, seed) > 0
 
 
@@ -196,7 +198,7 @@ def test_every_graph(name: str, seed: int) -> None:
 @pytest.mark.parametrize("name", ["mlp", "conv", "residual", "preactivation", "shared", "concat"])
 def test_split_multipliers(name: str, seed: int) -> None:
     made = make(name, seed, batch=2, radius=1.0)
-    state = crown_hidden(made.graph, made.backend, made.state(), Deadline())
+    state = crown_hidden(made.engine, made.state())
     random = torch.Generator().manual_seed(seed)
     signs = {}
     for node in made.graph.nodes:
@@ -210,7 +212,7 @@ def test_split_multipliers(name: str, seed: int) -> None:
 def test_what_optimisation_reports_is_what_its_iterate_gives(name: str) -> None:
     """The best parameters and multipliers of every row, taken together, give the bounds that were reported."""
     made = make(name, 1, batch=2, radius=1.0)
-    state = crown_hidden(made.graph, made.backend, made.state(), Deadline())
+    state = crown_hidden(made.engine, made.state())
     spec = rows(made, 1)
     values, _ = initial_parameters(made.graph, state.bounds, ROWS, len(made.graph.nodes))
     signs, multipliers = {}, {}
@@ -220,13 +222,11 @@ def test_what_optimisation_reports_is_what_its_iterate_gives(name: str) -> None:
             signs[node.index] = torch.where((b.lower < 0) & (b.upper > 0), -1.0, 0.0)[:, None]
             multipliers[node.index] = torch.zeros(2, ROWS, *b.lower.shape[1:], device=DEVICE)
     start = spec.forms(made.backend, made.graph.output, torch.float32)
-    found = optimise(
-        made.graph, made.backend, start, made.box, state.bounds, values, Schedule(6), Deadline(), signs, multipliers
-    )
+    found = optimise(made.engine, state, start, values, Schedule(6), Splits(signs, multipliers))
     splits = {i: signs[i] * m for i, m in found.multipliers.items()}
-    again, _ = crown_rows(made.graph, made.backend, state, spec, found.parameters, splits, torch.float32)
+    again, _ = crown_rows(made.engine.using(PLAIN), state, spec, found.parameters, splits)
     torch.testing.assert_close(again, found.lower, rtol=1e-5, atol=1e-5)
-    first, _ = crown_rows(made.graph, made.backend, state, spec, dtype=torch.float32)
+    first, _ = crown_rows(made.engine.using(PLAIN), state, spec)
     assert bool((found.lower >= first - 1e-5).all()) and bool((found.lower > first + 1e-4).any())
 
 
@@ -243,13 +243,13 @@ class _Reads(TorchDispatchMode):
 @pytest.mark.parametrize("name", sorted(ARCHITECTURES))
 def test_steps_read_no_value(name: str) -> None:
     made = make(name, 1, batch=2, radius=1.0)
-    state = crown_hidden(made.graph, made.backend, made.state(), Deadline())
+    state = crown_hidden(made.engine, made.state())
     start = rows(made, 1).forms(made.backend, made.graph.output, torch.float32)
 
     def reads(steps: int) -> int:
         values, _ = initial_parameters(made.graph, state.bounds, ROWS, len(made.graph.nodes))
         with _Reads() as seen:
-            optimise(made.graph, made.backend, start, made.box, state.bounds, values, Schedule(steps), Deadline())
+            optimise(made.engine, state, start, values, Schedule(steps))
         return seen.count
 
     assert reads(1) == reads(9)
@@ -263,10 +263,10 @@ def test_values_that_no_row_depends_on_stay() -> None:
     b.linear(read, 2)
     wide = torch.full((1, 4), 0.8)
     made = case(b.graph(), Interval(-wide, wide))
-    state = crown_hidden(made.graph, made.backend, made.state(), Deadline())
+    state = crown_hidden(made.engine, made.state())
     values, _ = initial_parameters(made.graph, state.bounds, ROWS, len(made.graph.nodes))
     before = {i: group["alpha"].clone() for i, group in values.items()}
     start = rows(made, 1).forms(made.backend, made.graph.output, torch.float32)
-    found = optimise(made.graph, made.backend, start, made.box, state.bounds, values, Schedule(6), Deadline())
+    found = optimise(made.engine, state, start, values, Schedule(6))
     assert torch.equal(found.parameters[other]["alpha"], before[other])
     assert not torch.equal(found.parameters[read]["alpha"], before[read])

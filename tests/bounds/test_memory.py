@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tests.bounds.nets import Builder, make
 from verifier.bounds.alpha import Schedule
 from verifier.bounds.api import Method, NetworkBounds, Wanted, compute_graph_bounds
+from verifier.bounds.engine import Engine
 from verifier.core.interval import Interval
 from verifier.core.inventory import Usage
 from verifier.core.tracker import ByteTracker
@@ -36,7 +37,7 @@ def run(
     x = torch.rand(graph.nodes[0].size, generator=torch.Generator().manual_seed(1))
     schedule = Schedule(steps)
     wanted = Wanted(method, True, schedule, schedule, certified=certify)
-    return compute_graph_bounds(graph, backend, Interval(x - radius, x + radius), wanted)
+    return compute_graph_bounds(Engine(graph, backend), Interval(x - radius, x + radius), wanted)
 
 
 def chunk_of(rows: int, widest: int) -> int:

@@ -12,7 +12,6 @@ from tests.bounds.nets import ARCHITECTURES, Case, case, make
 from tests.support.device import DEVICE
 from verifier.bounds.alpha import Schedule, alpha_hidden, alpha_rows, initial_parameters
 from verifier.bounds.crown import BoundState, Specification, crown_hidden, crown_rows
-from verifier.core.deadline import Deadline
 from verifier.core.interval import Interval
 from verifier.core.numerics import finite_lower, proved
 from verifier.graph.graph import Graph
@@ -35,9 +34,9 @@ def eye(made: Case) -> Specification:
 def all_bounds(made: Case, state: BoundState) -> list[Tensor]:
     """Lower bounds of both signs of every output by plain and by optimised CROWN, certified."""
     spec = eye(made)
-    plain, _ = crown_rows(made.graph, made.backend, state, spec)
-    found = alpha_rows(made.graph, made.backend, state, spec, SCHEDULE, Deadline())
-    again, _ = crown_rows(made.graph, made.backend, state, spec, found.parameters)
+    plain, _ = crown_rows(made.engine, state, spec)
+    found = alpha_rows(made.engine, state, spec, SCHEDULE)
+    again, _ = crown_rows(made.engine, state, spec, found.parameters)
     return [plain, found.lower, again]
 
 
@@ -60,7 +59,7 @@ def test_parameters(name: str, bad: float) -> None:
         broken.view(-1)[handle.shape[0] // 2] = bad
         parameters = {**made.graph.parameters, handle: broken}
         other = case(Graph(made.graph.nodes, made.graph.output, parameters), made.box)
-        state = crown_hidden(other.graph, other.backend, other.state(), Deadline())
+        state = crown_hidden(other.engine, other.state())
         points = other.values(other.samples(20))[other.graph.output][:, 0].flatten(1)
         hit = ~points.isfinite().all(0)
         for lower in all_bounds(other, state):
@@ -75,7 +74,7 @@ def test_parameters(name: str, bad: float) -> None:
 def test_bounds_of_hidden_nodes(name: str) -> None:
     """A node about which nothing is known (NaN or infinite bounds) leaves the result sound."""
     made = make(name, 1)
-    state = crown_hidden(made.graph, made.backend, made.state(), Deadline())
+    state = crown_hidden(made.engine, made.state())
     for index in range(1, len(made.graph.nodes)):
         low, up = state.bounds[index]
         for side in range(3):
@@ -93,7 +92,7 @@ def test_bounds_of_hidden_nodes(name: str) -> None:
 @pytest.mark.parametrize("bad", BAD)
 def test_slopes_and_multipliers(name: str, bad: float) -> None:
     made = make(name, 2)
-    state = crown_hidden(made.graph, made.backend, made.state(), Deadline())
+    state = crown_hidden(made.engine, made.state())
     spec = eye(made)
     values = made.values(made.samples(200))[made.graph.output][:, 0].flatten(1)
     least = torch.cat([values, -values], 1).amin(0) + 1e-9
@@ -102,13 +101,13 @@ def test_slopes_and_multipliers(name: str, bad: float) -> None:
         for value in group.values():
             kept = value.clone()
             value.view(-1)[::3] = bad
-            lower, _ = crown_rows(made.graph, made.backend, state, spec, parameters)
+            lower, _ = crown_rows(made.engine, state, spec, parameters)
             assert bool((lower[0] <= least).all())
             value.copy_(kept)
     for node in made.graph.nodes:
         if isinstance(node.op, Relu):
             extra = torch.full((1, 1, *made.graph.nodes[node.inputs[0]].shape), bad, device=DEVICE)
-            lower, _ = crown_rows(made.graph, made.backend, state, spec, splits={node.index: extra})
+            lower, _ = crown_rows(made.engine, state, spec, splits={node.index: extra})
             assert not bool(proved(lower, LOW).any())
 
 
@@ -117,8 +116,8 @@ def test_boxes_that_are_huge_or_infinite(name: str) -> None:
     made = make(name, 3)
     for size in (1e10, 3e38, math.inf):
         wide = case(made.graph, Interval(made.box.lower - size, made.box.upper + size))
-        state = crown_hidden(wide.graph, wide.backend, wide.state(), Deadline())
-        state = alpha_hidden(wide.graph, wide.backend, state, SCHEDULE, Deadline())
+        state = crown_hidden(wide.engine, wide.state())
+        state = alpha_hidden(wide.engine, state, SCHEDULE)
         values = made.values(made.samples(100))
         for i, b in state.bounds.items():
             assert bool(((values[i] >= b.lower.double()) & (values[i] <= b.upper.double())).all())

@@ -15,8 +15,8 @@ from verifier.bounds.crown import (
     preactivations,
     settled_by_ibp,
 )
+from verifier.bounds.engine import Engine
 from verifier.bounds.relevance import relevant
-from verifier.core.deadline import Deadline
 
 
 @pytest.mark.parametrize("name", sorted(ARCHITECTURES))
@@ -27,7 +27,7 @@ def test_elements_that_gradients_reach_are_relevant(name: str) -> None:
     out = graph.nodes[graph.output]
     row = torch.zeros(1, *out.shape, device=DEVICE)
     row.view(-1)[0] = 1
-    found = relevant(graph, backend, {graph.output: row})
+    found = relevant(Engine(graph, backend), {graph.output: row})
     random = torch.Generator().manual_seed(0)
     for _ in range(20):
         x = torch.randn((1, *graph.input_shape), generator=random).to(DEVICE)
@@ -56,11 +56,11 @@ def test_rows_get_the_same_bounds(name: str) -> None:
     out = graph.nodes[graph.output]
     y = torch.zeros(1, 1, *out.shape, dtype=torch.float64, device=DEVICE)
     y.view(-1)[-1] = -1
-    found = relevant(graph, backend, {graph.output: y})
+    found = relevant(Engine(graph, backend), {graph.output: y})
     lowers = []
     for matters in (found, None):
-        state = crown_hidden(graph, backend, made.state(), Deadline(), relevant=matters)
-        lowers.append(crown_rows(graph, backend, state, Specification(y))[0])
+        state = crown_hidden(Engine(graph, backend), made.state(), relevant=matters)
+        lowers.append(crown_rows(Engine(graph, backend), state, Specification(y))[0])
     torch.testing.assert_close(*lowers, rtol=1e-9, atol=1e-9)
 
 
@@ -70,7 +70,7 @@ def test_windows_leave_most_of_an_image_out() -> None:
     image = next(n for n in graph.nodes if n.index in preactivations(graph) and len(n.shape) == 3)
     row = torch.zeros(image.shape, device=DEVICE)
     row[0, 0, 0] = 1
-    found = relevant(graph, made.backend, {image.index: row})
+    found = relevant(Engine(graph, made.backend), {image.index: row})
     assert 0 < int(found[0].sum()) < found[0].numel() / 2
 
 
@@ -80,13 +80,13 @@ def test_nodes_settled_by_intervals_gain_nothing_from_rows(monkeypatch: pytest.M
     for seed in range(4):
         made = make("choice", seed)
         graph, backend = made.graph, made.backend
-        state = crown_hidden(graph, backend, made.state(), Deadline())
+        state = crown_hidden(Engine(graph, backend), made.state())
         nodes = [i for i in preactivations(graph) if settled_by_ibp(graph, graph.nodes[i], state.bounds)]
         monkeypatch.setattr("verifier.bounds.crown.settled_by_ibp", lambda *a: False)
-        other = crown_hidden(graph, backend, made.state(), Deadline())
+        other = crown_hidden(Engine(graph, backend), made.state())
         monkeypatch.undo()
         for i in nodes:
-            settled += int(open_elements(graph, backend, i, state.bounds[i]).shape[0] > 0)
+            settled += int(open_elements(Engine(graph, backend), i, state.bounds[i]).shape[0] > 0)
             torch.testing.assert_close(state.bounds[i].lower, other.bounds[i].lower, rtol=1e-5, atol=1e-6)
             torch.testing.assert_close(state.bounds[i].upper, other.bounds[i].upper, rtol=1e-5, atol=1e-6)
     assert settled > 0

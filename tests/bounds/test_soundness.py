@@ -10,7 +10,7 @@ from tests.support.device import DEVICE
 from verifier.bounds import ibp
 from verifier.bounds.alpha import Schedule, alpha_hidden, alpha_rows
 from verifier.bounds.crown import BoundState, Specification, crown_hidden, crown_rows
-from verifier.core.deadline import Deadline
+from verifier.bounds.engine import PLAIN, ROUNDED_32
 from verifier.core.interval import Interval
 
 SEEDS = range(4)
@@ -41,7 +41,7 @@ def test_interval_bounds_contain_samples(name: str, seed: int) -> None:
     for radius in (0.0, 1e-6, 0.3, 3.0):
         case = make(name, seed, batch=3, radius=radius)
         contains(case, case.state().bounds, F64)
-        found, charges = ibp.propagate(case.graph, case.backend, case.box)
+        found, charges = ibp.propagate(case.engine.using(ROUNDED_32), case.box)
         contains(case, found, F64)
         values = case.values(case.samples(50))
         for i, m in charges.value.items():
@@ -54,7 +54,7 @@ def test_interval_bounds_contain_samples(name: str, seed: int) -> None:
 def test_crown_contains_samples_and_lies_within_ibp(name: str, seed: int, certified: bool) -> None:
     case = make(name, seed, batch=2)
     start = case.state(certified)
-    found = crown_hidden(case.graph, case.backend, start, Deadline())
+    found = crown_hidden(case.engine, start)
     contains(case, found.bounds, F64 if certified else F32)
     within(found.bounds, start.bounds)
 
@@ -64,8 +64,8 @@ def test_crown_contains_samples_and_lies_within_ibp(name: str, seed: int, certif
 @pytest.mark.parametrize("certified", [True, False], ids=["certified", "float32"])
 def test_alpha_contains_samples_and_lies_within_crown(name: str, seed: int, certified: bool) -> None:
     case = make(name, seed)
-    crown = crown_hidden(case.graph, case.backend, case.state(certified), Deadline())
-    found = alpha_hidden(case.graph, case.backend, copy(crown), SCHEDULE, Deadline())
+    crown = crown_hidden(case.engine, case.state(certified))
+    found = alpha_hidden(case.engine, copy(crown), SCHEDULE)
     contains(case, found.bounds, F64 if certified else F32)
     within(found.bounds, crown.bounds)
 
@@ -74,7 +74,7 @@ def test_alpha_contains_samples_and_lies_within_crown(name: str, seed: int, cert
 @pytest.mark.parametrize("name", NAMES)
 def test_rows_bound_samples_and_optimisation_does_not_lose(name: str, seed: int) -> None:
     case = make(name, seed)
-    state = crown_hidden(case.graph, case.backend, case.state(), Deadline())
+    state = crown_hidden(case.engine, case.state())
     random = torch.Generator().manual_seed(seed)
     y = torch.randn((1, 5, *case.graph.output_shape), generator=random, dtype=torch.float64).to(DEVICE)
     x = torch.randn((1, 5, *case.graph.input_shape), generator=random, dtype=torch.float64).to(DEVICE) * (seed % 2)
@@ -83,12 +83,12 @@ def test_rows_bound_samples_and_optimisation_does_not_lose(name: str, seed: int)
     values = case.values(points)[case.graph.output]
     rows = torch.einsum("nbo,so->nbs", values.flatten(2), y[0].flatten(1))
     least = (rows + torch.einsum("nbi,si->nbs", points.flatten(2), x[0].flatten(1))).amin(0)
-    plain, _ = crown_rows(case.graph, case.backend, state, spec)
+    plain, _ = crown_rows(case.engine, state, spec)
     assert bool((plain <= least + F64).all())
-    found = alpha_rows(case.graph, case.backend, state, spec, SCHEDULE, Deadline())
+    found = alpha_rows(case.engine, state, spec, SCHEDULE)
     assert bool((found.lower.double() <= least + F32 * (1 + least.abs())).all())
     assert bool((found.lower.double() >= plain - F32 * (1 + plain.abs())).all())
-    exact, _ = crown_rows(case.graph, case.backend, state, spec, found.parameters)
+    exact, _ = crown_rows(case.engine, state, spec, found.parameters)
     assert bool((exact <= least + F64).all())
     torch.testing.assert_close(exact.float(), found.lower, rtol=1e-4, atol=1e-4)
     # A point of the box comes with the bound for free.
@@ -99,10 +99,10 @@ def test_rows_bound_samples_and_optimisation_does_not_lose(name: str, seed: int)
 @pytest.mark.parametrize("name", NAMES)
 def test_batches_agree_with_single_boxes(name: str) -> None:
     case = make(name, 5, batch=3)
-    whole = crown_hidden(case.graph, case.backend, case.state(), Deadline())
+    whole = crown_hidden(case.engine, case.state())
     for i in range(3):
         part = Interval(case.box.lower[i : i + 1], case.box.upper[i : i + 1])
-        one = crown_hidden(case.graph, case.backend, Case(case.graph, case.backend, part).state(), Deadline())
+        one = crown_hidden(case.engine, Case(case.graph, case.backend, part).state())
         for index, b in one.bounds.items():
             # A neuron that is stable on one box gets rows when another box leaves it undecided: only ever tighter.
             assert bool((whole.bounds[index].lower[i : i + 1] >= b.lower - 1e-5).all())
@@ -112,15 +112,15 @@ def test_batches_agree_with_single_boxes(name: str) -> None:
 @pytest.mark.parametrize("name", ["mlp", "conv", "residual", "smooth"])
 def test_a_point_box_gives_the_value(name: str) -> None:
     case = make(name, 2, radius=0.0)
-    state = crown_hidden(case.graph, case.backend, case.state(), Deadline())
+    state = crown_hidden(case.engine, case.state())
     value = case.values(case.box.lower.double()[None])[case.graph.output][0].flatten()
     eye = torch.eye(value.shape[0], dtype=torch.float64, device=DEVICE).reshape(1, -1, *case.graph.output_shape)
-    lower, _ = crown_rows(case.graph, case.backend, state, Specification(eye))
+    lower, _ = crown_rows(case.engine, state, Specification(eye))
     torch.testing.assert_close(lower[0], value, rtol=1e-5, atol=1e-5)
 
 
 def test_search_precision_takes_the_certificate_away() -> None:
     case = make("mlp", 0)
     state = case.state(certified=True)
-    assert crown_hidden(case.graph, case.backend, state, Deadline()).certified
-    assert not crown_hidden(case.graph, case.backend, state, Deadline(), dtype=torch.float32).certified
+    assert crown_hidden(case.engine, state).certified
+    assert not crown_hidden(case.engine.using(PLAIN), state).certified

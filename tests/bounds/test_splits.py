@@ -8,9 +8,9 @@ from torch import Tensor
 
 from tests.bounds.nets import Case, make
 from tests.support.device import DEVICE
-from verifier.bounds.alpha import Schedule, initial_parameters, optimise
+from verifier.bounds.alpha import Schedule, Splits, initial_parameters, optimise
 from verifier.bounds.crown import BoundState, Specification, crown_hidden, crown_rows
-from verifier.core.deadline import Deadline
+from verifier.bounds.engine import PLAIN, Engine
 from verifier.core.interval import Interval
 from verifier.ops.relu import Relu
 
@@ -24,7 +24,7 @@ class Domain:
     def __init__(self, name: str, seed: int, share: float) -> None:
         self.case: Case = make(name, seed, radius=1.0)
         graph = self.case.graph
-        root = crown_hidden(graph, self.case.backend, self.case.state(), Deadline())
+        root = crown_hidden(Engine(graph, self.case.backend), self.case.state())
         random = torch.Generator().manual_seed(seed)
         points = self.case.samples(3000, seed)
         values = self.case.values(points)
@@ -65,31 +65,20 @@ def test_members_stay_above_the_bound(name: str, seed: int) -> None:
             i: s * size * torch.rand((1, ROWS, *s.shape[2:]), generator=random).to(DEVICE)
             for i, s in domain.signs.items()
         }
-        lower, _ = crown_rows(made.graph, made.backend, state, domain.spec, splits=splits)
+        lower, _ = crown_rows(made.engine, state, domain.spec, splits=splits)
         assert bool((lower[0] <= least).all())
-        narrow, _ = crown_rows(made.graph, made.backend, state, domain.spec, splits=splits, dtype=torch.float32)
+        narrow, _ = crown_rows(made.engine.using(PLAIN), state, domain.spec, splits=splits)
         assert bool((narrow[0].double() <= least + 1e-4 * (1 + least.abs())).all())
     # Hidden bounds found inside the domain hold for its members too.
     values, _ = initial_parameters(made.graph, state.bounds, ROWS, len(made.graph.nodes))
     multipliers = {i: torch.zeros(1, ROWS, *s.shape[2:], device=DEVICE) for i, s in domain.signs.items()}
     start = domain.spec.forms(made.backend, made.graph.output, torch.float32)
-    found = optimise(
-        made.graph,
-        made.backend,
-        start,
-        made.box,
-        state.bounds,
-        values,
-        Schedule(12),
-        Deadline(),
-        domain.signs,
-        multipliers,
-    )
+    found = optimise(made.engine, state, start, values, Schedule(12), Splits(domain.signs, multipliers))
     splits = {i: domain.signs[i] * m for i, m in found.multipliers.items()}
     assert all(bool((m >= 0).all()) for m in found.multipliers.values())
-    best, _ = crown_rows(made.graph, made.backend, state, domain.spec, found.parameters, splits)
+    best, _ = crown_rows(made.engine, state, domain.spec, found.parameters, splits)
     assert bool((best[0] <= least).all())
-    without, _ = crown_rows(made.graph, made.backend, state, domain.spec)
+    without, _ = crown_rows(made.engine, state, domain.spec)
     assert bool((best >= without - 1e-4 * (1 + without.abs())).all())
 
 
@@ -99,13 +88,13 @@ def test_multipliers_help_and_wrong_signs_would_be_wrong() -> None:
     for seed in range(12):
         domain = Domain("mlp", seed, share=6.0)
         made = domain.case
-        plain, _ = crown_rows(made.graph, made.backend, domain.state, domain.spec)
+        plain, _ = crown_rows(made.engine, domain.state, domain.spec)
         for size in (0.1, 0.5, 2.0):
             splits = {i: s * size for i, s in domain.signs.items()}
-            right, _ = crown_rows(made.graph, made.backend, domain.state, domain.spec, splits=splits)
+            right, _ = crown_rows(made.engine, domain.state, domain.spec, splits=splits)
             better += int((right > plain + 1e-6).sum())
             flipped = {i: -s for i, s in splits.items()}
-            lower, _ = crown_rows(made.graph, made.backend, domain.state, domain.spec, splits=flipped)
+            lower, _ = crown_rows(made.engine, domain.state, domain.spec, splits=flipped)
             wrong += int((lower[0] > domain.values.amin(0) + 1e-6).sum())
     assert better > 0
     assert wrong > 0

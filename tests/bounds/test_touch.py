@@ -71,9 +71,7 @@ class Sample:
         made = self.case
         return bool(
             touched(
-                made.graph,
-                made.backend,
-                made.box,
+                made.engine,
                 made.state().bounds,
                 Specification(torch.from_numpy(rows)[None].to(DEVICE)),
                 torch.tensor([thresholds], dtype=torch.float64, device=DEVICE),
@@ -114,7 +112,7 @@ def test_positive_combinations_of_relus_only_reach_zero() -> None:
         made = case(b.graph(), Interval(-torch.ones(1, 3), torch.ones(1, 3)))
         spec = Specification(torch.ones((1, 1, 1), dtype=torch.float64, device=DEVICE))
         zero, yes = torch.zeros((1, 1), dtype=torch.float64, device=DEVICE), torch.ones((1, 1), dtype=torch.bool)
-        given = (made.graph, made.backend, made.box, made.state().bounds, spec)
+        given = (made.engine, made.state().bounds, spec)
         assert touched(*given, zero, yes.to(DEVICE)).all()
         assert not touched(*given, zero, ~yes.to(DEVICE)).any()
         assert not touched(*given, torch.nextafter(zero, zero + 1), yes.to(DEVICE)).any()
@@ -159,7 +157,7 @@ def test_coefficients_are_not_summed_over_places_where_that_rounds(kind: str, le
     yes = torch.ones((1, 1), dtype=torch.bool, device=DEVICE)
     for limit, empty in ((-4.0, False), (-(4.0 + least), least > 2.0**-51)):
         threshold = torch.full((1, 1), limit, dtype=torch.float64, device=DEVICE)
-        given = (made.graph, made.backend, made.box, made.state().bounds, Specification(row))
+        given = (made.engine, made.state().bounds, Specification(row))
         assert bool(touched(*given, threshold, yes)) is empty
 
 
@@ -169,7 +167,7 @@ def test_a_cycle_of_three_comparisons_is_empty_when_one_is_strict() -> None:
     made = case(b.graph(), Interval(-torch.ones(1, 2), torch.ones(1, 2)))
     rows = torch.tensor([[-1.0, 1.0, 0.0], [0.0, -1.0, 1.0], [1.0, 0.0, -1.0]], dtype=torch.float64)
     spec, zero = Specification(rows[None].to(DEVICE)), torch.zeros((1, 3), dtype=torch.float64, device=DEVICE)
-    given = (made.graph, made.backend, made.box, made.state().bounds, spec, zero)
+    given = (made.engine, made.state().bounds, spec, zero)
     assert touched(*given, torch.tensor([[False, True, False]], device=DEVICE)).all()
     assert not touched(*given, torch.tensor([[False, False, False]], device=DEVICE)).any()
     among = torch.zeros(1, dtype=torch.bool, device=DEVICE)

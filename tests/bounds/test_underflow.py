@@ -14,7 +14,7 @@ from tests.bounds.exact import affine_image, exact, walk_bound
 from tests.bounds.extreme import extreme, wild
 from tests.bounds.nets import Case, case, make
 from tests.support.device import CONV_FLOAT32, DEVICE
-from verifier.bab.boxes import Arithmetic, bound_boxes
+from verifier.bab.boxes import bound_boxes
 from verifier.bounds import ibp, walk
 from verifier.bounds.crown import (
     BoundState,
@@ -27,9 +27,10 @@ from verifier.bounds.crown import (
     preactivations,
     relaxations,
 )
+from verifier.bounds.engine import Arithmetic, Engine
 from verifier.bounds.walk import Walk, concretise
 from verifier.core import numerics
-from verifier.core.deadline import Deadline
+from verifier.core.backend import Chunk
 from verifier.core.handles import Handle
 from verifier.core.interval import Interval
 from verifier.graph.graph import Graph
@@ -57,6 +58,11 @@ def finite(values: torch.Tensor) -> list[bool]:
     return torch.isfinite(values).tolist()
 
 
+def rounded(made: Case, dtype: torch.dtype) -> Engine:
+    """Accounts for rounding errors in this dtype."""
+    return made.engine.using(Arithmetic(dtype, rounding=True))
+
+
 def convolves(made: Case, dtype: torch.dtype) -> bool:
     """Whether float32 convolutions without an error bound are among the ops."""
     return dtype == NARROW and not CONV_FLOAT32 and any(isinstance(n.op, Conv) for n in made.graph.nodes)
@@ -71,7 +77,7 @@ def test_intervals(name: str, dtype: torch.dtype, stored: torch.dtype) -> None:
         made = extreme(name, seed, dtype, stored)
         if convolves(made, dtype):
             pytest.skip("float32 convolutions have no error bound on this device")
-        found, charges = ibp.propagate(made.graph, made.backend, made.box.to(dtype))
+        found, charges = ibp.propagate(rounded(made, dtype), made.box)
         for node in made.graph.nodes[1:]:
             inputs = [found[i] for i in node.inputs]
             if not isinstance(node.op, AffineOp) or not all(bool(torch.isfinite(torch.stack(x)).all()) for x in inputs):
@@ -89,18 +95,17 @@ def test_intervals(name: str, dtype: torch.dtype, stored: torch.dtype) -> None:
 
 def rows_hold(made: Case, dtype: torch.dtype, index: int) -> tuple[int, int]:
     """Rows of +-e of some elements: how many are finite, and how many of them exceed their formula's exact value."""
-    known = initial_state(made.graph, made.backend, made.box)
+    known = initial_state(made.engine, made.box)
     if dtype == WIDE:  # float64 bounds, as a search over input boxes has them: they reach farther
-        known = BoundState(made.box, *ibp.propagate(made.graph, made.backend, made.box.to(dtype)), True)
+        known = BoundState(made.box, *ibp.propagate(rounded(made, dtype), made.box), True)
     if not all(bool(torch.isfinite(torch.stack(known.bounds[i])).all()) for i in range(index)):
         return 0, 0
     node = made.graph.nodes[index]
     picked = list(range(0, node.size, max(1, node.size // 2)))[:2]
     planes = relaxations(made.graph, known.bounds, dtype, before=index)
     count = len(picked)
-    form = hidden_rows(torch.tensor(picked, device=DEVICE), node.shape, 0, 2 * count, 2 * count, dtype)
-    charges = known.charges.to(dtype)
-    got, _ = lower_bounds(made.graph, made.backend, known, {index: form}, planes, dtype, charges)
+    form = hidden_rows(torch.tensor(picked, device=DEVICE), node.shape, Chunk(0, 2 * count, 2 * count), dtype)
+    got, _ = lower_bounds(rounded(made, dtype), known, {index: form}, planes)
     one = np.zeros((2 * count, node.size))
     one[range(2 * count), picked * 2] = [1.0] * count + [-1.0] * count
     want = walk_bound(made, {index: exact(one)}, planes)
@@ -146,7 +151,7 @@ def test_rows_of_a_specification_with_multipliers(seed: int) -> None:
     """Rows over outputs and inputs, and multipliers of splits, over many decades."""
     random = np.random.default_rng(seed)
     made = extreme(("mlp", "shared")[seed % 2], seed, NARROW, WIDE)
-    state = crown_hidden(made.graph, made.backend, initial_state(made.graph, made.backend, made.box), Deadline())
+    state = crown_hidden(made.engine, initial_state(made.engine, made.box))
     outputs, inputs = made.graph.output_shape, made.graph.input_shape
     spec = Specification(*(wild((1, 3, *shape), random, (-300, 30)).to(DEVICE) for shape in (outputs, inputs)))
     splits = {
@@ -158,7 +163,7 @@ def test_rows_of_a_specification_with_multipliers(seed: int) -> None:
     start = {made.graph.output: exact(spec.y[0].flatten(1)), 0: exact(spec.x[0].flatten(1))}
     planes = relaxations(made.graph, state.bounds, WIDE)
     for given in (None, splits):
-        got, _ = crown_rows(made.graph, made.backend, state, spec, splits=given)
+        got, _ = crown_rows(made.engine, state, spec, splits=given)
         want = walk_bound(made, start, planes, given)
         assert bool(torch.isfinite(got).any())
         assert all(Fraction(g) <= w for g, w in zip(got[0].tolist(), want, strict=True) if np.isfinite(g))
@@ -178,7 +183,7 @@ def test_concretisation(dtype: torch.dtype, decades: tuple[float, float]) -> Non
         a = (wild((1, 4, 6), random, (-8, 8)) * 10.0**small).to(DEVICE, dtype)
         constant, charge = wild((1, 4), random, decades).to(DEVICE, dtype), torch.zeros((1, 4), dtype=dtype)
         walked = Walk(a, constant, charge.to(DEVICE), torch.zeros_like(charge, device=DEVICE))
-        got = numerics.finite_lower(concretise(made.backend, walked, box, charges=True))[0]
+        got = numerics.finite_lower(concretise(rounded(made, dtype), walked, box))[0]
         least, most = exact(box.lower[0]), exact(box.upper[0])
         for row, offset, value in zip(a[0], constant[0], got.double().tolist(), strict=True):
             if not bool(torch.isfinite(row).all() and torch.isfinite(offset)):
@@ -227,7 +232,5 @@ def test_overflow_proves_nothing() -> None:
         huge = case(Graph(nodes, made.graph.output, {renamed[h]: v for h, v in grown.items()}), made.box)
         for kind in ("interval", "linear", "crown"):
             spec = Specification(torch.eye(3, dtype=WIDE, device=DEVICE)[None])
-            found = bound_boxes(
-                huge.graph, huge.backend, huge.box, spec, Arithmetic(dtype, True), Deadline(), kind, torch.arange(4)
-            )
+            found = bound_boxes(rounded(huge, dtype), huge.box, spec, kind, torch.arange(4))
             assert found.lower.tolist() == [[-np.inf] * 3]

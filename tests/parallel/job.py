@@ -23,6 +23,7 @@ from tests.parallel import odd as oddities
 from tests.parallel.odd import SETTINGS, TENSORS, WAYS, problem
 from verifier.bounds.alpha import Schedule
 from verifier.bounds.api import Method, NetworkBounds, Wanted, compute_graph_bounds
+from verifier.bounds.engine import Engine
 from verifier.config import Config, load_config
 from verifier.core.deadline import Deadline
 from verifier.core.interval import Interval
@@ -91,7 +92,7 @@ def bounds(
     setup.backend.row_chunks = counting  # type: ignore[method-assign]
     # Certified values take the same way in float64; one network shows that and saves the time of the others.
     wanted = Wanted(method, True, schedule, schedule, certified=n == 784 and method != "crown")
-    found = compute_graph_bounds(setup.graph, setup.backend, Interval(centre - radius, centre + radius), wanted)
+    found = compute_graph_bounds(Engine(setup.graph, setup.backend), Interval(centre - radius, centre + radius), wanted)
     return found, dealt
 
 

@@ -29,6 +29,7 @@ from verifier.bounds.crown import (
     preactivations,
     relaxations,
 )
+from verifier.bounds.engine import Arithmetic, Engine
 from verifier.bounds.ibp import propagate
 from verifier.core.backend import ParallelBackend
 from verifier.core.deadline import Deadline
@@ -131,14 +132,14 @@ def test_every_op(sample: Sample, ranks: int) -> None:
         with pytest.raises(UnsupportedError, match=rf"{made.graph.nodes[-1].op.kind} 'op' .* parallel.backend"):
             every_rank(made.graph, ranks, lambda graph, backend: None)
         return
-    want = compute_graph_bounds(made.graph, made.backend, made.box, Wanted("crown", True))
+    want = compute_graph_bounds(made.engine, made.box, Wanted("crown", True))
     points = made.samples(20)[:, 0]
     values = made.values(points[:, None])[made.graph.output][:, 0]
 
     def work(graph: CutGraph, backend: TensorParallel) -> tuple[NetworkBounds, Tensor]:
         y = graph.whole.forward(points, backend.weights)
         assert isinstance(y, Tensor)
-        return compute_graph_bounds(graph, backend, made.box, Wanted("crown", True)), y
+        return compute_graph_bounds(Engine(graph, backend), made.box, Wanted("crown", True)), y
 
     found = every_rank(made.graph, ranks, work)
     compare(want, [f for f, _ in found])
@@ -177,10 +178,10 @@ def compare(want: NetworkBounds, found: list[NetworkBounds], tolerance: float = 
 
 def bounds_of(made: Case, ranks: int, method: Method, steps: int = 10) -> tuple[NetworkBounds, list[NetworkBounds]]:
     settings = {"intermediate": True, "hidden": Schedule(steps), "final": Schedule(steps)}
-    want = compute_graph_bounds(made.graph, made.backend, made.box, Wanted(method, **settings))  # type: ignore[arg-type]
+    want = compute_graph_bounds(made.engine, made.box, Wanted(method, **settings))  # type: ignore[arg-type]
 
     def work(graph: CutGraph, backend: TensorParallel) -> NetworkBounds:
-        return compute_graph_bounds(graph, backend, made.box, Wanted(method, **settings))  # type: ignore[arg-type]
+        return compute_graph_bounds(Engine(graph, backend), made.box, Wanted(method, **settings))  # type: ignore[arg-type]
 
     return want, every_rank(made.graph, ranks, work)
 
@@ -240,9 +241,10 @@ def test_long_sums(ranks: int) -> None:
     spec = Specification(torch.ones((1, 1, 1), dtype=torch.float64))
 
     def row(part: Graph, backend: ParallelBackend, dtype: torch.dtype = torch.float32) -> float:
+        engine = Engine(part, backend, arithmetic=Arithmetic(dtype, rounding=False))
         box = Interval(*(backend.part(0, end) for end in made.box)).to(dtype)
-        bounds, charges = propagate(part, backend, box, rounding=False)
-        lower, _ = crown_rows(part, backend, BoundState(box, bounds, charges, False), spec, dtype=dtype)
+        bounds, charges = propagate(engine, box)
+        lower, _ = crown_rows(engine, BoundState(box, bounds, charges, False), spec)
         assert lower.dtype == dtype
         return float(lower)
 
@@ -266,12 +268,12 @@ def test_hidden_intervals_only() -> None:
     """The mode without hidden rows: nothing but intervals there, so looser outputs, still those of one device."""
     made = make("mlp", 3)
     settings = {"intermediate": True, "hidden_rows": False}
-    want = compute_graph_bounds(made.graph, made.backend, made.box, Wanted("crown", **settings))  # type: ignore[arg-type]
-    ibp = compute_graph_bounds(made.graph, made.backend, made.box, Wanted("ibp", True))
-    tight = compute_graph_bounds(made.graph, made.backend, made.box, Wanted("crown", True))
+    want = compute_graph_bounds(made.engine, made.box, Wanted("crown", **settings))  # type: ignore[arg-type]
+    ibp = compute_graph_bounds(made.engine, made.box, Wanted("ibp", True))
+    tight = compute_graph_bounds(made.engine, made.box, Wanted("crown", True))
 
     def work(graph: CutGraph, backend: TensorParallel) -> NetworkBounds:
-        return compute_graph_bounds(graph, backend, made.box, Wanted("crown", **settings))  # type: ignore[arg-type]
+        return compute_graph_bounds(Engine(graph, backend), made.box, Wanted("crown", **settings))  # type: ignore[arg-type]
 
     found = every_rank(made.graph, 2, work)
     compare(want, found)
@@ -298,8 +300,8 @@ def test_certificates_stay_below_the_exact_formula(name: str, nasty: bool) -> No
 
     def work(graph: CutGraph, backend: TensorParallel) -> tuple[dict[int, Interval], Tensor]:
         box = Interval(backend.part(0, made.box.lower), backend.part(0, made.box.upper))
-        state = crown_hidden(graph, backend, initial_state(graph, backend, box), Deadline())
-        lower, _ = crown_rows(graph, backend, state, spec)
+        state = crown_hidden(Engine(graph, backend), initial_state(Engine(graph, backend), box))
+        lower, _ = crown_rows(Engine(graph, backend), state, spec)
         whole = {i: Interval(*backend.whole(i, torch.stack(b))) for i, b in state.bounds.items()}
         return whole, lower
 
@@ -331,11 +333,11 @@ def test_padding_is_never_bounded() -> None:
 
     def work(graph: CutGraph, backend: TensorParallel) -> list[list[int]]:
         box = Interval(backend.part(0, made.box.lower), backend.part(0, made.box.upper))
-        state = initial_state(graph, backend, box)
+        state = initial_state(Engine(graph, backend), box)
         wide = {
             i: Interval(torch.full_like(b.lower, -1.0), torch.full_like(b.upper, 1.0)) for i, b in state.bounds.items()
         }
-        return [open_elements(graph, backend, i, wide[i]).tolist() for i in preactivations(graph)]
+        return [open_elements(Engine(graph, backend), i, wide[i]).tolist() for i in preactivations(graph)]
 
     for found in every_rank(made.graph, 4, work):
         sizes = [made.graph.nodes[i].size for i in preactivations(made.graph)]
@@ -428,7 +430,7 @@ def test_a_deadline_ends_all_ranks() -> None:
         backend = tensor_parallel(made.graph, group, CPU)
         deadline = Deadline(0.0 if group.rank == 1 else 1e6)
         try:
-            compute_graph_bounds(backend.graph, backend, made.box, Wanted("alpha-crown"), deadline)
+            compute_graph_bounds(Engine(backend.graph, backend, deadline), made.box, Wanted("alpha-crown"))
         except DeadlineExceeded:
             return "stopped"
         return "went on"
@@ -449,7 +451,7 @@ def test_groups_deal_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol, "_WORTHWHILE", 1)
     monkeypatch.setattr(distributed, "SHARD_ROWS", 8)
     made = make("mlp", 3)
-    want = compute_graph_bounds(made.graph, made.backend, made.box, Wanted("crown", True))
+    want = compute_graph_bounds(made.engine, made.box, Wanted("crown", True))
     groups = [_Room(2) for _ in range(2)]
     teams = [_Room(2) for _ in range(2)]
     dealt: list[int] = []
@@ -467,7 +469,7 @@ def test_groups_deal_rows(monkeypatch: pytest.MonkeyPatch) -> None:
         chunks = backend.row_chunks(16, 64)
         with lock:
             dealt.append(sum(c.stop - c.start for c in chunks))
-        return compute_graph_bounds(part, backend, made.box, Wanted("crown", True))
+        return compute_graph_bounds(Engine(part, backend), made.box, Wanted("crown", True))
 
     compare(want, on_ranks(4, run))
     assert sum(dealt) == 2 * 16 and max(dealt) < 16

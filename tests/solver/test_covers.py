@@ -16,6 +16,7 @@ import verifier
 from scripts.check_runs import KINDS, Model, Runs, make, text
 from verifier.bounds import ibp
 from verifier.bounds.crown import Specification, crown_hidden, crown_rows, initial_state
+from verifier.bounds.engine import ROUNDED_64, Arithmetic, Engine
 from verifier.config import Config
 from verifier.core.claims import Claims, Covered, Semantics, real_part
 from verifier.core.deadline import Deadline
@@ -46,6 +47,7 @@ MODEL = RunModel(
     {k: Measured(1e-6, 1e-6) for k in ("Sigmoid", "Tanh", "Sin", "Cos")}
     | {k: Measured(1e-6, 1e-37) for k in ("Exp", "Reciprocal", "Softmax")},
 )
+RUNS = Arithmetic(torch.float64, rounding=True, run=MODEL)
 CPU = torch.device("cpu")
 
 
@@ -88,15 +90,15 @@ def test_bounds_contain_every_run(tmp_path: Path, number: int) -> None:
     points = points.astype(np.float32)
     values = np.array([runs.values(x) for x in points])
     at = torch.from_numpy(points).reshape(len(points), *graph.input_shape).double()
-    found, _ = ibp.propagate(graph, backend, Interval(at, at), run=MODEL)
+    found, _ = ibp.propagate(Engine(graph, backend, arithmetic=RUNS), Interval(at, at))
     own = found[graph.output]
     assert bool((own.lower.flatten() <= torch.from_numpy(values.min(1))).all())
     assert bool((own.upper.flatten() >= torch.from_numpy(values.max(1))).all())
 
     box = Interval(*(torch.from_numpy(b).reshape(1, *graph.input_shape) for b in (low, up)))
-    state = crown_hidden(graph, backend, initial_state(graph, backend, box, run=MODEL), Deadline())
+    state = crown_hidden(Engine(graph, backend), initial_state(Engine(graph, backend, arithmetic=RUNS), box))
     rows = torch.tensor([1.0, -1.0], dtype=torch.float64).reshape(1, 2, *graph.output_shape)
-    lower, walk = crown_rows(graph, backend, state, Specification(rows))
+    lower, walk = crown_rows(Engine(graph, backend), state, Specification(rows))
     assert float(lower[0, 0]) <= values.min() and -float(lower[0, 1]) >= values.max()
     assert bool((walk.error > 0).all())
 
@@ -128,11 +130,11 @@ def test_without_a_run_nothing_changes(tmp_path: Path) -> None:
     graph = load_network(written(tmp_path, m.bytes(shape))).graph
     backend = backend_of(graph)
     box = Interval(-torch.ones(1, 1, 3), torch.ones(1, 1, 3))
-    plain, runs = (initial_state(graph, backend, box, run=run) for run in (None, MODEL))
+    plain, runs = (initial_state(Engine(graph, backend, arithmetic=a), box) for a in (ROUNDED_64, RUNS))
     rows = Specification(torch.ones(1, 1, 1, 1, dtype=torch.float64))
-    lower, walk = crown_rows(graph, backend, plain, rows)
+    lower, walk = crown_rows(Engine(graph, backend), plain, rows)
     assert float(walk.error.abs().max()) == 0.0 and not plain.charges.rates
-    below, walk = crown_rows(graph, backend, runs, rows)
+    below, walk = crown_rows(Engine(graph, backend), runs, rows)
     assert float(below) < float(lower) and float(below + walk.error) <= float(lower)
 
 
@@ -187,7 +189,7 @@ def test_offsets_that_cancel_when_they_are_folded_count_for_runs(tmp_path: Path)
         store.put(handle, tensor)
     x = torch.full((1, *network.graph.input_shape), 3.0, dtype=torch.float64)
     backend = SingleBackend(network.graph, CPU, 1 << 26, store)
-    found, _ = ibp.propagate(network.graph, backend, Interval(x, x), run=MODEL)
+    found, _ = ibp.propagate(Engine(network.graph, backend, arithmetic=RUNS), Interval(x, x))
     output = found[network.graph.output]
     value = float(Runs(m.bytes((1, 2)), (1, 2)).least(np.full(2, 3.0)))
     assert value > 6.5 or value < 5.5  # rounding moves 3 to 0 or 8
@@ -362,7 +364,7 @@ def test_magnitudes_that_are_no_numbers_may_overflow(tmp_path: Path) -> None:
     backend = backend_of(graph)
     box = Interval(-torch.ones(1, 1, 3, dtype=torch.float64), torch.ones(1, 1, 3, dtype=torch.float64))
     for index in range(len(graph.nodes)):
-        _, charges = ibp.propagate(graph, backend, box, run=MODEL)
+        _, charges = ibp.propagate(Engine(graph, backend, arithmetic=RUNS), box)
         assert not ibp.may_overflow(charges, backend)
         charges.partial[index] = charges.partial[index] * float("nan")
         assert ibp.may_overflow(charges, backend)

@@ -18,7 +18,7 @@ from verifier.bab.domains import NeuronDomains
 from verifier.bab.kernel import Kernel
 from verifier.bounds.alpha import Schedule, alpha_hidden, alpha_rows
 from verifier.bounds.crown import BoundState, Specification, crown_hidden, crown_rows, initial_state
-from verifier.core.deadline import Deadline
+from verifier.bounds.engine import Engine
 from verifier.core.interval import Interval
 from verifier.core.problem import Problem
 from verifier.core.result import Result, Verdict
@@ -95,14 +95,14 @@ def test_bounds_stay_below_the_minimum(kind: str, seed: int) -> None:
     backend = single(graph)
     shape = (1, *graph.input_shape)
     box = Interval(case.lower.reshape(shape), case.upper.reshape(shape)).to(DEVICE)
-    state = initial_state(graph, backend, box)
+    state = initial_state(Engine(graph, backend), box)
     spec = Specification(torch.from_numpy(case.row).to(DEVICE).reshape(1, 1, *graph.output_shape))
     found: list[float] = []
 
     def note(state: BoundState) -> None:
-        plain, _ = crown_rows(graph, backend, state, spec)
-        best = alpha_rows(graph, backend, state, spec, Schedule(10), Deadline())
-        again, _ = crown_rows(graph, backend, state, spec, best.parameters)
+        plain, _ = crown_rows(Engine(graph, backend), state, spec)
+        best = alpha_rows(Engine(graph, backend), state, spec, Schedule(10))
+        again, _ = crown_rows(Engine(graph, backend), state, spec, best.parameters)
         found.extend([float(plain), float(again)])
         # At the minimiser every node's value lies in its bounds.
         point = torch.from_numpy(case.point).to(DEVICE).reshape(shape)
@@ -113,9 +113,9 @@ def test_bounds_stay_below_the_minimum(kind: str, seed: int) -> None:
             assert bool(((values[i] >= b.lower - room) & (values[i] <= b.upper + room)).all())
 
     note(state)
-    state = crown_hidden(graph, backend, state, Deadline())
+    state = crown_hidden(Engine(graph, backend), state)
     note(state)
-    note(alpha_hidden(graph, backend, state, Schedule(5), Deadline()))
+    note(alpha_hidden(Engine(graph, backend), state, Schedule(5)))
     assert all(value <= least + 1e-9 * (1 + abs(least)) for value in found)
     assert max(found) > -np.inf
 

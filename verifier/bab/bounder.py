@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -11,14 +11,12 @@ from torch import Tensor
 
 from verifier.bab.domains import NeuronDomains
 from verifier.bab.splits import SplitSpace
-from verifier.bounds.alpha import Parameters, Schedule, optimise, sweep
-from verifier.bounds.crown import Specification, relaxations
+from verifier.bounds.alpha import Parameters, Schedule, Splits, optimise, sweep
+from verifier.bounds.crown import BoundState, Specification, relaxations
+from verifier.bounds.engine import PLAIN, Engine
 from verifier.bounds.walk import Walk, backward, concretise
-from verifier.core.backend import ParallelBackend
 from verifier.core.deadline import Deadline
-from verifier.core.interval import Interval
 from verifier.core.numerics import finite_lower, rounded_up
-from verifier.graph.graph import Graph
 from verifier.graph.linear_forms import Form
 
 
@@ -96,27 +94,22 @@ class Bounder(Protocol):
 class WalkBounder:
     """The backward walk on the graph as it is."""
 
-    def __init__(
-        self, graph: Graph, backend: ParallelBackend, box: Interval, space: SplitSpace, cases: CaseRows
-    ) -> None:
-        self.graph, self.backend, self.box, self.space, self.cases = graph, backend, box, space, cases
+    def __init__(self, engine: Engine, state: BoundState, space: SplitSpace, cases: CaseRows) -> None:
+        self.engine, self.state, self.space, self.cases = engine.using(PLAIN).unhurried(), state, space, cases
+        self.graph, self.backend = engine.graph, engine.backend
         self.rows = cases.thresholds.shape[1]
-        self.widest = max(n.size for n in graph.whole.nodes)
+        self.widest = max(n.size for n in self.graph.whole.nodes)
 
     def optimise(self, domains: NeuronDomains, schedule: Schedule, deadline: Deadline) -> Bounded:
         space, lead = self.space, (domains.count, self.rows)
         bounds = space.domain_bounds(domains.signs)
         found = optimise(
-            self.graph,
-            self.backend,
+            replace(self.engine, deadline=deadline),
+            replace(self.state, bounds=bounds),
             self._forms(domains.case),
-            self.box,
-            bounds,
             self.parameters(domains),
             schedule,
-            deadline,
-            space.multiplier_signs(domains.signs),
-            space.scatter(self._multipliers(domains)),
+            Splits(space.multiplier_signs(domains.signs), space.scatter(self._multipliers(domains))),
         )
         self.backend.usage.note_rows(found.state)
         slopes = space.collect({i: p["alpha"] for i, p in found.parameters.items() if "alpha" in p}, lead)
@@ -127,7 +120,7 @@ class WalkBounder:
         coefficients = space.collect(found.kept, lead)[pick, best]
         planes = relaxations(self.graph, bounds, torch.float32, found.parameters)
         walk = Walk(found.candidate, found.lower, found.lower, found.lower, found.kept)
-        z = sweep(self.graph, self.backend, walk, planes, found.candidate, torch.Size(lead))
+        z = sweep(self.engine, walk, planes, found.candidate, torch.Size(lead))
         columns = space.collect({i: v[0] for i, v in z.items()}, lead)[pick, best]
         candidate = self.backend.whole(0, found.candidate)
         flat = candidate.expand(*lead, *candidate.shape[2:]).flatten(0, 1)
@@ -151,8 +144,8 @@ class WalkBounder:
         signs = self.space.multiplier_signs(domains.signs)
         multipliers = self.space.scatter(self._multipliers(domains))
         splits = {i: signs[i] * m for i, m in multipliers.items()}
-        walk = backward(self.graph, self.backend, self._forms(domains.case), planes, torch.float32, None, splits)
-        lower = finite_lower(concretise(self.backend, walk, self.box, False))
+        walk = backward(self.engine, self._forms(domains.case), planes, None, splits)
+        lower = finite_lower(concretise(self.engine, walk, self.state.box))
         return (lower - rounded_up(self.cases.thresholds[domains.case], lower.dtype)).amax(1)
 
     def close(self) -> None:

@@ -24,13 +24,11 @@ from verifier.bounds.crown import (
     preactivations,
     row_bytes,
 )
+from verifier.bounds.engine import Engine
 from verifier.bounds.walk import Charges, Walk, backward, concretise
 from verifier.core.arithmetic import full_precision
-from verifier.core.backend import ParallelBackend
-from verifier.core.deadline import Deadline
 from verifier.core.interval import Interval
 from verifier.core.numerics import CHARGE_SAFETY, finite_lower, float32_proofs, outward, underflow
-from verifier.core.runtime import RunModel
 from verifier.graph.graph import Graph
 from verifier.graph.op import AffineOp, NonlinearOp, Op, Relaxation
 
@@ -38,20 +36,7 @@ from verifier.graph.op import AffineOp, NonlinearOp, Op, Relaxation
 _FLOAT32_WIDTH = 1024
 
 
-@dataclass(frozen=True)
-class Arithmetic:
-    """What the numbers are: their dtype, whether every rounding is charged, and for which runs they hold besides."""
-
-    dtype: torch.dtype
-    charged: bool
-    run: RunModel | None = None  # bounds hold for such float32 runs too
-
-
 Hidden = Literal["interval", "linear", "crown"]
-
-SEARCH = Arithmetic(torch.float32, False)
-CHARGED_32 = Arithmetic(torch.float32, True)
-CHARGED_64 = Arithmetic(torch.float64, True)
 
 
 def charges_in_float32(graph: Graph) -> bool:
@@ -87,16 +72,9 @@ class Bounded:
 
 
 def bound_boxes(
-    graph: Graph,
-    backend: ParallelBackend,
-    box: Interval,
-    spec: Specification,
-    arithmetic: Arithmetic,
-    deadline: Deadline,
-    hidden: Hidden = "crown",
-    varying: Tensor | None = None,
+    engine: Engine, box: Interval, spec: Specification, hidden: Hidden = "crown", varying: Tensor | None = None
 ) -> Bounded:
-    """Lower bounds of specification rows on boxes.
+    """Lower bounds of specification rows on boxes, in the engine's arithmetic.
 
     Args:
         box: float32 (B, *input_shape), this rank's part.
@@ -104,8 +82,9 @@ def bound_boxes(
             by CROWN rows where that matters.
         varying: (k,) coordinates in which the linear sweep is linear; default all.
     """
-    box = box.to(arithmetic.dtype)
-    bounds, charges = ibp.start(box, arithmetic.run)
+    graph, backend, dtype = engine.graph, engine.backend, engine.dtype
+    box = box.to(dtype)
+    bounds, charges = ibp.start(box, engine.arithmetic.run)
     batch = box.lower.shape[0]
     wanted = set(preactivations(graph)) if hidden == "crown" else set()
     last = max(preactivations(graph), default=0)
@@ -113,49 +92,43 @@ def bound_boxes(
     if hidden == "linear":
         everything = torch.arange(graph.whole.nodes[0].size, device=backend.device)
         whole = Interval(*backend.whole(0, torch.stack(box)))
-        given = charges if arithmetic.charged else None
-        sweep = Forward(graph, backend, whole, everything if varying is None else varying, given)
+        sweep = Forward(engine, whole, everything if varying is None else varying, charges)
     planes: dict[int, Relaxation] = {}
-    alone = deadline if backend.size == 1 else Deadline()  # ranks that work together ask equally often
     for node in graph.nodes[1:]:
-        alone.check("branch and bound")
-        ibp.step(graph, backend, node, bounds, charges, arithmetic.charged)
+        if backend.size == 1:  # ranks that work together ask equally often
+            engine.deadline.check("branch and bound")
+        ibp.step(engine, node, bounds, charges)
         if isinstance(node.op, NonlinearOp):
             planes[node.index] = node.op.relax([bounds[i] for i in node.inputs])
         if sweep is not None and node.index <= last:
             ibp.replace(node, sweep.step(node, bounds), bounds, charges)
         if node.index in wanted and not exact_by_ibp(graph, node):
-            elements = open_elements(graph, backend, node.index, bounds[node.index])
+            elements = open_elements(engine, node.index, bounds[node.index])
             positions, here = backend.here(node.index, elements)
             rows = 2 * elements.shape[0]
             parts = []
-            for chunk in backend.row_chunks(rows, row_bytes(graph, batch, arithmetic.dtype, node.index)):
-                deadline.check("branch and bound")
-                form = hidden_rows(positions, node.shape, chunk.start, chunk.stop, chunk.size, arithmetic.dtype, here)
-                given = charges if arithmetic.charged else None
-                walk = backward(graph, backend, {node.index: form}, planes, arithmetic.dtype, given, deadline=deadline)
-                value = finite_lower(concretise(backend, walk, box, arithmetic.charged))
+            for chunk in backend.row_chunks(rows, row_bytes(graph, batch, dtype, node.index)):
+                engine.deadline.check("branch and bound")
+                form = hidden_rows(positions, node.shape, chunk, dtype, here)
+                walk = backward(engine, {node.index: form}, planes, charges)
+                value = finite_lower(concretise(engine, walk, box))
                 parts.append((chunk, value.expand(batch, -1)))
             if parts:
                 found = _scatter(bounds[node.index], positions, backend.gather_rows(rows, parts), here)
                 ibp.replace(node, found, bounds, charges)
-    given = charges if arithmetic.charged else None
-    walk = backward(
-        graph, backend, spec.forms(backend, graph.output, arithmetic.dtype), planes, arithmetic.dtype, given
-    )
-    if arithmetic.charged:
-        walk.charge = walk.charge + _rounded_rows(graph, backend, spec, charges, arithmetic.dtype)
-    lower = finite_lower(concretise(backend, walk, box, arithmetic.charged)).expand(batch, -1)
+    walk = backward(engine.unhurried(), spec.forms(backend, graph.output, dtype), planes, charges)
+    if engine.rounding:
+        walk.charge = walk.charge + _rounded_rows(engine, spec, charges)
+    lower = finite_lower(concretise(engine, walk, box)).expand(batch, -1)
     return Bounded(lower, replace(walk, a=backend.whole(0, walk.a)), bounds)
 
 
-def _rounded_rows(
-    graph: Graph, backend: ParallelBackend, spec: Specification, charges: Charges, dtype: torch.dtype
-) -> Tensor:
-    """(B or 1, S): what rows lose when their float64 coefficients are rounded to the arithmetic's dtype.
+def _rounded_rows(engine: Engine, spec: Specification, charges: Charges) -> Tensor:
+    """(B or 1, S): what rows lose when their float64 coefficients are rounded to the engine's dtype.
 
     The walk starts from the rounded row and charges what comes after that.
     """
+    graph, backend, dtype = engine.graph, engine.backend, engine.dtype
     cost = torch.zeros((1, spec.y.shape[1]), dtype=torch.float64, device=backend.device)
     for index, rows in ((graph.output, spec.y), (0, spec.x)):
         # Exact: the difference of a float64 number and the nearest float32 one is a float64 number.

@@ -52,7 +52,7 @@ class Certificates:
         space: SplitSpace,
         statistics: SearchStatistics,
     ) -> None:
-        self.graph, self.backend, self.claims = context.graph, context.backend, context.claims
+        self.engine, self.claims = context.engine, context.claims
         self.state, self.cases, self.space, self.statistics = state, cases, space, statistics
 
     def refuted(self, case: Tensor, gap: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ class Certificates:
         if index.numel():
             case, bounds = domains.case[index], self.space.domain_bounds(domains.signs[index])
             spec = self.cases.spec.select(case)
-            hits = touched(self.graph, self.backend, self.state.box, bounds, spec, thresholds[index], strict[index])
+            hits = touched(self.engine, bounds, spec, thresholds[index], strict[index])
             if self.claims.semantics is not Semantics.FLOAT32:  # nothing is left for the error of a run
                 done[index] = hits
                 self.statistics.covered.weak += int(hits.sum())
@@ -129,8 +129,8 @@ class Certificates:
         Args:
             others: relaxation parameters besides the neurons'; default the root's.
         """
-        widest = max(n.size for n in self.graph.whole.nodes)
-        step = fitting(self.backend.device, widest * self.cases.rows)
+        widest = max(n.size for n in self.engine.graph.whole.nodes)
+        step = fitting(self.engine.backend.device, widest * self.cases.rows)
         parts = []
         for first in range(0, domains.count, step):
             some = slice(first, first + step)
@@ -144,6 +144,6 @@ class Certificates:
             multipliers = self.space.scatter(torch.where(part.signs[:, None] == 0, 0.0, theta))
             splits = {i: signs[i].double() * m.double() for i, m in multipliers.items()}
             rows = self.cases.spec.select(part.case)
-            lower, walk = crown_rows(self.graph, self.backend, state, rows, parameters, splits, torch.float64)
+            lower, walk = crown_rows(self.engine, state, rows, parameters, splits)
             parts.append((lower, walk.error.expand_as(lower)))
         return torch.cat([lower for lower, _ in parts]), torch.cat([error for _, error in parts])

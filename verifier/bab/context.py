@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from verifier.bounds.engine import Engine
 from verifier.config import BabConfig
 from verifier.core.backend import Group, ParallelBackend
 from verifier.core.claims import Claims
@@ -48,3 +49,8 @@ class SearchContext:
     certify: bool = True
     team: Group = field(default_factory=Solo)
     memory_limit: int = 1 << 62
+
+    @property
+    def engine(self) -> Engine:
+        """For bounds of the network until the deadline, in the arithmetic of proofs unless another is asked for."""
+        return Engine(self.graph, self.backend, self.deadline)

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from verifier.bounds.engine import Engine
 from verifier.bounds.walk import Charges
-from verifier.core.backend import ParallelBackend
 from verifier.core.interval import Interval
 from verifier.core.numerics import CHARGE_SAFETY, gamma, tiny, underflow, unit_roundoff, widen
-from verifier.graph.graph import Graph, Node
+from verifier.graph.graph import Node
 from verifier.graph.op import AffineOp, NonlinearOp, UnaryPlanes
 
 
@@ -38,14 +38,13 @@ class Forward:
     Args:
         box: whole, (B, *input_shape) in the dtype of the sweep.
         varying: (k,) flat coordinates; the others enter by their intervals.
-        charges: those of the interval sweep, which is one node ahead; None: no rounding is charged.
+        charges: those of the interval sweep, which is one node ahead; not looked at unless the engine accounts for
+            rounding errors.
     """
 
-    def __init__(
-        self, graph: Graph, backend: ParallelBackend, box: Interval, varying: Tensor, charges: Charges | None
-    ) -> None:
-        self._graph, self._backend, self._charges = graph, backend, charges
-        self._charged = charges is not None
+    def __init__(self, engine: Engine, box: Interval, varying: Tensor, charges: Charges) -> None:
+        graph, backend = engine.graph, engine.backend
+        self._graph, self._backend, self._charges, self._charged = graph, backend, charges, engine.rounding
         low, up = box.lower.flatten(1), box.upper.flatten(1)
         batch, n = low.shape
         self._dtype = low.dtype
@@ -128,12 +127,12 @@ class Forward:
         else:
             size = size + (ls.abs() + us.abs()) * at_ends
         rest = self._widen(low, up, size, 12)
-        noise = self._charges.noise.get(node.index) if self._charges is not None else None
+        noise = self._charges.noise.get(node.index)
         return Affine(value.jacobian * slope[:, None], rest if noise is None else widen(*rest, noise))
 
     def _run_rate(self, node: Node) -> float:
         """Error of a run of an affine node relative to the magnitude of its sums."""
-        return 0.0 if self._charges is None else self._charges.rates.get(node.index, 0.0)
+        return self._charges.rates.get(node.index, 0.0)
 
     def _spread(self, index: int) -> Tensor:
         """sum_i |J_i| r_i, (B, *shape): how far the linear part moves."""

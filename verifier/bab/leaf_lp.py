@@ -34,6 +34,7 @@ from torch import Tensor
 
 from verifier.bab.highs import WarmStarts
 from verifier.bounds.crown import BoundState, Specification, crown_rows, relaxations, row_bytes
+from verifier.bounds.engine import Arithmetic, Engine
 from verifier.bounds.walk import Walk, backward
 from verifier.core.backend import ParallelBackend, canonical_chunks
 from verifier.core.claims import real_part
@@ -118,6 +119,8 @@ class LeafSolver:
 
     def __init__(self, graph: Graph, backend: ParallelBackend) -> None:
         self.graph, self.backend = graph, backend
+        self.engine = Engine(graph, backend)
+        self.plain = self.engine.using(Arithmetic(_F64, rounding=False))
         self._starts = WarmStarts()
 
     def solve(self, state: BoundState, signs: Mapping[int, Tensor], rows: LeafRows, deadline: Deadline) -> LeafResult:
@@ -141,7 +144,7 @@ class LeafSolver:
             if found is None:
                 return open_leaf
             splits.append(found)
-        walk = backward(graph, backend, rows.spec.forms(backend, graph.output, _F64), planes, _F64)
+        walk = backward(self.plain, rows.spec.forms(backend, graph.output, _F64), planes)
         objective = _affine(backend, walk, centre)
         objective = replace(objective, c=objective.c - rows.thresholds.to(_F64).cpu().numpy())
         constraints = _stack([s.rows for s in splits], middle.shape[0])
@@ -162,7 +165,7 @@ class LeafSolver:
             return replace(open_leaf, candidate=candidate)
         if beta is None or deadline.expired():
             return replace(open_leaf, candidate=candidate)
-        closed, real, bound, error = certify(graph, backend, state, rows, (weights, _scatter(splits, signs, beta)))
+        closed, real, bound, error = certify(self.engine, state, rows, (weights, _scatter(splits, signs, beta)))
         if not weights.any():
             bound = math.inf if closed else -math.inf
         return LeafResult(closed, None if closed else candidate, bound, real, error)
@@ -189,7 +192,7 @@ class LeafSolver:
                 return None
             some = slice(chunk.start, chunk.stop)
             form = OneHot(positions[some], values[some], node.shape)
-            parts.append(_affine(backend, backward(graph, backend, {index: form}, planes, _F64), centre))
+            parts.append(_affine(backend, backward(self.plain, {index: form}, planes), centre))
         return _Split(owner, positions, here, _stack(parts, centre[0].shape[0]))
 
     def _minimise(self, objective: _Affine, constraints: _Affine, deadline: Deadline) -> _Solution:
@@ -289,11 +292,7 @@ def _scatter(splits: list[_Split], signs: Mapping[int, Tensor], beta: np.ndarray
 
 
 def certify(
-    graph: Graph,
-    backend: ParallelBackend,
-    state: BoundState,
-    rows: LeafRows,
-    duals: tuple[np.ndarray, Mapping[int, Tensor]],
+    engine: Engine, state: BoundState, rows: LeafRows, duals: tuple[np.ndarray, Mapping[int, Tensor]]
 ) -> tuple[bool, bool, float, float]:
     """Whether the combined row is certified above the combined threshold, for all that the bounds hold for and in real
     arithmetic, by how much, and the error of a run in that.
@@ -305,6 +304,7 @@ def certify(
     Args:
         duals: weights (S,) of the rows, and for every node with splits sign times beta.
     """
+    graph, backend = engine.graph, engine.backend
     spec, strict, (weights, multipliers) = rows.spec, rows.strict, duals
     device = spec.y.device
     w = torch.from_numpy(weights).to(device)
@@ -321,7 +321,7 @@ def certify(
 
     y = spec.y.to(_F64)
     row = Specification(combine(y), None if spec.x is None else combine(spec.x.to(_F64)))
-    lower, walk = crown_rows(graph, backend, state, row, splits=multipliers, dtype=_F64)
+    lower, walk = crown_rows(engine, state, row, splits=multipliers)
     lower, run = lower.reshape(()), walk.error.reshape(())
     size = error(y, graph.output) + ((w + least) * (thresholds.abs() + least)).sum()
     if spec.x is not None:

@@ -199,7 +199,7 @@ class NeuronSplitting:
         graph, cases, box = context.graph, self.cases, self.state.box
         net = compact(graph, self.backend, box, self.space, cases.spec, cases.thresholds)
         if net is None:
-            return WalkBounder(graph, self.backend, box, self.space, cases)
+            return WalkBounder(context.engine, self.state, self.space, cases)
         kept = recordings(self.backend.device, self.config.cuda_graphs, self.memory_limit // 4)
         return Kernel(net, cases.rows, graph.input_shape, kept, cases.strict)
 

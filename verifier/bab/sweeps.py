@@ -13,16 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from verifier.bab.boxes import (
-    CHARGED_32,
-    CHARGED_64,
-    SEARCH,
-    Arithmetic,
-    Hidden,
-    bound_boxes,
-    charges_in_float32,
-    cuttable,
-)
+from verifier.bab.boxes import Hidden, bound_boxes, charges_in_float32, cuttable
 from verifier.bab.case_table import BoxRows, CaseTable
 from verifier.bab.clip import Halfspaces, combine, halfspaces, least
 from verifier.bab.context import SearchContext
@@ -30,6 +21,7 @@ from verifier.bab.domains import BoxDomains
 from verifier.bab.statistics import SearchStatistics
 from verifier.bounds import ibp
 from verifier.bounds.crown import preactivations, row_bytes
+from verifier.bounds.engine import PLAIN, ROUNDED_32, ROUNDED_64, Arithmetic, Engine
 from verifier.bounds.touch import near, touched
 from verifier.core.claims import Claims, Semantics, real_part
 from verifier.core.deadline import Deadline
@@ -125,10 +117,11 @@ class Sweeps:
         self, context: SearchContext, table: CaseTable, deadline: Deadline, statistics: SearchStatistics
     ) -> None:
         self.graph, self.backend, self.config = context.graph, context.backend, context.config
-        self.table, self.deadline, self.statistics = table, deadline, statistics
+        self.engine = Engine(self.graph, self.backend, deadline)
+        self.table, self.statistics = table, statistics
         certify = context.certify
         self.claims = context.claims if certify else Claims()
-        self.arithmetic = SEARCH if not certify else CHARGED_32 if charges_in_float32(self.graph) else CHARGED_64
+        self.arithmetic = PLAIN if not certify else ROUNDED_32 if charges_in_float32(self.graph) else ROUNDED_64
         self._look_at_runs()
         self._cheap_kind: Hidden = "linear" if self.table.varying.numel() <= _FEW_INPUTS else "interval"
         self._cheap = Trial(_CHEAP_SHARE)
@@ -143,8 +136,8 @@ class Sweeps:
             return
         hull = Interval(self.table.lower.amin(0), self.table.upper.amax(0))
         shape = (1, *self.graph.whole.input_shape)
-        box = Interval(*(self.backend.part(0, b.reshape(shape)) for b in hull)).to(torch.float64)
-        _, charges = ibp.propagate(self.graph, self.backend, box, run=self.claims.run)
+        box = Interval(*(self.backend.part(0, b.reshape(shape)) for b in hull))
+        _, charges = ibp.propagate(self.engine.using(replace(ROUNDED_64, run=self.claims.run)), box)
         self.statistics.covered.overflow = ibp.may_overflow(charges, self.backend)
         if self.statistics.covered.overflow and self.claims.semantics is Semantics.BOTH:
             self.claims = Claims()
@@ -209,7 +202,7 @@ class Sweeps:
     def _open(self, batch: BoxDomains, hidden: Hidden) -> Swept:
         """Domains that a sweep leaves open for all that bounds are to hold for."""
         left, _ = self._bound(batch, self.arithmetic, hidden)
-        if self.arithmetic.dtype == torch.float64 or not self.arithmetic.charged or left.domains.count == 0:
+        if self.arithmetic.dtype == torch.float64 or not self.arithmetic.rounding or left.domains.count == 0:
             return left
         # The error of a run stays what it is.
         charges = left.rows.slack - left.rows.error
@@ -219,7 +212,7 @@ class Sweeps:
         count = int(near.sum())
         if count == 0:
             return left
-        again, _ = self._bound(left.domains[near], replace(CHARGED_64, run=self.claims.run), hidden)
+        again, _ = self._bound(left.domains[near], replace(ROUNDED_64, run=self.claims.run), hidden)
         self._exact.note(count, count - again.domains.count)
         return Swept.cat([left.select(~near), again])
 
@@ -244,7 +237,7 @@ class Sweeps:
         at = near.nonzero()[:, 0]
         if not at.numel():
             return left
-        _, still = self._bound(left.domains[at], CHARGED_64, hidden)
+        _, still = self._bound(left.domains[at], ROUNDED_64, hidden)
         closed = torch.zeros_like(near)
         closed[at] = True
         closed[at[still]] = False
@@ -271,7 +264,7 @@ class Sweeps:
         given = self.table.rows_of(batch.case, self.graph)
         reshaped = Interval(*(self.backend.part(0, b.reshape(shape)) for b in box))
         varying = self.table.varying
-        found = bound_boxes(self.graph, self.backend, reshaped, given.spec, arithmetic, self.deadline, hidden, varying)
+        found = bound_boxes(self.engine.using(arithmetic), reshaped, given.spec, hidden, varying)
         rows = halfspaces(found.walk, given.thresholds, box.to(torch.float64), varying, given.strict)
         value = least(rows, batch.box)
         keep = self.kept(rows, value, arithmetic)
@@ -283,7 +276,7 @@ class Sweeps:
             keep = self.kept(rows, value, arithmetic)
             left, place = Swept(left.domains[keep], rows[keep], best[keep]), place[keep]
         if given.strict is not None:
-            open_ = self._untouched(left, place, given, reshaped, found.bounds)
+            open_ = self._untouched(left, place, given, found.bounds)
             left, place = left.select(open_), place[open_]
         return left, place
 
@@ -296,14 +289,12 @@ class Sweeps:
         self.statistics.covered.note(gap[gone], error[gone], int(gone.sum()) if arithmetic.run is None else 0)
         return (~gone).nonzero()[:, 0]
 
-    def _untouched(
-        self, left: Swept, place: Tensor, rows: BoxRows, box: Interval, bounds: dict[int, Interval]
-    ) -> Tensor:
+    def _untouched(self, left: Swept, place: Tensor, rows: BoxRows, bounds: dict[int, Interval]) -> Tensor:
         """(n,) positions of the domains but those whose strict rows only touch their thresholds; whole boxes are always
         tried.
 
         Args:
-            place: of the domains that are left in the batch that ``rows``, ``box`` and ``bounds`` describe.
+            place: of the domains that are left in the batch that ``rows`` and ``bounds`` describe.
         """
         strict, thresholds = rows.strict, rows.thresholds
         assert strict is not None
@@ -311,7 +302,7 @@ class Sweeps:
         among[place] = near(left.value, thresholds[place], strict[place]) | (left.domains.depth == 0)
         if self.claims.semantics is Semantics.FLOAT32:  # nothing is left for the error of a run
             return torch.arange(left.domains.count, device=place.device)
-        found = touched(self.graph, self.backend, box, bounds, rows.spec, thresholds, strict, among)
+        found = touched(self.engine, bounds, rows.spec, thresholds, strict, among)
         self.statistics.covered.weak += int(found[place].sum())
         return (~found[place]).nonzero()[:, 0]
 

@@ -35,9 +35,8 @@ from verifier.bounds.crown import (
     settled_by_ibp,
     tighten,
 )
+from verifier.bounds.engine import PLAIN, Engine
 from verifier.bounds.walk import Walk, backward, lowest
-from verifier.core.backend import ParallelBackend
-from verifier.core.deadline import Deadline
 from verifier.core.interval import Interval
 from verifier.core.inventory import RowState
 from verifier.core.numerics import finite_lower
@@ -53,12 +52,31 @@ _BETA = "beta"
 
 @dataclass(frozen=True)
 class Schedule:
-    """How to optimise: steps, learning rates and their decay."""
+    """How to optimise: steps, learning rates and their decay.
+
+    Attributes:
+        stop: called with the best bounds (B, S) after some of the steps; True ends early.
+    """
 
     iterations: int
     rate_alpha: float = 0.25
     rate_beta: float = 0.05
     decay: float = 0.97
+    stop: Callable[[Tensor], bool] | None = None
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Split constraints of every row, by index of the nonlinear node whose input was split.
+
+    Attributes:
+        signs: (B, 1, *shape): -1 where the input is >= 0 by a split, +1 where it is <= 0, else 0. A multiplier
+            beta >= 0 then adds sign * beta to the input's coefficient.
+        multipliers: (B, S, *shape), what to start from; emptied.
+    """
+
+    signs: Mapping[int, Tensor] = field(default_factory=dict)
+    multipliers: dict[int, Tensor] = field(default_factory=dict)
 
 
 @dataclass
@@ -100,35 +118,29 @@ def initial_parameters(
 
 
 def optimise(
-    graph: Graph,
-    backend: ParallelBackend,
+    engine: Engine,
+    state: BoundState,
     start: Mapping[int, Form],
-    box: Interval,
-    bounds: Mapping[int, Interval],
     parameters: Parameters,
     schedule: Schedule,
-    deadline: Deadline,
-    signs: Mapping[int, Tensor] | None = None,
-    multipliers: dict[int, Tensor] | None = None,
-    stop: Callable[[Tensor], bool] | None = None,
+    splits: Splits | None = None,
 ) -> Optimised:
-    """Maximise every row's lower bound over relaxation parameters and split multipliers.
+    """Maximise every row's lower bound over relaxation parameters and split multipliers, in float32.
+
+    Where time runs out the best values so far are returned.
 
     Args:
-        start: forms whose rows are bounded.
-        box, bounds: float32, fixed.
+        state: its bounds stay as they are.
+        start: forms whose rows are bounded, float32.
         parameters: initial values, (B, S, *shape); emptied.
-        signs: for every nonlinear node with splits, (B, 1, *shape): -1 where its input is >= 0 by a split, +1 where it
-            is <= 0, else 0. A multiplier beta >= 0 then adds sign * beta to the input's coefficient.
-        multipliers: initial values (B, S, *shape), same keys; emptied.
-        stop: called with the best bounds after some of the steps; True ends early.
     """
-    end = max(start) + 1
-    signs = signs or {}
-    planes = _Planes(graph, bounds, end, parameters)
+    engine, deadline = engine.using(PLAIN).unhurried(), engine.deadline
+    splits = splits or Splits()
+    box, signs = state.box, splits.signs
+    planes = _Planes(engine.graph, state.bounds, max(start) + 1, parameters)
     slopes = _Bank({(i, k): v for i, d in parameters.items() for k, v in d.items()}, planes.limits)
-    betas = _Bank({(i, _BETA): m for i, m in (multipliers or {}).items()}, {})
-    for taken in (parameters, multipliers or {}):
+    betas = _Bank({(i, _BETA): m for i, m in splits.multipliers.items()}, {})
+    for taken in (parameters, splits.multipliers):
         taken.clear()  # nobody should hold a second copy
     best: Tensor | None = None
     walk: Walk | None = None
@@ -136,9 +148,9 @@ def optimise(
     rate = 1.0
     for step in range(schedule.iterations + 1):
         current = planes.build(slopes.grouped(slopes.values))
-        splits = {i: signs[i] * m for (i, _), m in betas.values.items()}
-        walk = backward(graph, backend, start, current, torch.float32, None, splits, keep=True)
-        value, x = lowest(backend, walk, box)
+        added = {i: signs[i] * m for (i, _), m in betas.values.items()}
+        walk = backward(engine, start, current, None, added, keep=True)
+        value, x = lowest(engine.backend, walk, box)
         value = finite_lower(value)
         if best is None:
             best = value.clone()
@@ -148,9 +160,9 @@ def optimise(
             slopes.keep(better)
             betas.keep(better)
         last = step == schedule.iterations
-        if last or deadline.expired() or (stop is not None and _asked(step) and stop(best)):
+        if last or deadline.expired() or (schedule.stop is not None and _asked(step) and schedule.stop(best)):
             break
-        z = sweep(graph, backend, walk, current, x, value.shape)
+        z = sweep(engine, walk, current, x, value.shape)
         for i in planes.made:
             if i in walk.kept:
                 for name, gradient in current[i].gradients(walk.kept[i], z[i]).items():
@@ -162,9 +174,9 @@ def optimise(
         betas.ascend(schedule.rate_beta * rate)
         rate *= schedule.decay
     assert best is not None and walk is not None
-    state = slopes.state() + betas.state() + RowState(chunks=1)
+    kept = slopes.state() + betas.state() + RowState(chunks=1)
     found = {i: m for (i, _), m in betas.best.items()}
-    return Optimised(best, slopes.grouped(slopes.best), found, x, walk.kept, state)
+    return Optimised(best, slopes.grouped(slopes.best), found, x, walk.kept, kept)
 
 
 def _asked(step: int) -> bool:
@@ -285,12 +297,7 @@ class _Bank:
 
 
 def sweep(
-    graph: Graph,
-    backend: ParallelBackend,
-    walk: Walk,
-    planes: Mapping[int, Relaxation],
-    x: Tensor,
-    lead: torch.Size,
+    engine: Engine, walk: Walk, planes: Mapping[int, Relaxation], x: Tensor, lead: torch.Size
 ) -> dict[int, tuple[Tensor, ...]]:
     """Push points forward through the relaxed network.
 
@@ -304,6 +311,7 @@ def sweep(
     """
     if not walk.kept:
         return {}
+    graph = engine.graph
     needed = traverse.upstream(graph.nodes, walk.kept)
     values: dict[int, Tensor] = {0: x.expand(*lead, *graph.input_shape)}
     out: dict[int, tuple[Tensor, ...]] = {}
@@ -311,7 +319,7 @@ def sweep(
     for node in traverse.forward(graph.nodes, last=last, among=needed):
         zs = tuple(values[i] for i in node.inputs)
         if isinstance(node.op, AffineOp):
-            y = _forward(graph, backend, node, [z.reshape(-1, *z.shape[2:]) for z in zs])
+            y = _forward(engine, node, [z.reshape(-1, *z.shape[2:]) for z in zs])
             values[node.index] = y.reshape(*lead, *node.shape)
         else:
             out[node.index] = zs
@@ -320,11 +328,12 @@ def sweep(
     return out
 
 
-def _forward(graph: Graph, backend: ParallelBackend, node: Node, xs: list[Tensor]) -> Tensor:
+def _forward(engine: Engine, node: Node, xs: list[Tensor]) -> Tensor:
     """One op; its parameters are dropped before the next ones arrive."""
-    with backend.weights.fetch(node.op.handles, xs[0].dtype) as p:
+    weights = engine.backend.weights
+    with weights.fetch(node.op.handles, xs[0].dtype) as p:
         if node.op.handles:
-            backend.weights.prefetch(graph.later_handles[node.index])
+            weights.prefetch(engine.graph.later_handles[node.index])
         return node.op.forward(xs, p)
 
 
@@ -332,14 +341,7 @@ def _forward(graph: Graph, backend: ParallelBackend, node: Node, xs: list[Tensor
 SHARES = 8
 
 
-def alpha_hidden(
-    graph: Graph,
-    backend: ParallelBackend,
-    state: BoundState,
-    schedule: Schedule,
-    deadline: Deadline,
-    relevant: Relevant | None = None,
-) -> BoundState:
+def alpha_hidden(engine: Engine, state: BoundState, schedule: Schedule, relevant: Relevant | None = None) -> BoundState:
     """Tighten every pre-activation by optimising its own rows (layerwise), in order, on one box.
 
     Certified states re-evaluate the best slopes in float64 with rounding charged; that value is what is kept.
@@ -347,11 +349,13 @@ def alpha_hidden(
     Args:
         relevant: elements that matter, see :func:`verifier.bounds.relevance.relevant`; default all.
     """
+    graph, backend = engine.graph, engine.backend
+    exact = engine.certifying().unhurried()
     for index in preactivations(graph):
         node = graph.nodes[index]
         if settled_by_ibp(graph, node, state.bounds):
             continue
-        elements = open_elements(graph, backend, index, state.bounds[index], relevant)
+        elements = open_elements(engine, index, state.bounds[index], relevant)
         if elements.shape[0] == 0:
             continue
         positions, here = backend.here(index, elements)
@@ -359,32 +363,24 @@ def alpha_hidden(
         parts = []
         total = RowState()
         for chunk in backend.row_chunks(rows, 3 * row_bytes(graph, 1, torch.float32, index), SHARES):
-            deadline.check("alpha-CROWN")
-            form = hidden_rows(positions, node.shape, chunk.start, chunk.stop, chunk.size, torch.float32, here)
+            engine.deadline.check("alpha-CROWN")
+            form = hidden_rows(positions, node.shape, chunk, torch.float32, here)
             values, _ = initial_parameters(graph, state.bounds, chunk.size, index + 1)
-            found = optimise(graph, backend, {index: form}, state.box, state.bounds, values, schedule, deadline)
+            found = optimise(engine, state, {index: form}, values, schedule)
             lower = found.lower
             total += found.state
             if state.certified:
-                exact = hidden_rows(positions, node.shape, chunk.start, chunk.stop, chunk.size, torch.float64, here)
-                planes = relaxations(graph, state.bounds, torch.float64, found.parameters, index + 1)
-                lower, _ = lower_bounds(graph, backend, state, {index: exact}, planes, torch.float64, state.charges)
+                form = hidden_rows(positions, node.shape, chunk, exact.dtype, here)
+                planes = relaxations(graph, state.bounds, exact.dtype, found.parameters, index + 1)
+                lower, _ = lower_bounds(exact, state, {index: form}, planes)
             parts.append((chunk, lower))
         backend.usage.note_rows(total)
         tighten(state, index, positions, backend.gather_rows(rows, parts), here)
     return state
 
 
-def alpha_rows(
-    graph: Graph,
-    backend: ParallelBackend,
-    state: BoundState,
-    spec: Specification,
-    schedule: Schedule,
-    deadline: Deadline,
-    stop: Callable[[Tensor], bool] | None = None,
-) -> Optimised:
+def alpha_rows(engine: Engine, state: BoundState, spec: Specification, schedule: Schedule) -> Optimised:
     """alpha-CROWN bounds of specification rows on one box, float32 (certify with ``crown_rows``)."""
+    graph = engine.graph
     values, _ = initial_parameters(graph, state.bounds, spec.y.shape[1], len(graph.nodes))
-    start = spec.forms(backend, graph.output, torch.float32)
-    return optimise(graph, backend, start, state.box, state.bounds, values, schedule, deadline, stop=stop)
+    return optimise(engine, state, spec.forms(engine.backend, graph.output, torch.float32), values, schedule)

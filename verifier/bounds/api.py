@@ -13,7 +13,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from verifier.bounds import ibp
 from verifier.bounds.alpha import SHARES, Parameters, Schedule, alpha_hidden, alpha_rows
 from verifier.bounds.crown import (
     BoundState,
@@ -22,11 +21,12 @@ from verifier.bounds.crown import (
     crown_rows,
     exact_by_ibp,
     initial_state,
+    plain_state,
     preactivations,
     row_bytes,
 )
+from verifier.bounds.engine import PLAIN, Engine
 from verifier.core.backend import ParallelBackend
-from verifier.core.deadline import Deadline
 from verifier.core.interval import Interval
 from verifier.core.inventory import RowState
 from verifier.core.numerics import outward
@@ -74,15 +74,14 @@ class Wanted:
     certified: bool = True
 
 
-def compute_graph_bounds(
-    graph: Graph, backend: ParallelBackend, box: Interval, wanted: Wanted, deadline: Deadline | None = None
-) -> NetworkBounds:
+def compute_graph_bounds(engine: Engine, box: Interval, wanted: Wanted) -> NetworkBounds:
     """Lower and upper bounds of every output element, and of every pre-activation when that is wanted.
 
     Args:
         box: float32 (*input_shape) or flat.
     """
-    deadline = backend.together(deadline or Deadline())
+    graph, backend = engine.graph, engine.backend
+    engine = replace(engine, deadline=backend.together(engine.deadline)).certifying()
     shape = (1, *graph.whole.input_shape)
     own = Interval(*(backend.part(0, b.reshape(shape).to(backend.device)) for b in box))
     names = _names(graph, wanted.intermediate)
@@ -93,13 +92,13 @@ def compute_graph_bounds(
 
     plain: dict[str, Interval] = {}
     if wanted.plain or wanted.slopes:
-        state, kept = _run(graph, backend, plain_state(graph, backend, own), wanted, deadline)
+        state, kept = _run(engine.using(PLAIN), plain_state(engine, own), wanted)
         plain = bounds_of(state)
         del state  # the certified run needs the room
     certified: dict[str, Interval] = {}
     if wanted.certified:
         alone = replace(wanted, slopes=False)
-        certified = bounds_of(_run(graph, backend, initial_state(graph, backend, own), alone, deadline)[0])
+        certified = bounds_of(_run(engine, initial_state(engine, own), alone)[0])
     return NetworkBounds(
         plain,
         certified,
@@ -118,35 +117,25 @@ def _names(graph: Graph, intermediate: bool) -> Sequence[int]:
     return sorted({*preactivations(graph), graph.output}) if intermediate else [graph.output]
 
 
-def plain_state(graph: Graph, backend: ParallelBackend, box: Interval) -> BoundState:
-    """IBP in float32 without rounding charges."""
-    bounds, charges = ibp.propagate(graph, backend, box, rounding=False)
-    return BoundState(box, bounds, charges, certified=False)
-
-
-def _run(
-    graph: Graph, backend: ParallelBackend, state: BoundState, wanted: Wanted, deadline: Deadline
-) -> tuple[BoundState, Parameters]:
+def _run(engine: Engine, state: BoundState, wanted: Wanted) -> tuple[BoundState, Parameters]:
     """The method on one state; the output node's bounds are put into the state."""
     if wanted.method == "ibp":
         return state, {}
-    state = crown_hidden(graph, backend, state, deadline, nodes=None if wanted.hidden_rows else ())
+    graph = engine.graph
+    state = crown_hidden(engine, state, nodes=None if wanted.hidden_rows else ())
     if wanted.method == "alpha-crown" and wanted.hidden_rows:
-        state = alpha_hidden(graph, backend, replace(state, bounds=dict(state.bounds)), wanted.hidden, deadline)
+        state = alpha_hidden(engine, replace(state, bounds=dict(state.bounds)), wanted.hidden)
     if exact_by_ibp(graph, graph.nodes[graph.output]):
         return state, {}
-    return _output(graph, backend, state, wanted, deadline)
+    return _output(engine, state, wanted)
 
 
-def _output(
-    graph: Graph, backend: ParallelBackend, state: BoundState, wanted: Wanted, deadline: Deadline
-) -> tuple[BoundState, Parameters]:
+def _output(engine: Engine, state: BoundState, wanted: Wanted) -> tuple[BoundState, Parameters]:
     """Rows +e and -e of every output element."""
-    method = wanted.method
+    graph, backend, method = engine.graph, engine.backend, wanted.method
     output = graph.whole.nodes[graph.output]
     n = output.size
     device = backend.device
-    dtype = torch.float64 if state.certified else torch.float32
     parts, groups = [], []
     total = RowState()
     fewest = SHARES if method == "alpha-crown" else 1
@@ -157,13 +146,13 @@ def _output(
         spec = Specification(rows.reshape(1, chunk.size, *output.shape))
         parameters: Parameters | None = None
         if method == "alpha-crown":
-            found = alpha_rows(graph, backend, state, spec, wanted.final, deadline)
+            found = alpha_rows(engine, state, spec, wanted.final)
             parameters, value = found.parameters, found.lower
             total += found.state
             if wanted.slopes:
                 groups.append((chunk, parameters))
         if method != "alpha-crown" or state.certified:
-            value, _ = crown_rows(graph, backend, state, spec, parameters, dtype=dtype)
+            value, _ = crown_rows(engine, state, spec, parameters)
         parts.append((chunk, value))
     backend.usage.note_rows(total)
     lower = backend.gather_rows(2 * n, parts)

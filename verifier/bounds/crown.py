@@ -18,14 +18,13 @@ import torch
 from torch import Tensor
 
 from verifier.bounds import ibp
+from verifier.bounds.engine import PLAIN, ROUNDED_32, Engine
 from verifier.bounds.walk import Charges, Walk, backward, concretise
 from verifier.core.arithmetic import full_precision
-from verifier.core.backend import ParallelBackend
-from verifier.core.deadline import Deadline
+from verifier.core.backend import Chunk, ParallelBackend
 from verifier.core.device import facts
 from verifier.core.interval import Interval
 from verifier.core.numerics import finite_lower, float32_proofs, outward
-from verifier.core.runtime import RunModel
 from verifier.graph import traverse
 from verifier.graph.graph import Graph, Node
 from verifier.graph.linear_forms import Dense, Form, OneHot
@@ -88,18 +87,22 @@ class Specification:
         return replace(self, y=self.y if self.y.shape[0] == 1 else self.y[index], x=x)
 
 
-def initial_state(
-    graph: Graph, backend: ParallelBackend, box: Interval, certified: bool = True, run: RunModel | None = None
-) -> BoundState:
-    """IBP of every node, in float64 with rounding charged, rounded outward to float32.
+def initial_state(engine: Engine, box: Interval) -> BoundState:
+    """IBP of every node, in float64 with rounding charged, rounded outward to float32; it counts as certified, and what
+    follows from it is certified too, when the engine accounts for rounding errors.
 
     Args:
         box: float32 (B, *input_shape).
-        run: have these and all bounds that follow from them hold for such float32 runs as well.
     """
-    found, charges = ibp.propagate(graph, backend, box.to(torch.float64), rounding=True, run=run)
+    found, charges = ibp.propagate(engine.certifying(), box)
     bounds = {i: outward(b) for i, b in found.items()}
-    return BoundState(box, bounds, charges, certified)
+    return BoundState(box, bounds, charges, engine.rounding)
+
+
+def plain_state(engine: Engine, box: Interval) -> BoundState:
+    """IBP of every node in plain float32, which certifies nothing."""
+    bounds, charges = ibp.propagate(engine.using(PLAIN), box)
+    return BoundState(box, bounds, charges, certified=False)
 
 
 def relaxations(
@@ -133,18 +136,16 @@ def undecided(graph: Graph, index: int, bounds: Interval) -> Tensor:
     return out
 
 
-def open_elements(
-    graph: Graph, backend: ParallelBackend, index: int, bounds: Interval, relevant: Relevant | None = None
-) -> Tensor:
+def open_elements(engine: Engine, index: int, bounds: Interval, relevant: Relevant | None = None) -> Tensor:
     """(n,) flat positions in the whole value of a node that are undecided on some box; the same on every rank.
 
     Args:
         relevant: nodes that matter, with their elements (*shape) bool that do; empty or None: all.
     """
-    open_here = undecided(graph, index, bounds).any(0)
+    open_here = undecided(engine.graph, index, bounds).any(0)
     if relevant:
         open_here = open_here & relevant[index] if index in relevant else torch.zeros_like(open_here)
-    return backend.elements(index, open_here)
+    return engine.backend.elements(index, open_here)
 
 
 def preactivations(graph: Graph) -> tuple[int, ...]:
@@ -206,43 +207,34 @@ def row_bytes(graph: Graph, batch: int, dtype: torch.dtype, index: int | None = 
 
 
 def lower_bounds(
-    graph: Graph,
-    backend: ParallelBackend,
+    engine: Engine,
     state: BoundState,
     start: Mapping[int, Form],
     planes: Mapping[int, Relaxation],
-    dtype: torch.dtype,
-    charges: Charges | None,
     splits: Mapping[int, Tensor] | None = None,
-    deadline: Deadline | None = None,
 ) -> tuple[Tensor, Walk]:
-    """One walk and its concretisation: (B, S) lower bounds in ``dtype``, NaN turned into -inf."""
-    walk = backward(graph, backend, start, planes, dtype, charges, splits, deadline=deadline)
-    value = concretise(backend, walk, state.box.to(dtype), charges is not None)
-    return finite_lower(value), walk
+    """One walk and its concretisation: (B, S) lower bounds in the engine's dtype, NaN turned into -inf."""
+    charges = state.charges.to(engine.dtype) if engine.rounding else None
+    walk = backward(engine, start, planes, charges, splits)
+    return finite_lower(concretise(engine, walk, state.box.to(engine.dtype))), walk
 
 
 def hidden_rows(
-    index: Tensor,
-    shape: Sequence[int],
-    start: int,
-    stop: int,
-    size: int,
-    dtype: torch.dtype,
-    here: Tensor | None = None,
+    index: Tensor, shape: Sequence[int], chunk: Chunk, dtype: torch.dtype, here: Tensor | None = None
 ) -> OneHot:
-    """Rows ``start`` to ``stop`` of the 2n rows (+e for lower, -e for upper bounds), zero-padded to ``size``.
+    """A chunk of the 2n rows (+e for lower, -e for upper bounds), zero-padded to its size.
 
     Args:
         index: (n,) flat positions.
         here: (n,) bool, which of them are in this rank's part; None: all.
     """
+    start, stop = chunk.start, chunk.stop
     both = torch.cat([index, index])[start:stop]
     sign = torch.ones(2 * index.shape[0], dtype=dtype, device=index.device)
     sign[index.shape[0] :] = -1
     if here is not None:
         sign = sign * torch.cat([here, here])
-    pad = size - (stop - start)
+    pad = chunk.size - (stop - start)
     values = torch.nn.functional.pad(sign[start:stop], (0, pad))
     return OneHot(torch.nn.functional.pad(both, (0, pad)), values, tuple(shape))
 
@@ -268,20 +260,18 @@ def tighten(state: BoundState, index: int, elements: Tensor, lower: Tensor, here
 
 
 def crown_hidden(
-    graph: Graph,
-    backend: ParallelBackend,
+    engine: Engine,
     state: BoundState,
-    deadline: Deadline,
-    dtype: torch.dtype | None = None,
     nodes: Sequence[int] | None = None,
     relevant: Relevant | None = None,
     noise: list[float] | None = None,
 ) -> BoundState:
     """CROWN bounds of all pre-activations, tightening ``state``; intervals are propagated anew from every one of them.
 
+    What is found in an arithmetic that does not account for rounding errors is not certified, and neither is the state
+    that comes back.
+
     Args:
-        dtype: arithmetic; default float64 with charges when the state is certified, else float32. Bounds found in
-            float32 without charges are not certified, and neither is the state that comes back.
         nodes: visit only these; default all pre-activations.
         relevant: elements that matter, see :func:`verifier.bounds.relevance.relevant`; default all.
         noise: takes, for every node, which share of the bounds' width the error of a run has.
@@ -289,33 +279,33 @@ def crown_hidden(
     Raises:
         NoisyRuns: it has most of it somewhere; only with ``noise``.
     """
-    dtype = dtype or (torch.float64 if state.certified else torch.float32)
-    certified = state.certified and dtype == torch.float64
+    graph = engine.graph
+    engine = engine if state.certified else engine.using(PLAIN)
     charges = state.charges.copy()
-    out = replace(state, bounds=dict(state.bounds), charges=charges, certified=certified)
+    out = replace(state, bounds=dict(state.bounds), charges=charges, certified=engine.rounding)
     planes: dict[int, Relaxation] = {}
     done = 0
     for index in nodes if nodes is not None else preactivations(graph):
-        _propagate(graph, backend, out, done, index)
+        _propagate(engine, out, done, index)
         node = graph.nodes[index]
         if settled_by_ibp(graph, node, out.bounds):
             continue
-        elements = open_elements(graph, backend, index, out.bounds[index], relevant)
+        elements = open_elements(engine, index, out.bounds[index], relevant)
         if elements.shape[0] == 0:
             continue
-        planes.update(_between(graph, out.bounds, dtype, done, index))
-        if certified and float32_can_be_charged(graph, backend.device, index):
+        planes.update(_between(graph, out.bounds, engine.dtype, done, index))
+        if engine.rounding and engine.dtype == torch.float64 and float32_can_be_charged(engine, index):
             # Most neurons are decided with room to spare: charged float32 is enough for them, and much cheaper.
             narrow = _between(graph, out.bounds, torch.float32, 0, index)
-            _visit(graph, backend, out, index, elements, narrow, torch.float32, deadline, noise)
-            elements = open_elements(graph, backend, index, out.bounds[index], relevant)
-        _visit(graph, backend, out, index, elements, planes, dtype, deadline, noise)
+            _visit(engine.using(ROUNDED_32), out, index, elements, narrow, noise)
+            elements = open_elements(engine, index, out.bounds[index], relevant)
+        _visit(engine, out, index, elements, planes, noise)
         done = index
-    _propagate(graph, backend, out, done, len(graph.nodes) - 1)
+    _propagate(engine, out, done, len(graph.nodes) - 1)
     return out
 
 
-def float32_can_be_charged(graph: Graph, device: torch.device, last: int | None = None) -> bool:
+def float32_can_be_charged(engine: Engine, last: int | None = None) -> bool:
     """Whether float32 kernels obey the inner-product error bound, and long sums can be accumulated in float64, in walks
     that start at node ``last`` or before it (default: at any node).
 
@@ -324,30 +314,28 @@ def float32_can_be_charged(graph: Graph, device: torch.device, last: int | None 
     """
     if not float32_proofs():
         return False
-    plain = all(op.pieces is not None for _, op in traverse.nonlinear(graph.nodes, last=last))
-    return plain and facts(device).direct_float32 and full_precision()
+    plain = all(op.pieces is not None for _, op in traverse.nonlinear(engine.graph.nodes, last=last))
+    return plain and facts(engine.backend.device).direct_float32 and full_precision()
 
 
 def _visit(
-    graph: Graph,
-    backend: ParallelBackend,
+    engine: Engine,
     out: BoundState,
     index: int,
     elements: Tensor,
     planes: Mapping[int, Relaxation],
-    dtype: torch.dtype,
-    deadline: Deadline,
     noise: list[float] | None,
 ) -> None:
     """CROWN rows of some elements of one node, intersected into the state."""
+    graph, backend, dtype = engine.graph, engine.backend, engine.dtype
     batch, rows = out.box.lower.shape[0], 2 * elements.shape[0]
     positions, here = backend.here(index, elements)
-    charges = out.charges.to(dtype) if out.certified else None
+    known = replace(out, charges=out.charges.to(dtype)) if engine.rounding else out  # converted once for all chunks
     parts, errors = [], []
     for chunk in backend.row_chunks(rows, row_bytes(graph, batch, dtype, index)):
-        deadline.check("CROWN")
-        form = hidden_rows(positions, graph.nodes[index].shape, chunk.start, chunk.stop, chunk.size, dtype, here)
-        value, walk = lower_bounds(graph, backend, out, {index: form}, planes, dtype, charges, deadline=deadline)
+        engine.deadline.check("CROWN")
+        form = hidden_rows(positions, graph.nodes[index].shape, chunk, dtype, here)
+        value, walk = lower_bounds(engine, known, {index: form}, planes)
         parts.append((chunk, value.expand(batch, -1)))
         if noise is not None:
             errors.append((chunk, walk.error.to(value.dtype).expand(batch, -1)))
@@ -369,15 +357,16 @@ def _note_noise(found: Tensor, error: Tensor, noise: list[float]) -> None:
         raise NoisyRuns(share)
 
 
-def _propagate(graph: Graph, backend: ParallelBackend, out: BoundState, first: int, last: int) -> None:
+def _propagate(engine: Engine, out: BoundState, first: int, last: int) -> None:
     """Interval bounds of the nodes after ``first`` up to ``last`` from what is known by now; float64 when certified."""
-    dtype = torch.float64 if out.certified else torch.float32
+    engine = engine.certifying() if out.certified else engine.using(PLAIN)
+    dtype = engine.dtype
     wide = {i: b.to(dtype) for i, b in out.bounds.items() if i <= first}
     charges = out.charges
     charges.note_value(first, out.bounds[first].to(charges.dtype))
     known = charges.to(dtype)
-    for node in traverse.forward(graph.nodes, first, last):
-        ibp.step(graph, backend, node, wide, known, out.certified)
+    for node in traverse.forward(engine.graph.nodes, first, last):
+        ibp.step(engine, node, wide, known)
         ibp.replace(node, out.bounds[node.index].to(dtype), wide, known)
         out.bounds[node.index] = outward(wide[node.index])
         wide[node.index] = out.bounds[node.index].to(dtype)
@@ -394,18 +383,18 @@ def _between(
 
 
 def crown_rows(
-    graph: Graph,
-    backend: ParallelBackend,
+    engine: Engine,
     state: BoundState,
     spec: Specification,
     parameters: SlopeParameters | None = None,
     splits: Mapping[int, Tensor] | None = None,
-    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Walk]:
-    """Lower bounds (B, S) of specification rows; certified when the state is and the dtype is float64."""
-    dtype = dtype or (torch.float64 if state.certified else torch.float32)
+    """Lower bounds (B, S) of specification rows, whatever the clock says; certified when the state is and the engine
+    accounts for rounding errors."""
+    graph, dtype = engine.graph, engine.dtype
+    if not state.certified:
+        engine = engine.using(replace(PLAIN, dtype=dtype))
     planes = relaxations(graph, state.bounds, dtype, parameters)
-    charges = state.charges if state.certified and dtype == torch.float64 else None
     cast = {i: s.to(dtype) for i, s in splits.items()} if splits else None
-    start = spec.forms(backend, graph.output, dtype)
-    return lower_bounds(graph, backend, state, start, planes, dtype, charges, cast)
+    start = spec.forms(engine.backend, graph.output, dtype)
+    return lower_bounds(engine.unhurried(), state, start, planes, cast)

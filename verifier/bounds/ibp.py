@@ -8,38 +8,32 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from verifier.bounds.engine import Engine
 from verifier.bounds.walk import Charges
 from verifier.core.backend import ParallelBackend
 from verifier.core.interval import Interval
 from verifier.core.numerics import CHARGE_SAFETY, gamma, widen
 from verifier.core.runtime import LARGEST, MOST_READ, RunModel
 from verifier.graph import traverse
-from verifier.graph.graph import Graph, Node
+from verifier.graph.graph import Node
 from verifier.graph.op import AffineOp, NonlinearOp, Op
 
 
 def propagate(
-    graph: Graph,
-    backend: ParallelBackend,
-    box: Interval,
-    known: Mapping[int, Interval] | None = None,
-    rounding: bool = True,
-    run: RunModel | None = None,
+    engine: Engine, box: Interval, known: Mapping[int, Interval] | None = None
 ) -> tuple[dict[int, Interval], Charges]:
-    """Interval bounds of every node.
+    """Interval bounds of every node, in the engine's arithmetic.
 
     Args:
-        box: (B, *input_shape); its dtype decides the arithmetic.
-        known: tighter bounds of some nodes, in the same dtype; intersected before they are used.
-        rounding: widen every affine result by its rounding error, so that the bounds hold in exact arithmetic.
-        run: have the bounds hold for such float32 runs as well.
+        box: (B, *input_shape), of any dtype.
+        known: tighter bounds of some nodes, in the engine's dtype; intersected before they are used.
 
     Returns:
         bounds by node index, each (B, *shape), and the magnitudes for charges.
     """
-    state = start(box, run)
-    for node in traverse.forward(graph.nodes):
-        step(graph, backend, node, *state, rounding)
+    state = start(box.to(engine.dtype), engine.arithmetic.run)
+    for node in traverse.forward(engine.graph.nodes):
+        step(engine, node, *state)
         if known is not None and node.index in known:
             replace(node, known[node.index], *state)
     bounds, charges = state
@@ -54,15 +48,12 @@ def start(box: Interval, run: RunModel | None = None) -> tuple[dict[int, Interva
     return {0: box}, charges
 
 
-def step(
-    graph: Graph,
-    backend: ParallelBackend,
-    node: Node,
-    bounds: dict[int, Interval],
-    charges: Charges,
-    rounding: bool,
-) -> None:
-    """Interval bounds and magnitudes of one node from those of its inputs, added to ``bounds`` and ``charges``."""
+def step(engine: Engine, node: Node, bounds: dict[int, Interval], charges: Charges) -> None:
+    """Interval bounds and magnitudes of one node from those of its inputs, added to ``bounds`` and ``charges``.
+
+    With rounding, an affine result is widened by its rounding error, so that the bounds hold in exact arithmetic.
+    """
+    graph, backend = engine.graph, engine.backend
     xs = [bounds[i] for i in node.inputs]
     op, dtype = node.op, xs[0].lower.dtype
     with backend.weights.fetch(op.handles, dtype) as p:
@@ -76,7 +67,7 @@ def step(
             charges.note_partial(node.index, sums, node.inputs, backend)
             rate = op.run_rate(graph.in_shapes(node), node.shape) if charges.run is not None else 0.0
             charges.note_run(node.index, rate)
-            if rounding and terms:
+            if engine.rounding and terms:
                 slack = (4 * gamma(terms + 4, dtype) + rate) * charges.partial[node.index]
                 found = widen(found.lower, found.upper, slack)
         elif charges.run is not None:

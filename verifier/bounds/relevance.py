@@ -11,13 +11,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from verifier.core.backend import ParallelBackend
+from verifier.bounds.engine import Engine
 from verifier.graph import traverse
-from verifier.graph.graph import Graph
 from verifier.graph.op import AffineOp, Params
 
 
-def relevant(graph: Graph, backend: ParallelBackend, rows: Mapping[int, Tensor]) -> dict[int, Tensor]:
+def relevant(engine: Engine, rows: Mapping[int, Tensor]) -> dict[int, Tensor]:
     """Elements that rows can depend on.
 
     Args:
@@ -27,6 +26,7 @@ def relevant(graph: Graph, backend: ParallelBackend, rows: Mapping[int, Tensor])
         node index to bool (*shape); nodes that are missing do not matter. Empty, which means that everything may
         matter, where features are cut over ranks.
     """
+    graph, backend = engine.graph, engine.backend
     if backend.summands != 1:
         return {}
     start = {i: (a.reshape(-1, *graph.nodes[i].shape) != 0).any(0) for i, a in rows.items()}

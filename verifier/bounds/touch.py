@@ -20,12 +20,13 @@ import torch
 from torch import Tensor
 
 from verifier.bounds.crown import Specification
+from verifier.bounds.engine import Engine
 from verifier.core.backend import ParallelBackend
 from verifier.core.handles import Blocks
 from verifier.core.interval import Interval
 from verifier.core.numerics import combined_strict, grain, proved, sums_exactly
 from verifier.graph import traverse
-from verifier.graph.graph import Graph, Node
+from verifier.graph.graph import Node
 from verifier.graph.op import AffineOp, NonlinearOp, Params
 
 # A row comes near its threshold when it misses it by no more than what rounding can cost.
@@ -52,9 +53,7 @@ def near(gap: Tensor, thresholds: Tensor, strict: Tensor | None) -> Tensor:
 
 
 def touched(
-    graph: Graph,
-    backend: ParallelBackend,
-    box: Interval,
+    engine: Engine,
     bounds: Mapping[int, Interval],
     spec: Specification,
     thresholds: Tensor,
@@ -66,26 +65,25 @@ def touched(
     All ranks that share weights make the same calls. Under tensor parallelism nothing is tried.
 
     Args:
-        box: (B or 1, *input_shape).
-        bounds: node index to (B or 1, *shape), certified on the domains; float32 or float64.
+        bounds: node index, that of the input among them, to (B or 1, *shape), certified on the domains; float32 or
+            float64.
         spec: (B or 1, S, ...) rows; ones without coefficients are padding.
         thresholds: float64 (B, S), rounded up. strict: bool (B, S).
         among: bool (B,), the domains to try; None: all.
     """
     done = torch.zeros(thresholds.shape[0], dtype=torch.bool, device=thresholds.device)
     index = (strict.any(1) if among is None else strict.any(1) & among).nonzero()[:, 0]
-    if backend.summands > 1 or not index.numel():
+    if engine.backend.summands > 1 or not index.numel():
         return done
     weights = _combinations(thresholds.shape[1]).to(thresholds.device)
-    widest = max(node.size for node in graph.nodes)
+    widest = max(node.size for node in engine.graph.nodes)
     step = max(1, _CHUNK_BYTES // (4 * 8 * widest * weights.shape[0]))
-    given = {**bounds, 0: box}
-    alike = all(b.lower.shape[0] == 1 for b in given.values())
-    sharp = _sharpened(graph, backend, given) if alike else {}
+    alike = all(b.lower.shape[0] == 1 for b in bounds.values())
+    sharp = _sharpened(engine, bounds) if alike else {}
     for some in index.split(step):
         if not alike:
-            sharp = _sharpened(graph, backend, {i: _some(b, some) for i, b in given.items()})
-        done[some] = _refuted(graph, backend, sharp, spec.select(some), thresholds[some], strict[some], weights)
+            sharp = _sharpened(engine, {i: _some(b, some) for i, b in bounds.items()})
+        done[some] = _refuted(engine, sharp, spec.select(some), thresholds[some], strict[some], weights)
     return done
 
 
@@ -105,8 +103,7 @@ def _combinations(rows: int) -> Tensor:
 
 
 def _refuted(
-    graph: Graph,
-    backend: ParallelBackend,
+    engine: Engine,
     bounds: Mapping[int, Interval],
     spec: Specification,
     thresholds: Tensor,
@@ -122,7 +119,7 @@ def _refuted(
     parts = (weights * torch.where(real, thresholds, 0.0)[:, None]).transpose(1, 2)
     limit, sure = _sum(parts.transpose(0, 1))
     start: dict[int, Tensor] = {}
-    for index, rows in ((graph.output, spec.y), (0, spec.x)):
+    for index, rows in ((engine.graph.output, spec.y), (0, spec.x)):
         if rows is not None:
             wide = rows.to(torch.float64).expand(thresholds.shape[0], *rows.shape[1:])
             start[index], exact = _weighted(weights, wide)
@@ -130,21 +127,22 @@ def _refuted(
     kind = combined_strict(weights, strict[:, None])
     done = torch.zeros_like(sure)
     for slope in _SLOPES:
-        walk = _Walk(graph, backend, bounds, start, slope, sure.clone())
+        walk = _Walk(engine, bounds, start, slope, sure.clone())
         done |= proved(walk.run(), limit, kind)
     return done.any(1)
 
 
-def _sharpened(graph: Graph, backend: ParallelBackend, bounds: Mapping[int, Interval]) -> dict[int, Interval]:
+def _sharpened(engine: Engine, bounds: Mapping[int, Interval]) -> dict[int, Interval]:
     """The bounds in float64, tighter where intervals can be propagated without rounding; all of one batch size."""
     out = {0: bounds[0].to(torch.float64)}
+    graph = engine.graph
     for node in traverse.forward(graph.nodes, last=graph.output):
         known, op = bounds[node.index].to(torch.float64), node.op
         xs = [out[i] for i in node.inputs]
         if isinstance(op, NonlinearOp) and op.pieces is not None:  # rounds outward, or not at all
             known = known.intersect(op.interval(xs, ()))
         elif isinstance(op, AffineOp) and op.plain_sums and op.exact_weights:
-            found = _image(backend, op, xs)
+            found = _image(engine.backend, op, xs)
             known = known if found is None else known.intersect(found)
         out[node.index] = known
     return out
@@ -205,15 +203,14 @@ class _Walk:
 
     def __init__(
         self,
-        graph: Graph,
-        backend: ParallelBackend,
+        engine: Engine,
         bounds: Mapping[int, Interval],
         start: Mapping[int, Tensor],
         slope: _Slope,
         sure: Tensor,
     ) -> None:
-        self.graph, self.backend, self.bounds, self.slope, self.sure = graph, backend, bounds, slope, sure
-        self.pending = traverse.Backward(graph.nodes, start)
+        self.graph, self.backend, self.bounds, self.slope, self.sure = engine.graph, engine.backend, bounds, slope, sure
+        self.pending = traverse.Backward(self.graph.nodes, start)
         self.constants: list[Tensor] = []
 
     def run(self) -> Tensor:

@@ -20,13 +20,13 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from verifier.bounds.engine import Engine
 from verifier.core import sums
 from verifier.core.backend import ParallelBackend
-from verifier.core.deadline import Deadline
 from verifier.core.interval import Interval
 from verifier.core.numerics import CHARGE_SAFETY, gamma, tiny, underflow, unit_roundoff
 from verifier.core.runtime import RUN_FLOOR, RunModel
-from verifier.graph.graph import Graph, Node
+from verifier.graph.graph import Node
 from verifier.graph.linear_forms import Dense, Form, OneHot, Patches, add, dense, form_bytes, windows
 from verifier.graph.op import AffineOp, Params, Relaxation, UnaryPlanes
 from verifier.graph.traverse import Backward
@@ -168,35 +168,33 @@ class Walk:
 
 
 def backward(
-    graph: Graph,
-    backend: ParallelBackend,
+    engine: Engine,
     start: Mapping[int, Form],
     relaxations: Mapping[int, Relaxation],
-    dtype: torch.dtype,
     charges: Charges | None = None,
     splits: Mapping[int, Tensor] | None = None,
     keep: bool = False,
-    deadline: Deadline | None = None,
 ) -> Walk:
     """Walk rows back to the input.
 
     Args:
-        start: forms by node index; usually one node, two when rows also mention the input.
+        start: forms by node index, in the engine's dtype; usually one node, two when rows also mention the input.
         relaxations: by index of the nonlinear node.
-        charges: give it to have rounding charged.
+        charges: in the engine's dtype; needed when it accounts for rounding errors, and not looked at otherwise.
         splits: node index (of a nonlinear node) to (B, S, *in_shape), added to the coefficients on its input:
             multipliers of split constraints.
         keep: keep the coefficients on nonlinear outputs, for gradients and branching scores.
-        deadline: checked before every node where no other rank works along: large chunks take long.
     """
+    graph, backend, dtype = engine.graph, engine.backend, engine.dtype
+    charges = _needed(engine, charges)
     pending = Backward(graph.nodes, start)
-    state = _State(graph, backend, relaxations, dtype, charges, splits or {}, keep, pending)
+    state = _State(engine, relaxations, charges, splits or {}, keep, pending)
     rows = next(iter(start.values()))
     n_rows = rows.index.shape[0] if isinstance(rows, OneHot) else rows.a.shape[1]
     state.hidden = isinstance(rows, OneHot)
     zero = torch.zeros((1, n_rows), dtype=dtype, device=backend.device)
     state.constants, state.charged, state.errors = [], [zero], []
-    state.run(deadline)
+    state.run()
     at_input = pending.at_input()
     a = (
         dense(at_input)
@@ -214,6 +212,14 @@ def backward(
         return Walk(a, constant, charge, torch.zeros_like(charge), state.kept)
     constant, charge, error = _totals(backend, constant, _sum(state.charged, zero), _sum(state.errors, zero))
     return Walk(a, constant, charge, error, state.kept)
+
+
+def _needed(engine: Engine, charges: Charges | None) -> Charges | None:
+    if not engine.rounding:
+        return None
+    if charges is None or charges.dtype != engine.dtype:
+        raise ValueError("rounding errors are accounted for with magnitudes in the dtype of the walk")
+    return charges
 
 
 def _sum(parts: Sequence[Tensor], zero: Tensor) -> Tensor:
@@ -240,10 +246,8 @@ _LONG_SUM = 512
 class _State:
     """The moving parts of one walk."""
 
-    graph: Graph
-    backend: ParallelBackend
+    engine: Engine
     relaxations: Mapping[int, Relaxation]
-    dtype: torch.dtype
     charges: Charges | None
     splits: Mapping[int, Tensor]
     keep: bool
@@ -255,11 +259,14 @@ class _State:
     kept: dict[int, Tensor] = field(default_factory=dict)
     hidden: bool = False  # the rows started as single elements, and no op after that looked for windows yet
 
-    def run(self, deadline: Deadline | None) -> None:
-        """From the start to the input."""
+    def __post_init__(self) -> None:
+        self.graph, self.backend, self.dtype = self.engine.graph, self.engine.backend, self.engine.dtype
+
+    def run(self) -> None:
+        """From the start to the input. Large chunks take long: the clock is asked at every node where it may be."""
         for node, form in self.pending:
-            if deadline is not None and self.backend.size == 1:
-                deadline.check("a walk back")
+            if self.backend.size == 1:
+                self.engine.deadline.check("a walk back")
             self.backend.usage.note_coefficients(form_bytes(form))
             if isinstance(node.op, AffineOp):
                 self._affine(node, node.op, form)
@@ -409,19 +416,20 @@ def _weighted(a: Tensor, m: Tensor) -> Tensor:
     return torch.matmul(a.flatten(2).abs(), m.flatten(1)[:, :, None]).squeeze(-1)
 
 
-def concretise(backend: ParallelBackend, walk: Walk, box: Interval, charges: bool) -> Tensor:
+def concretise(engine: Engine, walk: Walk, box: Interval) -> Tensor:
     """Minimum of the walk's rows over the input box: (B, S).
+
+    An engine that accounts for rounding errors subtracts those of the walk and of this sum, and the error of a run.
 
     Args:
         box: lower and upper (B, *input_shape) in the dtype of the walk, of this rank's inputs.
-        charges: subtract the rounding of the walk and of this sum, and the error of a run.
     """
-    a = walk.a.flatten(2)
-    if charges and a.dtype == torch.float32 and a.shape[-1] > _LONG_SUM:
+    backend, a = engine.backend, walk.a.flatten(2)
+    if engine.rounding and a.dtype == torch.float32 and a.shape[-1] > _LONG_SUM:
         a, box = a.double(), box.to(torch.float64)
     low, up = box.lower.flatten(1)[:, None], box.upper.flatten(1)[:, None]
     terms = a.clamp(min=0) * low + a.clamp(max=0) * up
-    if not charges:
+    if not engine.rounding:
         return _minimum(backend, terms, walk.constant)
     t = underflow(a.dtype)
     m = box.magnitude().flatten(1) + t

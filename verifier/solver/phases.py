@@ -19,6 +19,7 @@ from verifier.bab import input_split, refine, relu_split
 from verifier.bab.context import SearchContext
 from verifier.bounds.alpha import Schedule
 from verifier.bounds.api import Method, NetworkBounds, Wanted, compute_graph_bounds
+from verifier.bounds.engine import Engine
 from verifier.config import BabConfig, Config
 from verifier.core.claims import Claims
 from verifier.core.deadline import Deadline
@@ -208,7 +209,7 @@ class BoundNetwork(Phase[BoundsReport]):
             slopes=self.slopes,
             certified=certify,
         )
-        return compute_graph_bounds(setup.graph, setup.backend, box, wanted)
+        return compute_graph_bounds(Engine(setup.graph, setup.backend), box, wanted)
 
 
 @dataclass(frozen=True, eq=False)

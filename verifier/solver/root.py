@@ -22,6 +22,7 @@ from verifier.bounds.crown import (
     open_elements,
     preactivations,
 )
+from verifier.bounds.engine import PLAIN, ROUNDED_64, Engine
 from verifier.bounds.ibp import may_overflow
 from verifier.bounds.relevance import relevant
 from verifier.bounds.touch import touched
@@ -90,6 +91,12 @@ class RootContext:
     report: Callable[[str], None] = lambda method: None
     claims: Claims = field(default_factory=Claims)
 
+    @property
+    def engine(self) -> Engine:
+        """For bounds that hold for the claims; plain ones when proofs are not to be certified."""
+        arithmetic = ROUNDED_64 if self.config.numerics.certify else PLAIN
+        return Engine(self.graph, self.backend, self.deadline, replace(arithmetic, run=self.claims.run))
+
 
 def bound_root(context: RootContext, problem: Problem, cases: np.ndarray) -> Root:
     """Bound all cases of one box.
@@ -105,32 +112,32 @@ def bound_root(context: RootContext, problem: Problem, cases: np.ndarray) -> Roo
 
 
 def _bound_root(context: RootContext, problem: Problem, cases: np.ndarray) -> Root:
-    graph, backend, config, deadline = context.graph, context.backend, context.config, context.deadline
-    claims, device = context.claims, backend.device
+    graph, backend, config, claims = context.graph, context.backend, context.config, context.claims
+    engine = context.engine
     box = _box(graph, backend, problem, int(problem.case_box[cases[0]]))
-    table = _RowTable(graph, problem, cases, claims, device)
+    table = _RowTable(graph, problem, cases, claims, backend.device)
     method = config.bounds.method
-    certify = config.numerics.certify
 
     context.report("IBP")
-    state = initial_state(graph, backend, box, certify, claims.run)
+    state = initial_state(engine, box)
     noise: list[float] | None = [] if claims.semantics is Semantics.BOTH else None
     table.covered.overflow = claims.run is not None and may_overflow(state.charges, backend)
     if table.covered.overflow and claims.semantics is Semantics.BOTH:
         table.claims = Claims()
-        state = initial_state(graph, backend, box, certify)
+        engine = replace(context, claims=Claims()).engine
+        state = initial_state(engine, box)
     if method == "ibp":
         lower = _output_ibp(graph, backend, state, table)
-        table.touch(graph, backend, state)
+        table.touch(engine, state)
         return table.root(state, _RowBounds(lower, torch.zeros_like(lower)), "ibp")
     context.report("CROWN")
     rows = hidden_by_rows(config)
-    matters = relevant(graph, backend, {graph.output: table.spec.y})
-    state = crown_hidden(graph, backend, state, deadline, nodes=None if rows else (), relevant=matters, noise=noise)
-    lower, walk = crown_rows(graph, backend, state, table.spec)
+    matters = relevant(engine, {graph.output: table.spec.y})
+    state = crown_hidden(engine, state, nodes=None if rows else (), relevant=matters, noise=noise)
+    lower, walk = crown_rows(engine, state, table.spec)
     found = _RowBounds(lower, walk.error)
     candidates = backend.whole(0, minimiser(walk, box.to(torch.float64)))
-    table.touch(graph, backend, state)
+    table.touch(engine, state)
     if noise and max(noise) > _NOISIEST and not table.refuted(lower).all():
         raise NoisyRuns(max(noise))
     if method == "crown" or table.refuted(lower).all():
@@ -144,9 +151,9 @@ def _bound_root(context: RootContext, problem: Problem, cases: np.ndarray) -> Ro
         if steps:
             context.report("alpha-CROWN of hidden nodes")
             hidden = Schedule(steps, alpha.learning_rate, decay=alpha.decay)
-            state = alpha_hidden(graph, backend, replace(state, bounds=dict(state.bounds)), hidden, deadline, matters)
+            state = alpha_hidden(engine, replace(state, bounds=dict(state.bounds)), hidden, matters)
             found = _alpha(context, state, table, found)
-            table.touch(graph, backend, state)
+            table.touch(engine, state)
     assert found.minimisers is not None
     return table.root(state, replace(found, minimisers=backend.whole(0, found.minimisers)), "alpha-crown")
 
@@ -158,9 +165,9 @@ def hidden_by_rows(config: Config) -> bool:
 
 def _hidden_steps(context: RootContext, state: BoundState, matters: Mapping[int, Tensor] | None) -> int:
     """Optimiser steps that the hidden nodes are worth; none where the neuron search tightens them better."""
-    graph, backend, config = context.graph, context.backend, context.config
-    count = {i: 2 * open_elements(graph, backend, i, state.bounds[i], matters).shape[0] for i in preactivations(graph)}
-    steps = hidden_iterations(graph.whole, count, context.limit, backend.device.type, config)
+    graph, engine, config = context.graph, context.engine, context.config
+    count = {i: 2 * open_elements(engine, i, state.bounds[i], matters).shape[0] for i in preactivations(graph)}
+    steps = hidden_iterations(graph.whole, count, context.limit, engine.backend.device.type, config)
     searched = config.bab.enabled and config.bab.max_domains is None and config.bab.branching != "input"
     free = config.bounds.alpha.intermediate_iterations == "auto"
     alone = context.search.size == 1
@@ -190,13 +197,13 @@ def _alpha(context: RootContext, state: BoundState, table: _RowTable, before: _R
 
     The minimisers are this rank's part of them.
     """
-    graph, backend, alpha = context.graph, context.backend, context.config.bounds.alpha
-    schedule = Schedule(alpha.iterations, alpha.learning_rate, decay=alpha.decay)
-    found = alpha_rows(graph, backend, state, table.spec, schedule, context.deadline, _Enough(table))
-    backend.usage.note_rows(found.state)
+    engine, alpha = context.engine, context.config.bounds.alpha
+    schedule = Schedule(alpha.iterations, alpha.learning_rate, decay=alpha.decay, stop=_Enough(table))
+    found = alpha_rows(engine, state, table.spec, schedule)
+    engine.backend.usage.note_rows(found.state)
     sure, lower, error = found.lower.double(), before.lower.double(), before.error
     if state.certified:
-        sure, walk = crown_rows(graph, backend, state, table.spec, found.parameters, dtype=torch.float64)
+        sure, walk = crown_rows(engine, state, table.spec, found.parameters)
         error = torch.where(sure > lower, walk.error, error.double())
     return _RowBounds(torch.fmax(lower, sure), error, found.parameters, found.candidate)
 
@@ -287,14 +294,12 @@ class _RowTable:
         touched = self.touched if self.claims.semantics is not Semantics.FLOAT32 else False
         return np.any(rows[self.case_rows], axis=1) | touched
 
-    def touch(self, graph: Graph, backend: ParallelBackend, state: BoundState) -> None:
+    def touch(self, engine: Engine, state: BoundState) -> None:
         """Note the cases that exact bounds of their strict rows refute."""
         if self.strict is None:
             return
         pick = torch.from_numpy(self.case_rows).to(self.device)
-        found = touched(
-            graph, backend, state.box, state.bounds, self._picked(pick), self.thresholds[pick], self.strict[pick]
-        )
+        found = touched(engine, state.bounds, self._picked(pick), self.thresholds[pick], self.strict[pick])
         self.touched |= found.cpu().numpy()
 
     def _picked(self, rows: Tensor) -> Specification:
