@@ -79,7 +79,7 @@ def verify(
         raise InputError(f"timeout is {timeout}; give a positive number of seconds")
     settings, deadline = as_config(config), Deadline(timeout)
     with job(settings) as ranks:
-        return answer(network, property, settings, deadline, SilentProgress(), input_shape, ranks)
+        return answer(network, property, settings, Terms(deadline, ranks=ranks), input_shape)
 
 
 def compute_bounds(
@@ -259,20 +259,30 @@ def round_down(values: np.ndarray) -> np.ndarray:
     return np.where(near > values, np.nextafter(near, np.float32(-np.inf)), near)
 
 
+@dataclass(frozen=True)
+class Terms:
+    """On which a query is answered.
+
+    Attributes:
+        deadline: when to stop; its clock may have started earlier.
+        progress: who listens.
+        ranks: of the job; all of them return the answer of rank 0. Default: this process alone.
+    """
+
+    deadline: Deadline = field(default_factory=Deadline)
+    progress: Progress = field(default_factory=SilentProgress)
+    ranks: Job | None = None
+
+
 def answer(
     network: str | Path | nn.Module | Network,
     property: str | Path | Problem,
     config: Config,
-    deadline: Deadline,
-    progress: Progress,
+    terms: Terms,
     input_shape: tuple[int, ...] | None = None,
-    ranks: Job | None = None,
 ) -> Result:
-    """:func:`verify` with a clock that may have started earlier and someone who listens.
-
-    Args:
-        ranks: of the job; all of them return the answer of rank 0. Default: this process alone.
-    """
+    """:func:`verify` on terms of the caller."""
+    deadline, progress, ranks = terms.deadline, terms.progress, terms.ranks
     if ranks is not None and ranks.rank != 0:
         from verifier.core.result import Result
         from verifier.solver.ranks import rank_loop

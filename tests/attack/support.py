@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from tests.support.device import DEVICE, array, single
+from verifier.attack.offers import Accept
+from verifier.attack.target import Target
+from verifier.config import AttackConfig
+from verifier.core.deadline import Deadline
 from verifier.core.handles import Handle
 from verifier.core.problem import Problem
 from verifier.core.result import Witness
@@ -69,6 +74,13 @@ def problem(
     table = np.array([list(r) + [-1] * (width - len(r)) for _, r in cases], dtype=np.int64).reshape(len(cases), width)
     box = np.array([b for b, _ in cases], dtype=np.int64)
     return Problem(low, up, low, up, np.asarray(rows, float), row_x, np.asarray(d, float), box, table)
+
+
+def target(graph: Graph, question: Problem, accept: Accept, **changes: Any) -> Target:
+    """The question to attacks, with ``changes`` of what a target consists of."""
+    usual = {"config": AttackConfig(restarts=30, steps=30), "deadline": Deadline(20), "device": DEVICE, "seed": 0}
+    values = usual | changes
+    return Target(graph, values.pop("store", None) or store(graph), question, accept=accept, **values)
 
 
 class Judge:

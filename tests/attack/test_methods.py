@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.attack.support import Judge, problem, random_network, store
-from tests.support.device import DEVICE
+from tests.attack.support import Judge, problem, random_network
+from tests.attack.support import target as question
 from tests.support.plugins import forget, install, on_path
 from verifier.attack import methods, pgd, runs
 from verifier.attack.target import Target
@@ -21,9 +21,8 @@ CONFIG = AttackConfig(restarts=10, steps=10)
 
 
 def target(judge: Judge, seconds: float = 20.0, starts: tuple[np.ndarray, ...] = ()) -> Target:
-    graph, question = judge.graph, judge.problem
-    deadline = Deadline(seconds)
-    return Target(graph, store(graph), question, CONFIG, deadline, DEVICE, 3, judge, None, starts)
+    changes = {"config": CONFIG, "deadline": Deadline(seconds), "seed": 3, "starts": starts}
+    return question(judge.graph, judge.problem, judge, **changes)
 
 
 def judge(d: float = -1e9) -> Judge:
@@ -36,17 +35,7 @@ def test_the_default_is_the_search_with_equal_candidates() -> None:
     given = (np.full((2, 5), 0.5, np.float32), np.zeros((1, 5), np.float32))
     named, plain = judge(0.0), judge(0.0)
     found = methods.search(target(named, starts=given), CONFIG.methods)
-    expected = pgd.search(
-        plain.graph,
-        store(plain.graph),
-        plain.problem,
-        CONFIG,
-        Deadline(20),
-        device=DEVICE,
-        seed=3,
-        accept=plain,
-        starts=np.concatenate(given),
-    )
+    expected = pgd.search(target(plain, starts=given))
     assert CONFIG.methods == ("pgd",)
     assert (found is None) == (expected is None) and len(named.seen) == len(plain.seen) > 0
     assert all(np.array_equal(a, b) for a, b in zip(named.seen, plain.seen, strict=True))

@@ -12,10 +12,13 @@ from hypothesis import strategies as st
 from tests.attack.support import problem, random_network, store
 from tests.support.device import DEVICE, array
 from verifier.attack.ascent import Points, Style, ascend
-from verifier.attack.objective import build_objective, inside
+from verifier.attack.context import AttackContext
+from verifier.attack.objective import Objective, build_objective, inside
+from verifier.attack.offers import Offers
 from verifier.attack.polish import best_step, polish
 from verifier.attack.starts import prune
 from verifier.attack.threads import one_thread
+from verifier.config import AttackConfig
 from verifier.core.deadline import Deadline
 
 
@@ -34,11 +37,17 @@ def _objective(seed: int, rows: int = 3, n_in: int = 6, cases=None, row_x: bool 
     return graph, question, build_objective(graph, store(graph), question, DEVICE)
 
 
-def _starts(count: int, seed: int) -> tuple[torch.Generator, torch.Tensor, torch.Tensor]:
-    """A generator of the device, points (count, 6) of the box and their case, the first."""
+def _context(objective: Objective, seed: int) -> AttackContext:
+    """A search that accepts no candidate and has all the time."""
+    generator = torch.Generator(DEVICE).manual_seed(seed)
+    return AttackContext(objective, AttackConfig(), Deadline(), generator, Offers(lambda x: None, objective))
+
+
+def _starts(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Points (count, 6) of the box and their case, the first."""
     x = torch.rand(count, 6, generator=torch.Generator().manual_seed(seed)) * 2 - 1
     case = torch.zeros(count, dtype=torch.int64, device=DEVICE)
-    return torch.Generator(DEVICE).manual_seed(seed), x.to(DEVICE), case
+    return x.to(DEVICE), case
 
 
 @settings(max_examples=20)
@@ -100,9 +109,9 @@ def test_inside_is_exact_and_survives_nan() -> None:
 
 def test_ascent_never_returns_less_than_it_started_with() -> None:
     _, _, objective = _objective(1)
-    g, x, case = _starts(64, 0)
+    x, case = _starts(64, 0)
     start, _ = objective.score(x, case)
-    moved = ascend(objective, Points(x, case, start), Style.uniform(64, DEVICE), 10, g, Deadline(None))
+    moved = ascend(_context(objective, 0), Points(x, case, start), Style.uniform(64, DEVICE), 10)
     assert (moved.score >= start).all() and (moved.score > start).float().mean() > 0.9
     again, _ = objective.score(moved.x, case)
     assert torch.allclose(again, moved.score, atol=1e-6)
@@ -112,10 +121,11 @@ def test_polish_beats_the_gradient_on_ridges() -> None:
     better = 0
     for seed in range(6):
         _, _, objective = _objective(seed, rows=5)
-        g, x, case = _starts(8, 0)
+        x, case = _starts(8, 0)
+        context = _context(objective, 0)
         start, _ = objective.score(x, case)
-        moved = ascend(objective, Points(x, case, start), Style.uniform(8, DEVICE), 30, g, Deadline(None))
-        polished = polish(objective, moved, 30, Deadline(None))
+        moved = ascend(context, Points(x, case, start), Style.uniform(8, DEVICE), 30)
+        polished = polish(context, moved, 30)
         assert (polished.score >= moved.score - 1e-6).all()
         better += int((polished.score > moved.score + 1e-6).any())
     assert better >= 4

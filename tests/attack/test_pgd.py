@@ -10,8 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.attack.support import Judge, evaluate, network, problem, random_network, store
-from tests.support.device import DEVICE
+from tests.attack.support import Judge, evaluate, network, problem, random_network, target
 from verifier.attack.pgd import search
 from verifier.config import AttackConfig
 from verifier.core.deadline import Deadline
@@ -21,13 +20,9 @@ from verifier.graph.graph import Graph
 from verifier.parallel.single import SingleBackend
 
 
-def attack(graph: Graph, question: Problem, judge=None, seed: int = 0, seconds: float = 20.0, **kwargs):
+def attack(graph: Graph, question: Problem, judge=None, seconds: float = 20.0, **changes):
     judge = Judge(graph, question) if judge is None else judge
-    config = kwargs.pop("config", AttackConfig(restarts=30, steps=30))
-    found = search(
-        graph, store(graph), question, config, Deadline(seconds), device=DEVICE, seed=seed, accept=judge, **kwargs
-    )
-    return found, judge
+    return search(target(graph, question, judge, deadline=Deadline(seconds), **changes)), judge
 
 
 def planted(rng: np.random.Generator, n_in: int, rows: int, room: float) -> tuple[Graph, Problem]:
@@ -58,9 +53,9 @@ def test_thin_region_between_rows_is_found() -> None:
     rng = np.random.default_rng(7)
     for _ in range(4):
         graph = random_network(rng, [4, 20, 20, 2])
-        target = evaluate(graph, rng.uniform(-1, 1, 4).astype(np.float32))[0]
+        middle = evaluate(graph, rng.uniform(-1, 1, 4).astype(np.float32))[0]
         rows = np.array([[1, 0], [-1, 0], [0, 1], [0, -1]], float)
-        question = problem(-np.ones(4), np.ones(4), rows, rows @ target + 1e-4, [(0, range(4))])
+        question = problem(-np.ones(4), np.ones(4), rows, rows @ middle + 1e-4, [(0, range(4))])
         found, _ = attack(graph, question)
         assert found is not None
 
@@ -81,7 +76,7 @@ def test_candidates_lie_in_their_boxes_bit_exactly(seed: int, n_in: int) -> None
     config = AttackConfig(restarts=4, steps=5)
     starts = rng.uniform(-9, 9, (3, n_in)).astype(np.float32)
     starts[0] = np.nan
-    found, _ = attack(graph, question, judge=refuse, config=config, starts=starts)
+    found, _ = attack(graph, question, judge=refuse, config=config, starts=(starts,))
     assert found is None
     for x in seen:
         assert ((question.witness_lower[0] <= x) & (x <= question.witness_upper[0])).all()
@@ -170,7 +165,7 @@ def test_shallow_candidates_are_deepened_but_offered_in_the_end() -> None:
     found, judge = attack(graph, deep)
     assert found is not None and -0.999 - judge.seen[-1][0] >= 1e-6
     touching = problem([-1.0], [1.0], np.array([[1.0], [-1.0]]), [0.25, -0.25], [(0, (0, 1))])
-    found, _ = attack(graph, touching, starts=np.array([[0.25]], dtype=np.float32))
+    found, _ = attack(graph, touching, starts=(np.array([[0.25]], dtype=np.float32),))
     assert found is not None and found.inputs[0] == 0.25
 
 
@@ -204,7 +199,7 @@ def test_starts_are_used() -> None:
     question = problem(np.zeros(60), np.ones(60), np.array([[-1.0]]), [-0.5], [(0, (0,))])
     start = np.full((1, 60), 0.5, dtype=np.float32)
     start[0, 0] = 0.5012
-    assert attack(spike, question, starts=start)[0] is not None
+    assert attack(spike, question, starts=(start,))[0] is not None
 
 
 def test_memory_is_bounded_for_wide_inputs() -> None:
@@ -224,18 +219,6 @@ def test_on_a_gpu_the_search_finds_and_repeats_itself(n_in: int) -> None:
     for seed in range(3):
         graph, question = planted(np.random.default_rng(seed), n_in, 2, 0.02)
         weights = SingleBackend(graph, device).weights
-        found = [
-            search(
-                graph,
-                weights,
-                question,
-                AttackConfig(restarts=30, steps=30),
-                Deadline(30),
-                device=device,
-                seed=1,
-                accept=Judge(graph, question),
-            )
-            for _ in range(2)
-        ]
+        found = [attack(graph, question, seconds=30, store=weights, device=device, seed=1)[0] for _ in range(2)]
         assert found[0] is not None and found[1] is not None
         assert (found[0].inputs == found[1].inputs).all()

@@ -25,19 +25,17 @@ import numpy as np
 
 import verifier.api
 import verifier.runtime.warm_up
+from verifier.api import Terms
 from verifier.cli.main import main
 from verifier.config import Config
-from verifier.core.deadline import Deadline
 from verifier.core.errors import InputError, MemoryExceeded, UnsupportedError
-from verifier.core.progress import Progress
 from verifier.core.result import Result, Verdict, Witness
 
 WITNESS = Witness(np.array([0.1, 1 / 3]), np.array([-2.5]), margin=0.5, case=1)
 
 
-def answer(
-    network: Path, property: Path, config: Config, deadline: Deadline, progress: Progress, **_: object
-) -> Result:
+def answer(network: Path, property: Path, config: Config, terms: Terms) -> Result:
+    deadline, progress = terms.deadline, terms.progress
     words = iter(property.read_text().split())
     for word in words:
         if word == "sleep":

@@ -224,9 +224,10 @@ def test_a_query_names_what_took_part(tmp_path: Path, monkeypatch: pytest.Monkey
     config = load_config(values={"device": "cpu", "attack.methods": ["corners", "pgd"], "attack.restarts": 5})
     for given, names in ((network, ["asinh", "corners"]), (torch.nn.Linear(1, 1), ["corners"])):
         listener = Listener()
-        found = api.answer(given, problem, config, Deadline(60), listener, (1, 1))
+        found = api.answer(given, problem, config, api.Terms(Deadline(60), listener), (1, 1))
         assert [entry["name"] for entry in found.statistics["plugins"]] == names
         reported = [entry["name"] for entry in json.loads(listener.figures["plugins"])]
         assert reported and reported == names[: len(reported)]
-    plain = api.answer(torch.nn.Linear(1, 1), problem, load_config(values={"device": "cpu"}), Deadline(60), Listener())
+    plain_config, terms = load_config(values={"device": "cpu"}), api.Terms(Deadline(60), Listener())
+    plain = api.answer(torch.nn.Linear(1, 1), problem, plain_config, terms)
     assert "plugins" not in plain.statistics

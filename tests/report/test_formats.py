@@ -14,7 +14,7 @@ from verifier.core.errors import ConfigError
 from verifier.core.plugins import FORMATS as GROUP
 from verifier.core.plugins import Plugin, noted
 from verifier.report.formats import FORMATS, Answer, output_format, plugin_of, result_text
-from verifier.report.record import Outcome, schema, to_json, verify_record, versions
+from verifier.report.record import Asked, Outcome, schema, to_json, verify_record, versions
 
 jsonschema = pytest.importorskip("jsonschema")
 
@@ -31,7 +31,7 @@ def _forget() -> Iterator[None]:
 def recorded(outcome: Outcome, *plugins: Plugin) -> dict:
     file = {"path": "a", "sha256": "0" * 64}
     config = Config().model_dump(mode="json")
-    return verify_record(outcome, file, file, 10.0, config, 1.0, versions(), plugins=plugins)
+    return verify_record(outcome, Asked(file, file, 10.0, config, versions()), 1.0, plugins=plugins)
 
 
 def test_formats_of_ours() -> None:

@@ -24,7 +24,7 @@ from verifier.report.console import Console, count, progress_bar, status_line
 from verifier.report.contents import Hashes
 from verifier.report.files import write_atomic
 from verifier.report.formats import result_text
-from verifier.report.record import Outcome, plain, schema, to_json, verify_record, versions
+from verifier.report.record import Asked, Outcome, plain, schema, to_json, verify_record, versions
 from verifier.report.summary import summary_table
 
 jsonschema = pytest.importorskip("jsonschema")
@@ -91,7 +91,7 @@ def test_sha256(tmp_path: Path) -> None:
 def record(outcome: Outcome) -> dict:
     file = {"path": "a", "sha256": "0" * 64}
     config = Config().model_dump(mode="json")
-    return verify_record(outcome, file, file, 10.0, config, 1.23456, versions())
+    return verify_record(outcome, Asked(file, file, 10.0, config, versions()), 1.23456)
 
 
 def inventory(rank: int) -> Inventory:

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from verifier.attack.objective import Objective, gradient, inside
-from verifier.attack.offers import Offers
-from verifier.core.deadline import Deadline
+from verifier.attack.context import AttackContext
+from verifier.attack.objective import gradient, inside
 
 _MOMENTUM = 0.25  # share of the previous move in the next one
 _PATIENCE = 3  # steps without a better score before the step size is halved
@@ -59,16 +58,7 @@ def random_signs(like: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randint(0, 2, like.shape, generator=generator, device=like.device).to(like.dtype) * 2 - 1
 
 
-def ascend(
-    objective: Objective,
-    points: Points,
-    style: Style,
-    steps: int,
-    generator: torch.Generator,
-    deadline: Deadline,
-    offers: Offers | None = None,
-    box: tuple[Tensor, Tensor] | None = None,
-) -> Points:
+def ascend(context: AttackContext, points: Points, style: Style, steps: int) -> Points:
     """Move points uphill and return the best place each has seen; stops early at the deadline or with a witness.
 
     The step size of a point halves whenever ``_PATIENCE`` steps brought nothing, and the point returns to its best
@@ -76,9 +66,9 @@ def ascend(
 
     Args:
         points: their scores are ignored.
-        box: per-point bounds (P, n) inside the boxes of the cases; default those.
     """
-    lower, upper = objective.boxes(points.case) if box is None else box
+    objective = context.objective
+    lower, upper = objective.boxes(points.case)
     width = (upper * 0.5 - lower * 0.5) * 2
     x = inside(points.x, lower, upper)
     best_x, best_g = x.clone(), torch.zeros_like(x)
@@ -86,7 +76,7 @@ def ascend(
     previous, step = x.clone(), style.step.clone()
     stale = torch.zeros_like(points.case)
     for k in range(steps + 1):
-        if k and deadline.expired():
+        if k and context.deadline.expired():
             break
         score, y, g = objective.gradient(x, points.case, style.temperature)
         better = score > best
@@ -95,7 +85,7 @@ def ascend(
         best_g = torch.where(better[:, None], g, best_g)
         if k == 0:  # points that start at -inf keep their place
             best_x, best_g = x.clone(), g.clone()
-        if offers is not None and offers.consider(x, y, points.case, score):
+        if context.offers.consider(x, y, points.case, score):
             break
         if k == steps:
             break
@@ -106,7 +96,7 @@ def ascend(
         x = torch.where(back[:, None], best_x, x)
         g = torch.where(back[:, None], best_g, g)
         previous = torch.where(back[:, None], x, previous)
-        move = _direction(g * width, style.power, generator) * width * step[:, None]
+        move = _direction(g * width, style.power, context.generator) * width * step[:, None]
         target = inside(x + move, lower, upper)
         moved = inside(x + (1 - _MOMENTUM) * (target - x) + _MOMENTUM * (x - previous), lower, upper)
         x, previous = moved, x
@@ -124,19 +114,18 @@ def _direction(g: Tensor, power: Tensor, generator: torch.Generator) -> Tensor:
     return torch.where(flat, random_signs(g, generator), direction) if bool(flat.any()) else direction
 
 
-def diversify(
-    objective: Objective, x: Tensor, case: Tensor, steps: int, generator: torch.Generator, deadline: Deadline
-) -> Tensor:
+def diversify(context: AttackContext, x: Tensor, case: Tensor, steps: int) -> Tensor:
     """Output-diversified starts: a few sign steps uphill along a random direction of the output for each point.
 
     Source: Tashiro, Song, Ermon, Diversity can be Transferred: Output Diversification for White- and Black-box
     Attacks, NeurIPS 2020.
     """
-    direction = torch.rand(x.shape[0], objective.row_y.shape[1], generator=generator, device=x.device) * 2 - 1
+    objective = context.objective
+    direction = torch.rand(x.shape[0], objective.row_y.shape[1], generator=context.generator, device=x.device) * 2 - 1
     lower, upper = objective.boxes(case)
     width = (upper * 0.5 - lower * 0.5) * 2
     for _ in range(steps):
-        if deadline.expired():
+        if context.deadline.expired():
             break
         parts = []
         for s in objective.batches(x.shape[0]):

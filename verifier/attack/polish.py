@@ -6,38 +6,31 @@ import torch
 from torch import Tensor
 
 from verifier.attack.ascent import Points
+from verifier.attack.context import AttackContext
 from verifier.attack.objective import Objective, inside
-from verifier.attack.offers import Offers
 from verifier.attack.threads import one_thread
-from verifier.core.deadline import Deadline
 
 _INTERIOR_STEPS = 12
 _CENTRING = 0.1  # of the present complementarity that an interior-point step aims at
+_RADII = (0.05, 0.5)  # of the first regions, as shares of the box
 _SHARES = (1.0, 0.5, 0.2, 0.05)  # of the model's step that are tried
 
 
-def polish(
-    objective: Objective,
-    points: Points,
-    steps: int,
-    deadline: Deadline,
-    offers: Offers | None = None,
-    box: tuple[Tensor, Tensor] | None = None,
-    radii: tuple[float, ...] = (0.05, 0.5),
-) -> Points:
+def polish(context: AttackContext, points: Points, steps: int) -> Points:
     """Maximise the smallest slack by repeated linear models of *all* rows inside a trust region, in float64.
 
     Unlike a gradient step this follows the ridge where several rows tie. The region grows after a full step that
-    helped and shrinks otherwise; its first radii, as shares of the box, take turns over the points.
+    helped and shrinks otherwise; its first radii take turns over the points.
     """
-    lower, upper = objective.boxes(points.case) if box is None else box
+    objective = context.objective
+    lower, upper = objective.boxes(points.case)
     low, up = lower.double(), upper.double()
     width = up - low
     x = inside(points.x, lower, upper)
     best, case = torch.full_like(points.score, -torch.inf), points.case
-    r = torch.tensor(radii, dtype=torch.float64, device=x.device).repeat(len(points))[: len(points), None]
+    r = torch.tensor(_RADII, dtype=torch.float64, device=x.device).repeat(len(points))[: len(points), None]
     for k in range(steps):
-        if deadline.expired():
+        if context.deadline.expired():
             break
         slack, jacobian = _linear_model(objective, x, case)
         best = torch.maximum(best, slack.amin(1)) if k == 0 else best
@@ -48,7 +41,7 @@ def polish(
         flat = tries.flatten(0, 1).double()
         flat_case = case.repeat_interleave(len(_SHARES))
         score, y = objective.score(flat, flat_case)
-        if offers is not None and offers.consider(flat.to(lower.dtype), y, flat_case, score):
+        if context.offers.consider(flat.to(lower.dtype), y, flat_case, score):
             break
         score = score.view(len(points), -1)
         top, which = score.max(1)

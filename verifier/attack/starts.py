@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from verifier.attack.ascent import Points, random_signs
+from verifier.attack.context import AttackContext
 from verifier.attack.objective import Objective, inside
-from verifier.attack.offers import Offers
-from verifier.core.deadline import Deadline
 from verifier.core.device import facts
 
 # Entries of score tables and of point tables alive at once.
@@ -33,15 +32,7 @@ def prune(points: Points, per_case: int, most: int) -> Points:
     return points[order[torch.argsort(rank, stable=True)[:most]]]
 
 
-def sample_boxes(
-    objective: Objective,
-    generator: torch.Generator,
-    deadline: Deadline,
-    offers: Offers,
-    per_case: int,
-    most: int,
-    dense: bool,
-) -> Points:
+def sample_boxes(context: AttackContext, per_case: int, most: int, dense: bool) -> Points:
     """Evaluate centre, corners and random points of every box and keep good ones for each case.
 
     Every point is judged under all cases of its box. The best of each of ``per_case`` groups is kept, random points
@@ -51,7 +42,7 @@ def sample_boxes(
     Args:
         dense: sample as many points as the budget of work allows; else a handful per box.
     """
-    device = facts(objective.device)
+    objective, device = context.objective, facts(context.objective.device)
     per_box = torch.bincount(objective.case_box, minlength=objective.n_boxes)
     first = torch.cumsum(per_box, 0) - per_box
     judging = int(per_box.max()) * _entries_per_point(objective) * objective.case_rows.shape[1]
@@ -63,9 +54,9 @@ def sample_boxes(
     boxes_at_once = max(1, min(block, objective.batch * 4 // samples))
     kept: list[Points] = []
     for s in objective.batches(objective.n_boxes, boxes_at_once):
-        if s.start and deadline.expired():
+        if s.start and context.deadline.expired():
             break
-        x = _samples(objective.lower[s], objective.upper[s], samples, groups, generator)  # (k, samples, n)
+        x = _samples(objective.lower[s], objective.upper[s], samples, groups, context.generator)  # (k, samples, n)
         with torch.no_grad():
             y = torch.cat([objective.outputs(part) for part in x.flatten(0, 1).split(objective.batch)])
         y = y.view(x.shape[0], samples, -1)
@@ -73,18 +64,17 @@ def sample_boxes(
         start, stop = int(first[s.start]), int(first[s.stop - 1] + per_box[s.stop - 1])
         for c in range(start, stop, cases_at_once):
             case = torch.arange(c, min(c + cases_at_once, stop), device=x.device)
-            kept.append(_best_of(objective, x, y, case, s.start, groups, offers))
-            if offers.witness is not None:
+            kept.append(_best_of(context, x, y, case, s.start, groups))
+            if context.offers.witness is not None:
                 return kept[-1]
         if len(kept) > 1 and sum(map(len, kept)) * objective.n_in > _TABLE_ENTRIES:
             kept = [prune(Points.join(*kept), per_case, most)]
     return prune(Points.join(*kept), per_case, most)
 
 
-def _best_of(
-    objective: Objective, x: Tensor, y: Tensor, case: Tensor, first_box: int, groups: int, offers: Offers
-) -> Points:
+def _best_of(context: AttackContext, x: Tensor, y: Tensor, case: Tensor, first_box: int, groups: int) -> Points:
     """The best sample of every group for some cases whose boxes are among ``x`` (k, samples, n)."""
+    objective = context.objective
     box = objective.case_box[case] - first_box
     samples = x.shape[1]
     flat_case = case.repeat_interleave(samples)
@@ -94,7 +84,7 @@ def _best_of(
     index = (round_ * groups + torch.arange(groups, device=x.device)).flatten()
     where = box.repeat_interleave(groups), index
     points = Points(x[where], case.repeat_interleave(groups), score.flatten())
-    offers.consider(points.x, y[where], points.case, points.score)
+    context.offers.consider(points.x, y[where], points.case, points.score)
     return points
 
 

@@ -20,7 +20,7 @@ from verifier.report.console import Console
 from verifier.report.contents import Hashes
 from verifier.report.files import is_stream, write_atomic
 from verifier.report.formats import FORMATS, Answer, output_format, plugin_of, result_text
-from verifier.report.record import Outcome, verify_record, versions
+from verifier.report.record import Asked, Outcome, verify_record, versions
 from verifier.runtime.handle import WorkerHandle
 from verifier.runtime.query import Query
 from verifier.runtime.watchdog import Signals, wait
@@ -178,13 +178,11 @@ def _recorded(
     """The JSON record of a finished query, at ``end`` with what is known by then."""
     background = background or Background(query.onnx, query.vnnlib)
     background.wait(float("inf") if end is None else end - 0.1)
-    return verify_record(
-        outcome,
+    asked = Asked(
         onnx=background.file(query.onnx),
         vnnlib=background.file(query.vnnlib),
         timeout=query.timeout,
         config=query.config.model_dump(mode="json"),
-        seconds=time.monotonic() - query.start,
         versions=background.versions,
-        plugins=plugins,
     )
+    return verify_record(outcome, asked, time.monotonic() - query.start, plugins=plugins)

@@ -21,7 +21,7 @@ from verifier.config import Config
 from verifier.core.errors import InputError, printable
 from verifier.report.console import progress_bar
 from verifier.report.contents import Hashes
-from verifier.report.record import Outcome, verify_record, versions
+from verifier.report.record import Asked, Outcome, verify_record, versions
 from verifier.report.summary import summary_table
 from verifier.runtime.handle import WorkerHandle
 from verifier.runtime.query import Query
@@ -168,16 +168,14 @@ class Session:
         return self._record(instance, outcome, 0.0, self.hashes(instance))
 
     def _record(self, instance: Instance, outcome: Outcome, seconds: float, hashes: Pair) -> dict[str, Any]:
-        return verify_record(
-            outcome,
+        asked = Asked(
             onnx={"path": instance.onnx, "sha256": hashes[0]},
             vnnlib={"path": instance.vnnlib, "sha256": hashes[1]},
             timeout=self._limit(instance),
             config=self._recorded,
-            seconds=seconds,
             versions=self._versions,
-            extra={"category": instance.category, "instance": instance.index},
         )
+        return verify_record(outcome, asked, seconds, {"category": instance.category, "instance": instance.index})
 
     def hashes(self, instance: Instance) -> Pair:
         """Of network and property as they are now; ``None`` for what cannot be read."""

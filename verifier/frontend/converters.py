@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -622,6 +622,26 @@ def _activations(a: Attributes, names: Sequence[str], default: Sequence[str]) ->
     return [table[n] for n in chosen]
 
 
+class _Cell(NamedTuple):
+    """One direction of a recurrent op: weights (gates * hidden, n) of the input and (gates * hidden, hidden) of the
+    state, their biases one after the other (2 * gates * hidden,), and activations."""
+
+    w: Tensor
+    r: Tensor
+    b: Tensor
+    f: Sequence[Function]
+
+
+class _Optional(NamedTuple):
+    """What a recurrent op may be given besides its input and weights, in ONNX's order."""
+
+    b: Any = None
+    lengths: Any = None
+    h0: Any = None
+    c0: Any = None
+    peepholes: Any = None
+
+
 def _recurrent(kind: str) -> Callable[[Attributes], Function]:
     """LSTM, GRU and RNN, unrolled over time; gates in ONNX's order (i o f c, z r h)."""
     default = {"LSTM": ["sigmoid", "tanh", "tanh"], "GRU": ["sigmoid", "tanh"], "RNN": ["tanh"]}[kind]
@@ -634,7 +654,8 @@ def _recurrent(kind: str) -> Callable[[Attributes], Function]:
         if a.get("input_forget", 0):
             raise NotImplementedError("LSTM with coupled gates")
 
-        def step(x: Tensor, h: Tensor, c: Tensor, w: Tensor, r: Tensor, b: Tensor, f: list[Function]) -> Any:
+        def step(x: Tensor, h: Tensor, c: Tensor, cell: _Cell) -> Any:
+            w, r, b, f = cell
             wb, rb = b.chunk(2)
             if kind == "RNN":
                 return f[0](x @ w.t() + h @ r.t() + (wb + rb)), c
@@ -649,16 +670,8 @@ def _recurrent(kind: str) -> Callable[[Attributes], Function]:
             n = f[1](x @ wh.t() + wb[2 * hidden :] + inner)
             return n + z * (h - n), c
 
-        def run(
-            x: Tensor,
-            w: Tensor,
-            r: Tensor,
-            b: Any = None,
-            lengths: Any = None,
-            h0: Any = None,
-            c0: Any = None,
-            peepholes: Any = None,
-        ) -> Any:
+        def run(x: Tensor, w: Tensor, r: Tensor, *optional: Any) -> Any:
+            b, lengths, h0, c0, peepholes = _Optional(*optional)
             if lengths is not None or peepholes is not None:
                 raise NotImplementedError(f"{kind} with sequence lengths or peepholes")
             x = x.transpose(0, 1) if batch_first else x
@@ -668,10 +681,10 @@ def _recurrent(kind: str) -> Callable[[Attributes], Function]:
                 h = x.new_zeros(batch, hidden) if h0 is None else (h0[:, d] if batch_first else h0[d])
                 c = x.new_zeros(batch, hidden) if c0 is None else (c0[:, d] if batch_first else c0[d])
                 bias = b[d] if b is not None else torch.zeros(2 * w.shape[1], dtype=w.dtype)
-                f = acts[d * len(default) : (d + 1) * len(default)]
+                cell = _Cell(w[d], r[d], bias, acts[d * len(default) : (d + 1) * len(default)])
                 seen: list[Tensor] = []
                 for t in reversed(range(steps)) if backwards else range(steps):
-                    h, c = step(x[t], h, c, w[d], r[d], bias, f)
+                    h, c = step(x[t], h, c, cell)
                     seen.append(h)
                 outputs.append(torch.stack(seen[::-1] if backwards else seen))
                 last_h.append(h)

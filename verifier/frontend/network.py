@@ -254,14 +254,14 @@ def parity(
     """
     deadline = deadline or Deadline()
     low, up = np.atleast_2d(lower), np.atleast_2d(upper)
-    large = network.graph.multiply_adds > _LARGE_WORK
+    large = _large(network)
     found = _compare(network, store, _points(low, up, seed, network.input_dtype, large), deadline)
     for attempt in range(1, _ATTEMPTS):
         if found.enough:
             break
         more = _points(low, up, seed + attempt, network.input_dtype, large)
         found = found.joined(_compare(network, store, more, deadline))
-    return _judged(network, store, found, len(low), seed, (2,) if large else (1, 2, 7), deadline)
+    return _judged(network, store, found, len(low), seed, deadline)
 
 
 @dataclass(frozen=True)
@@ -344,14 +344,13 @@ def _compare(network: Network, store: WeightStore, points: np.ndarray, deadline:
     return _Compared(points, reference, ours, other, noise, tolerance, torch.float64)
 
 
+def _large(network: Network) -> bool:
+    """Whether an evaluation takes so long that few have to do."""
+    return network.graph.multiply_adds > _LARGE_WORK
+
+
 def _judged(
-    network: Network,
-    store: WeightStore,
-    found: _Compared,
-    boxes: int,
-    seed: int,
-    batches: Sequence[int],
-    deadline: Deadline,
+    network: Network, store: WeightStore, found: _Compared, boxes: int, seed: int, deadline: Deadline
 ) -> Parity:
     finite, steady, scale = found.finite, found.steady, found.scale
     error = np.abs(found.ours - found.reference).max(axis=1)
@@ -379,7 +378,7 @@ def _judged(
             f"{found.fewest}: at {int((~steady).sum())} others its answer depends on the last digits or is not finite"
         )
     x, worst = _samples(network, store, found.points).to(found.dtype), 0.0
-    for batch in batches:
+    for batch in (2,) if _large(network) else (1, 2, 7):
         again = _forward(network.graph, x, store, batch, deadline)
         worst = float(np.abs(again - found.ours)[steady].max())
         if not worst <= found.tolerance * scale:

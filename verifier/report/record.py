@@ -70,14 +70,28 @@ class Outcome:
     written: bool = True
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What was asked, and of which software.
+
+    Attributes:
+        onnx, vnnlib: ``{"path", "sha256"}`` of the files.
+        timeout: the limit in seconds.
+        config: every setting.
+        versions: see :func:`versions`.
+    """
+
+    onnx: Mapping[str, Any]
+    vnnlib: Mapping[str, Any]
+    timeout: float | None
+    config: Mapping[str, Any]
+    versions: Mapping[str, str | None]
+
+
 def verify_record(
     outcome: Outcome,
-    onnx: Mapping[str, Any],
-    vnnlib: Mapping[str, Any],
-    timeout: float | None,
-    config: Mapping[str, Any],
+    asked: Asked,
     seconds: float,
-    versions: Mapping[str, str | None],
     extra: Mapping[str, Any] | None = None,
     plugins: Iterable[Plugin] = (),
 ) -> dict[str, Any]:
@@ -85,11 +99,7 @@ def verify_record(
 
     Args:
         outcome: how it ended.
-        onnx, vnnlib: ``{"path", "sha256"}`` of the files.
-        timeout: the limit in seconds.
-        config: every setting.
         seconds: wall time of the whole query, process start included.
-        versions: see :func:`versions`.
         extra: more entries (``verifier run`` adds the category).
         plugins: what other packages brought to it besides those that the outcome names.
     """
@@ -98,9 +108,9 @@ def verify_record(
     return {
         "schema_version": SCHEMA_VERSION,
         **(extra or {}),
-        "onnx": dict(onnx),
-        "vnnlib": dict(vnnlib),
-        "timeout": timeout,
+        "onnx": dict(asked.onnx),
+        "vnnlib": dict(asked.vnnlib),
+        "timeout": asked.timeout,
         "verdict": outcome.verdict,
         "reason": outcome.reason,
         "certified": outcome.certified,
@@ -113,10 +123,10 @@ def verify_record(
         "witness": outcome.witness,
         "error": outcome.error,
         "notes": list(outcome.notes),
-        "seed": config["seed"],
+        "seed": asked.config["seed"],
         "device": outcome.device,
-        "config": dict(config),
-        "versions": dict(versions),
+        "config": dict(asked.config),
+        "versions": dict(asked.versions),
         "plugins": taking_part,
         "seconds": {"total": round(seconds, 3), **{k: round(float(v), 3) for k, v in outcome.seconds.items()}},
     }

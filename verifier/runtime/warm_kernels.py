@@ -17,7 +17,6 @@ from verifier import api
 from verifier.config import Config
 from verifier.core.deadline import Deadline
 from verifier.core.problem import Problem
-from verifier.core.progress import SilentProgress
 
 if TYPE_CHECKING:
     from verifier.core.result import Result
@@ -45,8 +44,7 @@ def warm_kernels(device: str = "cuda") -> list[Result]:
         queries = [(net, shape, _problem(net, shape, share)) for net, shape, share in kinds]
     config = Config.model_validate({**_SETTINGS, "device": device})
     return [
-        api.answer(net, problem, config, Deadline(_LIMIT_SECONDS), SilentProgress(), shape)
-        for net, shape, problem in queries
+        api.answer(net, problem, config, api.Terms(Deadline(_LIMIT_SECONDS)), shape) for net, shape, problem in queries
     ]
 
 

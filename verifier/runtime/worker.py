@@ -182,7 +182,7 @@ def _answer(query: Query, progress: PipeProgress, lost: _LostRank) -> Outcome:
     with api.job(query.config, lost.end) as ranks:
         lost.witness = lambda: ranks.witness
         ranks.joined = lost.send_heartbeats
-        result = api.answer(query.onnx, query.vnnlib, query.config, deadline, progress, ranks=ranks)
+        result = api.answer(query.onnx, query.vnnlib, query.config, api.Terms(deadline, progress, ranks))
     return _outcome(result)
 
 
