@@ -30,7 +30,7 @@ from verifier.bab.exchange import Ending, Exchange
 from verifier.bab.layout import Layout
 from verifier.bab.pool import Pool
 from verifier.bab.search import branch_and_bound
-from verifier.bab.statistics import SearchStatistics, Stop
+from verifier.bab.statistics import SearchStatistics, SearchTotals, Stop
 from verifier.config import BabConfig, Config, load_config
 from verifier.core.backend import Group
 from verifier.core.deadline import Deadline
@@ -382,14 +382,14 @@ def test_every_point_is_closed_exactly_once(size: int, game: Game) -> None:
     assert partition(closed, game.roots * game.size)
     for p in played:
         assert p.ending.witness is None and p.ending.stop is Stop.NONE
-        assert p.ending.total == played[0].ending.total
-        assert p.ending.total.open == p.ending.total.stuck == 0
+        assert p.ending.totals.statistics == played[0].ending.totals.statistics
+        assert p.ending.totals.statistics.open == p.ending.totals.statistics.stuck == 0
     alone = play(1, game)[0].search
     assert sum(p.search.statistics.bounded for p in played) == alone.statistics.bounded
     if size > 1:
-        assert [g["domains"] for g in played[0].ending.groups] == [p.search.statistics.bounded for p in played]
+        assert [g.bounded for g in played[0].ending.totals.groups] == [p.search.statistics.bounded for p in played]
     else:
-        assert played[0].ending.groups == [] and played[0].meetings <= 2
+        assert played[0].ending.totals.groups == () and played[0].meetings <= 2
 
 
 @settings(max_examples=15)
@@ -397,7 +397,7 @@ def test_every_point_is_closed_exactly_once(size: int, game: Game) -> None:
 def test_what_is_left_and_what_is_closed_cover_everything(size: int, game: Game, limit: int) -> None:
     """The same when a limit ends the search: together with the pools nothing is missing."""
     played = play(size, game, limit=limit)
-    total = played[0].ending.total
+    total = played[0].ending.totals.statistics
     left = []
     for p in played:
         if p.search.pool.count:
@@ -413,7 +413,7 @@ def test_work_is_shared(size: int) -> None:
     played = play(size, Game(size=1024, hard=1.0, pause=0.003))
     bounded = [p.search.statistics.bounded for p in played]
     assert min(bounded) > 0.3 * sum(bounded) / size
-    assert sum(g["received"] for g in played[0].ending.groups) < 0.3 * sum(bounded)
+    assert sum(g.received for g in played[0].ending.totals.groups) < 0.3 * sum(bounded)
     # What the first group shows counts all of them.
     assert played[0].search.shown[-1].bounded > 0.8 * sum(bounded)
     assert not any(p.search.shown for p in played[1:])
@@ -422,9 +422,9 @@ def test_work_is_shared(size: int) -> None:
 def test_a_group_may_stay_empty_to_the_end() -> None:
     played = play(4, Game(size=1))
     assert [p.search.statistics.bounded for p in played] == [1, 0, 0, 0]
-    assert played[3].ending.total.closed == 1
+    assert played[3].ending.totals.statistics.closed == 1
     played = play(4, Game(size=2))
-    assert sum(p.search.statistics.bounded for p in played) == 3 and played[3].ending.total.open == 0
+    assert sum(p.search.statistics.bounded for p in played) == 3 and played[3].ending.totals.statistics.open == 0
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -442,7 +442,7 @@ def test_a_counterexample_ends_all(size: int, bad: int) -> None:
 @pytest.mark.parametrize("size", SIZES)
 def test_refused_candidates_change_nothing(size: int) -> None:
     played = play(size, Game(size=128, hard=0.9, fake=frozenset({0, 5, 63, 64, 127})))
-    assert played[0].ending.witness is None and played[0].ending.total.open == 0
+    assert played[0].ending.witness is None and played[0].ending.totals.statistics.open == 0
     assert sorted(set(played[0].asked)) == [0, 5, 63, 64, 127]
     assert partition([part for p in played for part in p.search.done], 128)
 
@@ -451,7 +451,8 @@ def test_refused_candidates_change_nothing(size: int) -> None:
 @pytest.mark.parametrize("at", [0, 77, 127])
 def test_one_stuck_domain_is_never_a_proof(size: int, at: int) -> None:
     for p in play(size, Game(size=128, hard=1.0, stuck=frozenset({at}))):
-        assert p.ending.witness is None and p.ending.total.open == 0 and p.ending.total.stuck == 1
+        total = p.ending.totals.statistics
+        assert p.ending.witness is None and total.open == 0 and total.stuck == 1
 
 
 @pytest.mark.parametrize("size", [2, 3])
@@ -462,7 +463,7 @@ def test_the_first_clock_to_expire_ends_all(size: int, early: int) -> None:
     game = Game(size=1 << 20, hard=1.0, pause=0.01)
     played = play(size, game, deadline=lambda rank: Deadline(0.3 if rank == early else 3600.0))
     assert {p.ending.stop for p in played} == {Stop.TIME}
-    assert all(p.ending.total.open > 0 for p in played)
+    assert all(p.ending.totals.statistics.open > 0 for p in played)
     assert time.monotonic() - start < 10
 
 
@@ -470,7 +471,7 @@ def test_the_first_clock_to_expire_ends_all(size: int, early: int) -> None:
 def test_domain_limits_count_all_groups(size: int) -> None:
     played = play(size, Game(size=1 << 16, hard=1.0, take=4), limit=500)
     assert {p.ending.stop for p in played} == {Stop.DOMAINS}
-    assert 500 <= played[0].ending.total.bounded < 500 + 4 * size
+    assert 500 <= played[0].ending.totals.statistics.bounded < 500 + 4 * size
 
 
 class Forgetful(Toy):
@@ -666,7 +667,7 @@ class Answer:
     witness: Witness | None
     open: int
     reason: str
-    statistics: dict
+    totals: SearchTotals
     replays: int
 
 
@@ -691,7 +692,7 @@ def neurons(question: Question, team: Group, backend: SingleBackend, config: Bab
     graph = made(question)[1].graph
     context = SearchContext(graph, backend, config, deadline, replays, team=team, memory_limit=1 << 30)
     ended = relu_split.search(context, found.state, found.rows)
-    return Answer(ended.witness, ended.open, ended.reason, ended.statistics, replays.count)
+    return Answer(ended.witness, ended.open, ended.reason, ended.totals, replays.count)
 
 
 def inputs(question: Question, team: Group, backend: SingleBackend, config: BabConfig, deadline: Deadline) -> Answer:
@@ -699,7 +700,7 @@ def inputs(question: Question, team: Group, backend: SingleBackend, config: BabC
     cases, replays = np.arange(question.copies), Replays(question)
     context = SearchContext(made(question)[1].graph, backend, config, deadline, replays, team=team)
     ended = input_split.search(context, problem(question), cases)
-    return Answer(ended.witness, len(ended.open), ended.reason, dict(ended.statistics), replays.count)
+    return Answer(ended.witness, len(ended.open), ended.reason, ended.totals, replays.count)
 
 
 def settings_of(**values: object) -> BabConfig:
@@ -733,15 +734,15 @@ def test_verdicts_do_not_depend_on_the_number_of_groups(kind: str, seed: int, co
         told = answers(ask, size, question)
         for answer in told:
             assert answer.reason == "" and (answer.witness is not None) == sat
-            assert answer.statistics == told[0].statistics
+            assert answer.totals == told[0].totals
             assert answer.witness is None or holds(question, answer.witness.inputs)
             assert sat or answer.open == 0
         assert not any(a.replays for a in told[1:])
         if size == 1:
-            assert "groups" not in told[0].statistics
+            assert not told[0].totals.groups
             continue
-        parts = told[0].statistics["groups"]
-        assert sum(p["domains"] for p in parts) == told[0].statistics["domains"]
+        parts = told[0].totals.groups
+        assert sum(p.bounded for p in parts) == told[0].totals.statistics.bounded
 
 
 class Slow(SingleBackend):
@@ -763,9 +764,9 @@ def test_the_quick_help_the_slow(ask: Ask) -> None:
     """However even the shares are in the beginning; the search is long enough for shares to run out again and again."""
     question = Question("mlp", 2, False)
     told = answers(ask, 2, question, lambda graph, rank: Slow(graph, 0.02 * rank))
-    slow, quick = (told[0].statistics["groups"][k] for k in (1, 0))
-    assert told[0].open == 0 and quick["received"] > 0
-    assert quick["domains"] > slow["domains"]
+    slow, quick = (told[0].totals.groups[k] for k in (1, 0))
+    assert told[0].open == 0 and quick.received > 0
+    assert quick.bounded > slow.bounded
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -774,7 +775,7 @@ def test_a_domain_limit_counts_all_groups(size: int, ask: Ask) -> None:
     for answer in answers(ask, size, Question("mlp", 2, False), max_domains=60, clip=False):
         assert answer.open > 0 and answer.witness is None
         assert answer.reason.startswith(("domain limit reached", "bab.max_domains = 60 was reached"))
-        assert 60 <= answer.statistics["domains"] < 60 + 8 * size
+        assert 60 <= answer.totals.statistics.bounded < 60 + 8 * size
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
@@ -784,7 +785,7 @@ def test_a_deadline_in_the_middle(size: int, ask: Ask) -> None:
     question = Question("shared", 5, False)
     told = answers(ask, size, question, deadline=lambda rank: Deadline(0.5 if rank == size - 1 else 60.0))
     for answer in told:
-        assert answer.open > 0 and "time limit" in answer.reason and answer.statistics == told[0].statistics
+        assert answer.open > 0 and "time limit" in answer.reason and answer.totals == told[0].totals
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -892,7 +893,7 @@ def test_groups_of_ranks_in_lockstep(ask: Ask, sat: bool) -> None:
     told = on_grid(2, 2, work)
     for answer in itertools.chain(*told):
         assert answer.reason == "" and (answer.witness is not None) == sat
-        assert answer.statistics == told[0][0].statistics
+        assert answer.totals == told[0][0].totals
         assert answer.witness is None or holds(question, answer.witness.inputs)
     assert [a.replays for a in itertools.chain(*told)][1:] == [0, 0, 0]
     assert sat <= (told[0][0].replays > 0)

@@ -160,7 +160,7 @@ def test_many_boxes_with_one_bad_one() -> None:
     cases = [(i, [i]) for i in range(3000)]
     rows = [[1.0, 0.0]] * 3000
     found = run(graph, problem(boxes, rows, limits.tolist(), cases))
-    assert found.open.size == 0 and found.statistics["domains"] >= 3000
+    assert found.open.size == 0 and found.totals.statistics.bounded >= 3000
     limits[1234] = y[1234:1236].mean()
     found = run(graph, problem(boxes, rows, limits.tolist(), cases))
     assert found.witness is not None
@@ -347,7 +347,7 @@ def test_same_seed_same_figures() -> None:
     graph = network(8, n_in=3)
     question = problem([([-1.0] * 3, [1.0] * 3)], [[1, 0.5]], [-6.0], [(0, [0])])
     first, second = run(graph, question), run(graph, question)
-    assert dict(first.statistics) == dict(second.statistics)
+    assert first.totals == second.totals
 
 
 def test_cases_of_different_lengths() -> None:

@@ -57,7 +57,7 @@ def tight(monkeypatch: pytest.MonkeyPatch, most: int, copies: int) -> Tight:
 
 def test_parts_of_the_same_size_are_one_reason_to_shrink(monkeypatch: pytest.MonkeyPatch) -> None:
     found = tight(monkeypatch, 3, 32)
-    assert found.ended.statistics["domains"] >= 200
+    assert found.ended.totals.statistics.bounded >= 200
     failed = [count for count in found.tried if count > 3]
     smaller = [n for k, n in enumerate(failed) if n < min(failed[:k], default=64)]
     assert len(failed) > len(smaller) > 2

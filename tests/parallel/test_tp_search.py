@@ -67,7 +67,7 @@ def neurons(
     found = relu_split.search(context, root.state, root.rows)
     verdict = "sat" if found.witness is not None else "unknown" if found.open else "unsat"
     witness = b"" if found.witness is None else found.witness.inputs.tobytes()
-    return Outcome(verdict, witness, found.statistics["domains"], found.statistics["leaves"])
+    return Outcome(verdict, witness, found.totals.statistics.bounded, found.totals.statistics.leaves)
 
 
 def inputs(graph: Graph, backend: ParallelBackend, question: Problem, config: Config, accept: Accept) -> Outcome:
@@ -75,7 +75,7 @@ def inputs(graph: Graph, backend: ParallelBackend, question: Problem, config: Co
     found = input_split.search(SearchContext(graph, backend, config.bab, Deadline(60.0), accept), question, cases)
     verdict = "sat" if found.witness is not None else "unknown" if found.open.size else "unsat"
     witness = b"" if found.witness is None else found.witness.inputs.tobytes()
-    return Outcome(verdict, witness, float(found.statistics["domains"]))
+    return Outcome(verdict, witness, float(found.totals.statistics.bounded))
 
 
 def both(

@@ -11,6 +11,7 @@ import torch
 from tests.support.device import ON_DEVICE
 from tests.support.networks import KINDS
 from tests.support.planted import Planted, planted
+from verifier.bab.statistics import GroupShare, SearchStatistics, SearchTotals
 from verifier.config import Config
 from verifier.core.deadline import Deadline
 from verifier.core.problem import Problem
@@ -20,7 +21,7 @@ from verifier.frontend.network import Parity, from_module
 from verifier.graph.graph import Graph
 from verifier.parallel.world import World, solo
 from verifier.solver import pipeline
-from verifier.solver.counts import add_counts
+from verifier.solver.counts import entry
 from verifier.solver.phases import Phase, RankState, SplitInputs
 from verifier.solver.pipeline import solve
 from verifier.solver.root import _Enough, _RowTable
@@ -253,16 +254,18 @@ def test_slopes_are_left_alone_when_they_gain_nothing() -> None:
 
 
 def test_counts_of_several_searches_add_up() -> None:
-    first = {"domains": 2282, "closed": 7, "rounds": 3, "depth": 9, "open_domains": 50, "bound": -1.0}
-    second = {"domains": 2658, "closed": 1, "rounds": 2, "depth": 4, "open_domains": 0}
-    assert add_counts(None, first) == first
-    expected = {"domains": 4940, "closed": 8, "rounds": 5, "depth": 9, "open_domains": 0}
-    assert add_counts(first, second) == expected
-    groups = [{"domains": 3, "received": 1}, {"domains": 4, "received": 0}]
-    assert add_counts({"domains": 7, "groups": groups}, {"domains": 7, "groups": groups}) == {
-        "domains": 14,
-        "groups": [{"domains": 6, "received": 2}, {"domains": 8, "received": 0}],
-    }
+    first = SearchTotals(SearchStatistics(bounded=2282, closed=7, rounds=3, depth=9, open=50, stuck=1, worst=-1.0))
+    second = SearchTotals(SearchStatistics(bounded=2658, closed=1, rounds=2, depth=4))
+    expected = {"domains": 2282, "closed": 7, "open": 51, "rounds": 3, "depth": 9, "worst": -1.0}
+    assert entry("input_split", first.after(None)) == expected
+    expected = {"domains": 4940, "closed": 8, "open": 0, "rounds": 5, "depth": 9}
+    assert entry("input_split", second.after(first)) == expected
+    groups = GroupShare(3, 1), GroupShare(4, 0)
+    shared = SearchTotals(SearchStatistics(bounded=7, leaves=2), groups)
+    found = entry("relu_split", shared.after(shared))
+    assert found["domains"] == 14 and found["leaves"] == 4
+    assert found["groups"] == [{"domains": 6, "received": 2}, {"domains": 8, "received": 0}]
+    assert shared.after(first).groups == groups and first.after(shared).groups == groups
 
 
 def test_every_search_of_a_query_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,7 +276,7 @@ def test_every_search_of_a_query_is_counted(monkeypatch: pytest.MonkeyPatch) -> 
     def counted(state: RankState, phase: Phase[Any]) -> object:
         ended = run_on_all(state, phase)
         if isinstance(phase, SplitInputs):
-            searched.append(ended.statistics["domains"])
+            searched.append(ended.totals.statistics.bounded)
         return ended
 
     monkeypatch.setattr(pipeline, "run_on_all", counted)

@@ -29,7 +29,7 @@ from verifier.bab.context import SearchContext
 from verifier.bab.domains import Domains
 from verifier.bab.layout import Layout
 from verifier.bab.splitting import Splitting
-from verifier.bab.statistics import SearchStatistics, Stop
+from verifier.bab.statistics import GroupShare, SearchStatistics, SearchTotals, Stop
 from verifier.core.errors import DeadlineExceeded, MemoryExceeded, VerifierError
 from verifier.core.memory import out_of_memory
 from verifier.core.result import Witness
@@ -51,14 +51,11 @@ class Ending:
         witness: an accepted counterexample. On a rank that does not share the first rank's place in its group only its
             input is known.
         stop: the limit that ended it, if any.
-        total: statistics of all groups.
-        groups: for each group how many domains it bounded and how many it was sent; empty for one group.
     """
 
     witness: Witness | None
     stop: Stop
-    total: SearchStatistics
-    groups: list[dict[str, int]]
+    totals: SearchTotals
 
 
 class Exchange(Generic[D]):
@@ -220,8 +217,8 @@ class Exchange(Generic[D]):
                 if not stop:
                     self._share_out(splitting, reports)
                     return None
-        groups = [{"domains": r.statistics.bounded, "received": r.received} for r in reports]
-        return Ending(witness, stop, total, groups if len(groups) > 1 else [])
+        groups = tuple(GroupShare(r.statistics.bounded, r.received) for r in reports)
+        return Ending(witness, stop, SearchTotals(total, groups if len(groups) > 1 else ()))
 
     def _share_out(self, splitting: Splitting[D, Any, Any], reports: list[Report]) -> None:
         """Move domains where pools are uneven, and set the time to the next meeting."""

@@ -11,9 +11,8 @@ where to cut a box is known as soon as it is bounded.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +27,7 @@ from verifier.bab.domains import BoxDomains
 from verifier.bab.exchange import Ending, Exchange
 from verifier.bab.pool import Pool
 from verifier.bab.search import branch_and_bound
-from verifier.bab.statistics import SearchStatistics, Stop
+from verifier.bab.statistics import SearchStatistics, SearchTotals, Stop
 from verifier.bab.sweeps import Sweeps, Swept
 from verifier.core.claims import Covered
 from verifier.core.deadline import Deadline
@@ -53,15 +52,14 @@ class InputSplitResult:
         witness: an accepted counterexample, or None.
         open: int64, cases that are not refuted; empty and without a witness means proved.
         reason: why cases are open, one sentence without a full stop; empty when there are none.
-        statistics: ``domains`` bounded, ``closed``, ``open_domains``, ``depth`` reached, ``bound`` (worst of the open
-            domains), ``rounds``; with several groups ``groups``, what each of them bounded and received.
+        totals: what was done and left.
         covered: what the bounds that closed boxes hold for.
     """
 
     witness: Witness | None
     open: np.ndarray
     reason: str
-    statistics: Mapping[str, Any] = field(default_factory=dict)
+    totals: SearchTotals = field(default_factory=SearchTotals)
     covered: Covered = field(default_factory=Covered)
 
 
@@ -75,7 +73,7 @@ def search(context: SearchContext, problem: Problem, cases: np.ndarray) -> Input
     real = np.all(problem.lower <= problem.upper, axis=1)
     cases = cases[real[problem.case_box[cases]]]
     if cases.size == 0:
-        return InputSplitResult(None, cases, "", {"domains": 0, "closed": 0})
+        return InputSplitResult(None, cases, "")
     exchange: Exchange[BoxDomains] = Exchange(context)
     with torch.no_grad():
         splitting = InputSplitting(context, problem, cases, exchange.deadline, exchange.offer)
@@ -86,23 +84,11 @@ def search(context: SearchContext, problem: Problem, cases: np.ndarray) -> Input
 
 
 def _result(ending: Ending, left: np.ndarray, splitting: InputSplitting, most: int | None) -> InputSplitResult:
-    total = ending.total
-    count = total.open + total.stuck
-    statistics: dict[str, Any] = {
-        "domains": total.bounded,
-        "closed": total.closed,
-        "open_domains": count,
-        "depth": total.depth,
-        "rounds": total.rounds,
-    }
-    if math.isfinite(total.worst):
-        statistics["bound"] = total.worst
-    if ending.groups:
-        statistics["groups"] = ending.groups
-    reason = _reason(ending.stop, total, most) if count and ending.witness is None else ""
+    total = ending.totals.statistics
+    reason = _reason(ending.stop, total, most) if ending.totals.left and ending.witness is None else ""
     covered = total.covered
     covered.overflow = splitting.statistics.covered.overflow
-    return InputSplitResult(ending.witness, left, reason, statistics, covered)
+    return InputSplitResult(ending.witness, left, reason, ending.totals, covered)
 
 
 def _reason(stop: Stop, total: SearchStatistics, most: int | None) -> str:

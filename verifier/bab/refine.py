@@ -69,8 +69,6 @@ def search(context: SearchContext, state: BoundState, cases: CaseRows) -> Search
     stages = [Stage(0.0, math.inf)]
     if net is not None and config.max_domains is None:
         stages = plan(limit, least_refinement(net.size, rate))
-    spent: dict[str, float] = {}
-    groups: list[dict[str, int]] = []
     ended: SearchResult | None = None
     for number, stage in enumerate(stages):
         last = stage.search == math.inf
@@ -81,18 +79,11 @@ def search(context: SearchContext, state: BoundState, cases: CaseRows) -> Search
             last = group.share(last or (number > 1 and idle))
         most = None if last else max(100, int(stage.search * rate))
         part = config if most is None else config.model_copy(update={"max_domains": most})
-        ended = relu_split.search(replace(context, config=part), state, cases)
-        counted = ("domains", "closed", "leaves", "rounds", "uncertified", "forced")
-        spent = {k: spent.get(k, 0) + ended.statistics[k] for k in counted}
-        parts = ended.statistics.get("groups", [])
-        groups = [
-            {k: part[k] + old.get(k, 0) for k in part}
-            for part, old in zip(parts, groups or [{}] * len(parts), strict=True)
-        ]
+        found = relu_split.search(replace(context, config=part), state, cases)
+        ended = replace(found, totals=found.totals.after(None if ended is None else ended.totals))
         if ended.witness is not None or not ended.open or last or ended.stop is not Stop.DOMAINS:
             break
     assert ended is not None
-    ended.statistics.update({**spent, "groups": groups} if groups else spent)
     return ended
 
 

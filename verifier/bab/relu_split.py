@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ from verifier.bab.pool import Pool
 from verifier.bab.recordings import recordings
 from verifier.bab.search import branch_and_bound, settle
 from verifier.bab.splits import SplitSpace, split_space
-from verifier.bab.statistics import SearchStatistics, Stop
+from verifier.bab.statistics import SearchStatistics, SearchTotals, Stop
 from verifier.bounds.alpha import Schedule
 from verifier.bounds.crown import BoundState
 from verifier.core.claims import Covered, Semantics
@@ -66,6 +66,7 @@ class SearchResult:
     """How a search ended. ``open`` is the number of domains left; zero together with no witness is a proof.
 
     Attributes:
+        totals: what was done and left.
         stop: the limit that ended it.
         covered: what the bounds that closed domains hold for.
     """
@@ -73,7 +74,7 @@ class SearchResult:
     witness: Witness | None
     open: int
     reason: str
-    statistics: dict[str, Any] = field(default_factory=dict)
+    totals: SearchTotals = field(default_factory=SearchTotals)
     stop: Stop = Stop.NONE
     covered: Covered = field(default_factory=Covered)
 
@@ -95,23 +96,9 @@ def search(context: SearchContext, state: BoundState, cases: CaseRows) -> Search
 
 
 def _result(ending: Ending) -> SearchResult:
-    total = ending.total
-    left = total.open + total.stuck
-    done = left == 0 or ending.witness is not None
-    statistics: dict[str, Any] = {
-        "domains": total.bounded,
-        "closed": total.closed,
-        "open": left,
-        "leaves": total.leaves,
-        "rounds": total.rounds,
-        "uncertified": total.uncertified,
-        "forced": total.forced,
-        "worst": total.worst if total.open else 0.0,
-    }
-    if ending.groups:
-        statistics["groups"] = ending.groups
-    reason = "" if done else _REASONS[ending.stop]
-    return SearchResult(ending.witness, left, reason, statistics, ending.stop, total.covered)
+    totals = ending.totals
+    reason = _REASONS[ending.stop] if totals.left and ending.witness is None else ""
+    return SearchResult(ending.witness, totals.left, reason, totals, ending.stop, totals.statistics.covered)
 
 
 class Goal(Protocol):

@@ -96,6 +96,48 @@ class SearchStatistics:
         return SearchStatistics(**numbers, worst=worst, covered=Covered(int(weak), margin, error, bool(overflow)))
 
 
+@dataclass(frozen=True)
+class GroupShare:
+    """What one of several groups of ranks did in a search.
+
+    Attributes:
+        received: domains that other groups sent to it.
+    """
+
+    bounded: int
+    received: int
+
+
+@dataclass(frozen=True)
+class SearchTotals:
+    """What a search, or several of one kind, did and left.
+
+    Attributes:
+        statistics: of all groups together.
+        groups: of each one; empty for a single group.
+    """
+
+    statistics: SearchStatistics = field(default_factory=SearchStatistics)
+    groups: tuple[GroupShare, ...] = ()
+
+    @property
+    def left(self) -> int:
+        """Domains that are not refuted."""
+        return self.statistics.open + self.statistics.stuck
+
+    def after(self, earlier: SearchTotals | None) -> SearchTotals:
+        """With what earlier searches for the same query did: work adds up, what is left is the last one's."""
+        if earlier is None:
+            return self
+        now, groups = self.statistics, self.groups or earlier.groups
+        both = SearchStatistics.total([earlier.statistics, now])
+        if len(earlier.groups) == len(self.groups):
+            pairs = zip(earlier.groups, self.groups, strict=True)
+            groups = tuple(GroupShare(a.bounded + b.bounded, a.received + b.received) for a, b in pairs)
+        both = replace(both, open=now.open, stuck=now.stuck, worst=now.worst, covered=now.covered)
+        return SearchTotals(both, groups)
+
+
 _NO_COUNTS = ("depth", "worst", "covered")
 _COUNTS = tuple(f.name for f in fields(SearchStatistics) if f.name not in _NO_COUNTS)
 PACKED = len(SearchStatistics().pack())

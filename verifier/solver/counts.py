@@ -1,28 +1,33 @@
-"""Counts of several searches for one query: what was done adds up, what is left is the last one's."""
+"""What searches did and left, as it stands in a record."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import math
+from typing import Any, Literal
 
-_ADDED = ("domains", "closed", "rounds", "leaves", "uncertified", "forced")
+from verifier.bab.statistics import SearchTotals
+
+SearchKind = Literal["input_split", "relu_split"]
+
+_OF_KIND: dict[SearchKind, tuple[str, ...]] = {
+    "input_split": ("depth",),
+    "relu_split": ("leaves", "uncertified", "forced"),
+}
 
 
-def add_counts(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> dict[str, Any]:
-    """The statistics of a search, with those of the earlier searches of its kind.
-
-    Args:
-        before: of all earlier ones together; ``None`` for none.
-        now: of the last one, with ``domains`` bounded, ``open`` ones left and so on; ``groups`` has a part per group.
-    """
-    if before is None:
-        return dict(now)
-    found = {**now, **{key: before[key] + now.get(key, 0) for key in _ADDED if key in before}}
-    if "depth" in before:
-        found["depth"] = max(before["depth"], now.get("depth", 0))
-    old, new = before.get("groups", []), now.get("groups", [])
-    if old and new and len(old) == len(new):
-        found["groups"] = [{key: a.get(key, 0) + b[key] for key in b} for a, b in zip(old, new, strict=True)]
-    elif old and not new:
-        found["groups"] = old
+def entry(kind: SearchKind, totals: SearchTotals) -> dict[str, Any]:
+    """Domains bounded, closed and left open, rounds, and what only searches of this kind count; ``worst``, the lowest
+    bound minus threshold, while domains are open; with several groups, what each of them bounded and received."""
+    done = totals.statistics
+    found: dict[str, Any] = {
+        "domains": done.bounded,
+        "closed": done.closed,
+        "open": totals.left,
+        "rounds": done.rounds,
+        **{name: getattr(done, name) for name in _OF_KIND[kind]},
+    }
+    if math.isfinite(done.worst):
+        found["worst"] = done.worst
+    if totals.groups:
+        found["groups"] = [{"domains": g.bounded, "received": g.received} for g in totals.groups]
     return found

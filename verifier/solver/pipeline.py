@@ -22,6 +22,7 @@ import torch
 from verifier.attack import methods
 from verifier.attack.runs import run_candidates
 from verifier.attack.target import Target
+from verifier.bab.statistics import SearchTotals
 from verifier.config import AttackConfig, Config
 from verifier.core import plugins
 from verifier.core.claims import Claims, Covered, Semantics
@@ -37,7 +38,7 @@ from verifier.frontend.network import Network, parity
 from verifier.frontend.runtime import not_covered, optimised_not_covered, run_model
 from verifier.parallel.stores import Resident
 from verifier.parallel.world import World, solo
-from verifier.solver.counts import add_counts
+from verifier.solver.counts import SearchKind, entry
 from verifier.solver.phases import Begin, BoundRoot, Memory, RankState, SplitInputs, SplitNeurons
 from verifier.solver.ranks import broadcast_end, broadcast_query, run_on_all
 from verifier.solver.setup import cpu_threads, device_of, set_up
@@ -113,6 +114,7 @@ class _Run:
     reason: str = ""
     seconds: dict[str, float] = field(default_factory=dict)
     statistics: dict[str, Any] = field(default_factory=dict)
+    searches: dict[SearchKind, SearchTotals] = field(default_factory=dict)
     mismatch: str | None = None
     compared: dict[str, Any] | None = None  # what parity looked at
     open: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
@@ -274,7 +276,7 @@ class _Run:
         seconds = math.inf if share == 1.0 else share * min(self.deadline.remaining(), 600.0)
         with self._phase("branch and bound on inputs"):
             ended = run_on_all(state, SplitInputs(self.open, bab, seconds))
-            self.statistics["input_split"] = add_counts(self.statistics.get("input_split"), ended.statistics)
+            self._count("input_split", ended.totals)
             self.witness, self.open, self.reason = ended.witness, np.asarray(ended.open), ended.reason
             self.covered.add(ended.covered)
 
@@ -288,16 +290,22 @@ class _Run:
                     self.reason = "the configured bounds leave rows open and have no slopes to search with"
                     return
                 ended = run_on_all(state, SplitNeurons(number))
-                self.statistics["relu_split"] = add_counts(self.statistics.get("relu_split"), ended.statistics)
+                self._count("relu_split", ended.totals)
                 self.witness, self.reason = ended.witness, ended.reason
                 self.covered.add(ended.covered)
                 if ended.witness is not None:
                     return
                 if ended.open:
-                    worst = ended.statistics["worst"]
+                    left = ended.totals.statistics
+                    worst = left.worst if left.open else 0.0
                     self.reason = f"{ended.reason}: {ended.open} domains are left open, final gap {worst:.6g}"
                     return
                 self._close(root.open, np.zeros(0, np.int64))
+
+    def _count(self, kind: SearchKind, totals: SearchTotals) -> None:
+        """Add what one more search of a kind did."""
+        self.searches[kind] = totals.after(self.searches.get(kind))
+        self.statistics[kind] = entry(kind, self.searches[kind])
 
     # -- verdicts -----------------------------------------------------------------------------------------------------
 
