@@ -14,6 +14,7 @@ from tests.ops.samples import AFFINE, NONLINEAR
 from verifier.core.handles import Handle
 from verifier.core.interval import Interval
 from verifier.graph.op import AffineOp, NonlinearOp, Params, ParamSpec, Shape, UnaryPlanes
+from verifier.ops.bent import BentOp, Cos, Gelu, Silu, Sin
 from verifier.ops.curves import Curve, CurveOp
 from verifier.ops.linear import Linear
 from verifier.ops.relu import Relu
@@ -35,6 +36,27 @@ def test_one_call_checks_everything() -> None:
     check_op(Linear, sample("mine", Linear, (5,), weight=torch.randn(4, 5).double()), examples=4)
 
 
+@pytest.mark.parametrize("op", [Silu, Gelu, Sin, Cos])
+def test_a_class_without_arguments_will_do(op: type[BentOp]) -> None:
+    check_op(op, examples=6)
+
+
+@dataclass(frozen=True)
+class _Shallow(Silu):
+    """The smallest value is -0.27846454...; this is 1.9e-7 above it, which only points near the minimum tell."""
+
+    def interval(self, xs: Sequence[Interval], p: Params) -> Interval:
+        low, up = super().interval(xs, p)
+        return Interval(torch.where(low == self.minimum[2], -0.27846435, low), up)
+
+
+def test_extremes_are_looked_for() -> None:
+    silu = Sample("silu", Silu(), ((2, 3),), exact=lambda z: z / (1 + mpmath.exp(-z)))
+    check_op(Silu(), silu, examples=6)
+    with pytest.raises(AssertionError, match="is not in"):
+        check_op(_Shallow(), replace(silu, op=_Shallow()), examples=6)
+
+
 def test_names_say_op_and_property() -> None:
     names = list(map(str, checks([BY_NAME["linear"], BY_NAME["Tanh-5"]])))
     assert {"linear-transpose-is-vjp", "linear-interval", "Tanh-5-planes", "Tanh-5-exact-planes"} <= set(names)
@@ -42,7 +64,7 @@ def test_names_say_op_and_property() -> None:
 
 
 def test_wrong_use_is_refused() -> None:
-    with pytest.raises(TypeError, match="samples"):
+    with pytest.raises(TypeError, match="Linear cannot be made without arguments"):
         check_op(Linear)
     with pytest.raises(TypeError, match="samples"):
         check_op(Linear(Handle("w", (2, 2))))

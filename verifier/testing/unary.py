@@ -16,6 +16,8 @@ from verifier.ops.curves import CurveOp
 from verifier.ops.power import Power
 from verifier.testing.samples import DIGITS, Exact, chosen, numbers, require
 
+# Each of the zooms at the place of an extremum divides the interval into so many.
+_ZOOMS, _PLACES = 6, 33
 _FRACTIONS = [0.01, 0.2, 0.5, 0.77, 0.99]
 
 
@@ -35,12 +37,31 @@ def plane_at(slope: float, intercept: float, z: float) -> Any:
 def interval_contains_exact_values(op: NonlinearOp, exact: Exact, box: Interval) -> None:
     """Of a (1, n) box."""
     image = op.interval([box], ())
+    found = _extremes(op, box)
     for i, zs in enumerate(numbers(box, [0.25, 0.5, 0.9])):
+        zs = [*zs, *found[i]]
         low, up = image.lower[0, i].item(), image.upper[0, i].item()
         where = f"{op.kind} on [{box.lower[0, i].item()!r}, {box.upper[0, i].item()!r}] in {box.lower.dtype}"
         require(not math.isnan(low) and not math.isnan(up), f"{where}: the interval has NaN")
         for z in zs:
             require(low <= exact(exact_number(z)) <= up, f"{where}: f({z!r}) is not in [{low!r}, {up!r}]")
+
+
+def _extremes(op: NonlinearOp, box: Interval) -> list[list[float]]:
+    """Where, in every interval of a (1, n) box, values in float64 are smallest and largest: seldom at a sampled point."""
+    low, up = (b[0].double() for b in box)
+    width, sides = up - low, []
+    for sign in (1.0, -1.0):
+        first, last = low, up
+        for _ in range(_ZOOMS):
+            z = first + (last - first) * torch.linspace(0, 1, _PLACES, dtype=torch.float64, device=low.device)[:, None]
+            y = (sign * op.forward([z.clamp(low, up)], ())).nan_to_num(math.inf)
+            at = z.gather(0, y.argmin(0)[None])[0]
+            step = (last - first) / (_PLACES - 1)
+            first, last = torch.maximum(at - step, low), torch.minimum(at + step, up)
+        sides.append(at.to(box.lower.dtype).double().clamp(low, up))
+    usable = torch.isfinite(width)
+    return [[float(side[i]) for side in sides] if usable[i] else [] for i in range(low.shape[0])]
 
 
 def planes_hold_exactly(op: NonlinearOp, exact: Exact, box: Interval, share: float | None) -> None:
