@@ -48,7 +48,7 @@ def interval_contains_exact_values(op: NonlinearOp, exact: Exact, box: Interval)
 
 
 def _extremes(op: NonlinearOp, box: Interval) -> list[list[float]]:
-    """Where, in every interval of a (1, n) box, values in float64 are smallest and largest: seldom at a sampled point."""
+    """Where, in every interval of a (1, n) box, values in float64 are smallest and largest; seldom sampled points."""
     low, up = (b[0].double() for b in box)
     width, sides = up - low, []
     for sign in (1.0, -1.0):
