@@ -170,7 +170,16 @@ def test_the_suite_runs_what_is_named_and_counts_it(root: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     counted = re.search(r"(\d+) passed in .*tests    (\d+) passed, 0 failed, 0 skipped", done.stdout, re.DOTALL)
     assert counted is not None and counted[1] == counted[2] != "0" and "device   cpu: CPU" in done.stdout
-    assert suite(root, "tests/ops/test_registry.py", "-k", "nothing").returncode == 1  # nothing ran: nothing was shown
+
+
+def test_a_suite_in_which_nothing_ran_has_shown_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[list[str]] = []
+    monkeypatch.chdir(soundness_suite.ROOT)
+    monkeypatch.setattr(
+        pytest, "main", lambda words, plugins: ended.append(words) or pytest.ExitCode.NO_TESTS_COLLECTED
+    )
+    assert soundness_suite.main(["--device", "cpu", "tests/ops/test_registry.py", "-k", "nothing"]) == 1
+    assert ended[0][-3:] == ["tests/ops/test_registry.py", "-k", "nothing"]
 
 
 def test_the_suite_takes_its_own_folders_where_none_is_named() -> None:
