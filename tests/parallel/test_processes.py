@@ -347,20 +347,20 @@ def test_bounds_of_a_lost_rank(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_device_limit(tmp_path: Path) -> None:
     """Half of the weights fit: one device says what would help, shards and host memory do."""
-    save_mlp(tmp_path / "net.onnx", (30, 600, 600, 600, 4))
+    save_mlp(tmp_path / "net.onnx", (30, 300, 300, 300, 4))
     lines = [f"(declare-const X_{i} Real)" for i in range(30)] + [f"(declare-const Y_{i} Real)" for i in range(4)]
     lines += [f"(assert (>= X_{i} 0.5))\n(assert (<= X_{i} 0.501))" for i in range(30)]
     (tmp_path / "prop.vnnlib").write_text("\n".join([*lines, "(assert (<= Y_0 -1000))"]) + "\n")
     query = ["--onnx", str(tmp_path / "net.onnx"), "--vnnlib", str(tmp_path / "prop.vnnlib"), "--timeout", "100"]
-    limit = sum(4 * (n * m + m) for n, m in ((30, 600), (600, 600), (600, 600), (600, 4))) // 2
+    limit = sum(4 * (n * m + m) for n, m in ((30, 300), (300, 300), (300, 300), (300, 4))) // 2
     query += ["--set", f"memory.device_limit={limit}", "--set", "parallel.prefetch=false"]
-    query += ["--set", "parallel.stream=256KiB"]
+    query += ["--set", "parallel.stream=64KiB"]
     record = tmp_path / "record.json"
     done = command("verify", *query, "--json", str(record))
     assert done.stdout == "unknown\n"
     reason = json.loads(record.read_text())["reason"]
     assert reason.startswith("out of memory") and str(limit) in reason
     assert "parallel.backend=fsdp" in reason and "parallel.offload" in reason
-    for settings in (("--set", "parallel.offload=true"), ("--ranks", "4", "--set", "parallel.backend=fsdp")):
+    for settings in (("--set", "parallel.offload=true"), ("--ranks", "3", "--set", "parallel.backend=fsdp")):
         done = command("verify", *query, *settings)
         assert done.stdout == "unsat\n", done.stderr
