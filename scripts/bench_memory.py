@@ -14,27 +14,24 @@ nothing with ``--check-only``.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import math
-import os
 import signal
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from scripts.networks import ResNet, save_box, save_conv3, save_mlp, save_resnet  # noqa: E402
+from scripts.measure import ROOT, append_line, call, environment, parser_of, read_lines, table, verifier
+from scripts.networks import ResNet, save_box, save_conv3, save_mlp, save_resnet
 
 MIB = 1 << 20
 KINDS = ("weights", "A", "slopes", "gradients", "optimizer", "domains")
@@ -230,15 +227,13 @@ def command(cell: Cell, case: Case, onnx: Path, vnnlib: Path, json_file: Path, o
     }
     if cell.method == "bab":
         settings |= {"attack.enabled": False, "bab.max_domains": 2000, "bab.branching": "babsr"}
-        head = ["verify", "--timeout", str(options.timeout)]
+        words = ["verify", "--timeout", str(options.timeout)]
     else:
         settings["numerics.certify"] = False
-        head = ["bounds", "--method", cell.method, "--intermediate", "--slopes"]
-    words = [sys.executable, "-m", "verifier", *head, "--onnx", str(onnx), "--vnnlib", str(vnnlib)]
-    for key, value in settings.items():
-        text = {True: "true", False: "false"}.get(value, value) if isinstance(value, bool) else value
-        words += ["--set", f"{key}={text}"]
-    return [*words, "--json", str(json_file)]
+        words = ["bounds", "--method", cell.method, "--intermediate", "--slopes"]
+    files = ["--onnx", onnx, "--vnnlib", vnnlib, "--json", json_file]
+    texts = {key: str(value).lower() if isinstance(value, bool) else value for key, value in settings.items()}
+    return verifier(*words, *files, settings=[f"{key}={text}" for key, text in texts.items()])
 
 
 @dataclass(frozen=True)
@@ -253,41 +248,16 @@ class Options:
 
 def run_cell(cell: Cell, case: Case, onnx: Path, vnnlib: Path, out: Path, options: Options) -> dict[str, Any]:
     """Run one cell in a process of its own; its line for the results file."""
-    start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         json_file = Path(folder) / "record.json"
         words = command(cell, case, onnx, vnnlib, json_file, options)
-        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads), "PYTHONPATH": path}
-        code, text = run_process(words, environment, options.timeout)
+        ended = call(words, environment({"OMP_NUM_THREADS": str(options.threads)}), options.timeout, ROOT)
         record = json.loads(json_file.read_text(encoding="utf-8")) if json_file.is_file() else None
-    line: dict[str, Any] = {"cell": asdict(cell), "settings": list(words[3:-1]), "wall": time.monotonic() - start}
-    line["settings"] = [w for w in line["settings"] if w.partition("=")[1]]
-    if code != 0 or record is None or not record.get("memory"):
-        return {**line, "error": text.strip().splitlines()[-1] if text.strip() else f"exit status {code}"}
+    settings = [word for before, word in pairwise(words) if before == "--set"]
+    line: dict[str, Any] = {"cell": asdict(cell), "settings": settings, "wall": ended.seconds}
+    if ended.code != 0 or record is None or not record.get("memory"):
+        return {**line, "error": ended.complaint}
     return {**line, **digest(cell, record, out)}
-
-
-def run_process(words: Sequence[str], environment: Mapping[str, str], timeout: float) -> tuple[int, str]:
-    """Exit status and stderr; a process that takes too long is ended with all that it started."""
-    process = subprocess.Popen(
-        words,
-        env=dict(environment),
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        _, text = process.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
-        return 124, f"no end after {timeout:g} s"
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-    return process.returncode, text
 
 
 def digest(cell: Cell, record: Mapping[str, Any], out: Path) -> dict[str, Any]:
@@ -323,16 +293,9 @@ def _number(text: str) -> float:
 Lines = Mapping[Cell, Mapping[str, Any]]
 
 
-def read_lines(path: Path) -> dict[Cell, dict[str, Any]]:
-    """The newest line of every cell; a last line that was cut off is left out."""
-    found: dict[Cell, dict[str, Any]] = {}
-    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            continue
-        found[Cell(**line["cell"])] = line
-    return found
+def read_cells(path: Path) -> dict[Cell, dict[str, Any]]:
+    """The newest line of every cell."""
+    return {Cell(**line["cell"]): line for line in read_lines(path)}
 
 
 def largest(line: Mapping[str, Any]) -> dict[str, int]:
@@ -395,13 +358,13 @@ def relative_difference(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.
 HEAD = ("network", "method", "mode", "P", *KINDS, "peak", "of single", "bits", "difference", "s")
 
 
-def table(lines: Lines, out: Path) -> str:
+def shown(lines: Lines, out: Path) -> str:
     """The table, sizes in MiB."""
-    rows = [list(HEAD)]
+    rows: list[list[str]] = []
     for cell, line in lines.items():
         head = [cell.network, cell.method, cell.mode, str(cell.ranks)]
         if "error" in line:
-            rows.append([*head, line["error"]])
+            rows.append([*head, line["error"], *[""] * (len(HEAD) - 5)])
             continue
         sizes = largest(line)
         kinds = [f"{sizes[k] / MIB:.1f}" if sizes[k] else "-" for k in KINDS]
@@ -418,8 +381,7 @@ def table(lines: Lines, out: Path) -> str:
                 f"{line['seconds']:.1f}",
             ]
         )
-    lines_of_text = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([lines_of_text[0], "|---" * len(HEAD) + "|", *lines_of_text[1:]])
+    return table(HEAD, rows)
 
 
 # ------------------------------------------------------------------------------------------------------- the targets
@@ -519,10 +481,7 @@ def run_all(
 ) -> None:
     """Run what is not in the results file yet; every network is made once and removed after its last cell."""
     path = out / "cells.jsonl"
-    done = read_lines(path)
-    if path.is_file() and not path.read_bytes().endswith(b"\n"):
-        with path.open("a", encoding="utf-8") as file:
-            file.write("\n")  # after a line that was cut off
+    done = read_cells(path)
     left = [cell for cell in wanted if cell not in done]
     say(f"{len(left)} cells to run, {len(wanted) - len(left)} are in {path}")
     for name in dict.fromkeys(cell.network for cell in left):
@@ -531,14 +490,13 @@ def run_all(
             onnx, vnnlib = case.save(Path(folder))
             for cell in (c for c in left if c.network == name):
                 line = run_cell(cell, case, onnx, vnnlib, out, options)
-                with path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(line) + "\n")
+                append_line(path, line)
                 outcome = line.get("error") or f"peak {largest(line)['peak'] / MIB:.1f} MiB"
                 say(f"{cell.name}: {outcome}, {line['wall']:.0f} s")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, sample=False)
     parser.add_argument("--out", type=Path, default=Path("results/memory"), help="folder of results")
     parser.add_argument("--quick", action="store_true", help="small networks, up to two ranks")
     parser.add_argument("--networks", help="comma-separated names, default all")
@@ -580,13 +538,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / "cells.jsonl"
     if arguments.retry:
-        kept = [line for line in read_lines(path).values() if "error" not in line]
+        kept = [line for line in read_cells(path).values() if "error" not in line]
         path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
     options = Options(arguments.chunk_rows, arguments.threads, arguments.device, arguments.cell_timeout)
     if not arguments.check_only:
         run_all(wanted, known, arguments.out, options, lambda text: print(text, flush=True))
-    lines = read_lines(path)
-    print(table(lines, arguments.out))
+    lines = read_cells(path)
+    print(shown(lines, arguments.out))
     if not (arguments.check or arguments.check_only):
         return 0
     verdicts = judge(lines, arguments.out)

@@ -10,9 +10,7 @@ SIGKILL at random moments. Exits 1 when a limit is passed, a result file is not 
 
 from __future__ import annotations
 
-import argparse
 import csv
-import os
 import random
 import re
 import signal
@@ -22,35 +20,23 @@ import tempfile
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnx
-from onnx import TensorProto, helper, numpy_helper
 
-ROOT = Path(__file__).resolve().parent.parent
-RUN = ROOT / "vnncomp_scripts" / "run_instance.sh"
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from scripts.measure import COMPETITION, Query, environment, parser_of
+from scripts.networks import OnnxWriter, save_box
+
+RUN = COMPETITION / "run_instance.sh"
 WORDS = ("sat", "unsat", "unknown", "timeout", "error")
 MARK = "VERIFIER_DEADLINE_TEST"
 START_SECONDS = 0.3  # a run killed before its shell could start has no file yet
 END_SECONDS = 3.0  # within which everything that a killed run started must be gone
 
 
-@dataclass(frozen=True)
-class Instance:
-    """A query as the competition names it."""
-
-    category: str
-    onnx: Path
-    vnnlib: Path
-
-    @property
-    def title(self) -> str:
-        return f"{self.category} {self.onnx.name} {self.vnnlib.name}"
-
-
-def hard_instances(sample: Path, count: int) -> list[Instance]:
+def hard_instances(sample: Path, count: int) -> list[Query]:
     """In turn from every category: those that nobody solved, then the slowest, then any."""
     with (sample / "verdicts.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -59,15 +45,15 @@ def hard_instances(sample: Path, count: int) -> list[Instance]:
         by_category.setdefault(row["category"], []).append(row)
     for group in by_category.values():
         group.sort(key=lambda r: (r["verdict"] != "unknown", -float(r["best_time"] or 0)))
-    picked: list[Instance] = []
+    picked: list[Query] = []
     for depth in range(max(map(len, by_category.values()))):
         for category, group in by_category.items():
             if depth < len(group) and len(picked) < count:
-                picked.append(Instance(category, sample / group[depth]["onnx"], sample / group[depth]["vnnlib"]))
+                picked.append(Query(category, sample / group[depth]["onnx"], sample / group[depth]["vnnlib"]))
     return picked
 
 
-def large_property(folder: Path, slivers: int = 90_000) -> Instance:
+def large_property(folder: Path, slivers: int = 90_000) -> Query:
     """y = |x - 0.3| never leaves [0, 0.8], asked for very many slivers of [0, 1]: more than 30 MB of text."""
     onnx_path = folder / "sliver.onnx"
     save_network(onnx_path, 1, 1)
@@ -79,17 +65,15 @@ def large_property(folder: Path, slivers: int = 90_000) -> Instance:
             bounds = f"(>= X_0 {low:.60f}) (<= X_0 {high:.60f})"
             file.write(f"    (and {bounds} (<= Y_0 -0.0001))\n    (and {bounds} (>= Y_0 0.8))\n")
         file.write("))\n")
-    return Instance("made", onnx_path, path)
+    return Query("made", onnx_path, path)
 
 
-def leaf_network(folder: Path, active: int = 6) -> Instance:
+def leaf_network(folder: Path, active: int = 6) -> Query:
     """y = sum |x_i - 0.3| over a few of 64 inputs and y <= -1e-9: false, but closer to true than rounding can tell."""
     onnx_path, path = folder / "leaf.onnx", folder / "leaf.vnnlib"
     save_network(onnx_path, 64, active)
-    lines = [f"(declare-const X_{i} Real)" for i in range(64)] + ["(declare-const Y_0 Real)"]
-    lines += [f"(assert (>= X_{i} -1.0))\n(assert (<= X_{i} 1.5))" for i in range(64)]
-    path.write_text("\n".join([*lines, "(assert (<= Y_0 -0.000000001))"]) + "\n", encoding="utf-8")
-    return Instance("made", onnx_path, path)
+    save_box(path, np.full(64, -1.0), np.full(64, 1.5), 1, -1e-9, "<=")
+    return Query("made", onnx_path, path)
 
 
 def save_network(path: Path, n_in: int, active: int) -> None:
@@ -98,20 +82,10 @@ def save_network(path: Path, n_in: int, active: int) -> None:
     for i in range(active):
         weight[2 * i, i], weight[2 * i + 1, i] = 1.0, -1.0
     bias = np.tile(np.array([-0.3, 0.3], dtype=np.float32), active)
-    arrays = {"w1": weight, "b1": bias, "w2": np.ones((1, 2 * active), np.float32), "b2": np.zeros(1, np.float32)}
-    nodes = [
-        helper.make_node("Gemm", ["X", "w1", "b1"], ["h"], transB=1),
-        helper.make_node("Relu", ["h"], ["r"]),
-        helper.make_node("Gemm", ["r", "w2", "b2"], ["Y"], transB=1),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        path.stem,
-        [helper.make_tensor_value_info("X", TensorProto.FLOAT, [1, n_in])],
-        [helper.make_tensor_value_info("Y", TensorProto.FLOAT, [1, 1])],
-        [numpy_helper.from_array(array, name) for name, array in arrays.items()],
-    )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), str(path))
+    writer = OnnxWriter((n_in,))
+    hidden = writer.relu(writer.linear("X", weight, bias))
+    writer.linear(hidden, np.ones((1, 2 * active), np.float32), np.zeros(1, np.float32))
+    writer.save(path, 1)
 
 
 def flaw(results: Path) -> str:
@@ -134,12 +108,11 @@ def flaw(results: Path) -> str:
     return ""
 
 
-def start(instance: Instance, results: Path, timeout: float, mark: str) -> subprocess.Popen[bytes]:
+def start(instance: Query, results: Path, timeout: float, mark: str) -> subprocess.Popen[bytes]:
     """The competition's call; everything it starts carries ``mark`` in its environment."""
     command = ["bash", str(RUN), "v1", instance.category, str(instance.onnx), str(instance.vnnlib), str(results)]
-    environment = {**os.environ, MARK: mark, "VERIFIER_PYTHON": sys.executable}
-    log = subprocess.DEVNULL
-    return subprocess.Popen([*command, f"{timeout:g}"], env=environment, stdout=log, stderr=log, start_new_session=True)
+    log, variables = subprocess.DEVNULL, environment({MARK: mark})
+    return subprocess.Popen([*command, f"{timeout:g}"], env=variables, stdout=log, stderr=log, start_new_session=True)
 
 
 def left_behind(mark: str) -> list[int]:
@@ -163,7 +136,7 @@ def wait_gone(mark: str) -> list[int]:
     return pids
 
 
-def timed(instance: Instance, timeout: float, folder: Path) -> tuple[float, str, str]:
+def timed(instance: Query, timeout: float, folder: Path) -> tuple[float, str, str]:
     """Wall seconds, verdict and flaw of one full run."""
     results, mark = folder / "results.txt", uuid.uuid4().hex
     results.unlink(missing_ok=True)
@@ -182,7 +155,7 @@ def timed(instance: Instance, timeout: float, folder: Path) -> tuple[float, str,
     return wall, verdict, problem
 
 
-def killed(instance: Instance, timeout: float, after: float, number: signal.Signals, folder: Path) -> str:
+def killed(instance: Query, timeout: float, after: float, number: signal.Signals, folder: Path) -> str:
     """Flaw of a run whose script gets a signal ``after`` seconds."""
     results, mark = folder / "results.txt", uuid.uuid4().hex
     results.unlink(missing_ok=True)
@@ -209,13 +182,14 @@ def report(title: str, walls: Sequence[float], problems: Sequence[str]) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sample", type=Path, help="folder of category folders with a verdicts.csv")
+    parser = parser_of(__doc__)
     parser.add_argument("--timeout", type=float, default=10.0)
     parser.add_argument("--count", type=int, default=40, help="instances, the two made here among them")
     parser.add_argument("--kills", type=int, default=10, help="runs to end by each of SIGTERM and SIGKILL")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    if not (arguments.sample / "verdicts.csv").is_file():
+        parser.error(f"{arguments.sample} has no verdicts.csv")
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

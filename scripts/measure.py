@@ -1,153 +1,268 @@
-"""What measuring scripts share: rates of the device, counted work, the roofline, tables and their place in a page."""
+"""What measuring scripts share: processes and their times, categories of VNN-COMP, lines of JSON, tables.
+
+Nothing here imports torch; rates of the device and counted work are in ``roofline``.
+"""
 
 from __future__ import annotations
 
+import argparse
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLES = ROOT / "examples"
+COMPETITION = ROOT / "vnncomp_scripts"
+SOLVED = ("sat", "unsat")
 
-T = TypeVar("T")
-
-
-# --------------------------------------------------------------------------------------------------------- the device
-
-
-def synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+Row = Sequence[str]
+Record = Mapping[str, Any]
+Known = Mapping[tuple[str, str], str]
 
 
-def name_of(device: torch.device, threads: bool = True) -> str:
-    """The device in words; of a CPU the model and, unless left out, the threads in use."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{_cpu_model()} x {torch.get_num_threads()}" if threads else _cpu_model()
+# ---------------------------------------------------------------------------------------------------------- processes
 
 
-def _cpu_model() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.is_file() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "CPU")
-
-
-def timed(device: torch.device, work: Callable[[], T]) -> tuple[float, T]:
-    """Seconds until the device has finished, and the result."""
-    synchronise(device)
-    start = time.perf_counter()
-    result = work()
-    synchronise(device)
-    return time.perf_counter() - start, result
-
-
-# ------------------------------------------------------------------------------------------------------- the roofline
+class Failed(Exception):
+    """A command did not do what is measured."""
 
 
 @dataclass(frozen=True)
-class Rates:
-    """What the device does per second: operations of a large product in float32 and float64, bytes of a large copy."""
+class Ended:
+    """How a process ended.
 
-    flops: float
-    flops64: float
-    bytes: float
-
-    def __str__(self) -> str:
-        return (
-            f"product {self.flops / 1e12:.3g} TFLOP/s (float64 {self.flops64 / 1e12:.3g}), "
-            f"copy {self.bytes / 1e9:.3g} GB/s"
-        )
-
-
-@dataclass(frozen=True)
-class Work:
-    """Counted operations in float32 and in float64, and bytes read or written."""
-
-    flops: float = 0.0
-    flops64: float = 0.0
-    bytes: float = 0.0
-
-
-def measured(device: torch.device) -> Rates:
-    """Rates of products of square matrices and of a copy, the best of a few."""
-    n, size = (8192, 1 << 28) if device.type == "cuda" else (1024, 1 << 25)
-
-    def product(dtype: torch.dtype) -> float:
-        a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
-        return 2.0 * n**3 / best_of(5, device, lambda: torch.mm(a, b))
-
-    source, target = torch.randn(size, device=device), torch.empty(size, device=device)
-    copy = 8.0 * size / best_of(5, device, lambda: target.copy_(source))
-    return Rates(product(torch.float32), product(torch.float64), copy)
-
-
-def best_of(times: int, device: torch.device, work: Callable[[], object]) -> float:
-    return min(timed(device, work)[0] for _ in range(times + 1))  # the first one warms up
-
-
-def roofline(work: Work, rates: Rates, memory: bool = True) -> float:
-    """Least seconds that the work could take: products and traffic overlap, the slower of the two decides.
-
-    Args:
-        memory: whether traffic is a limit; it is none for what stays in the caches.
-    """
-    products = work.flops / rates.flops + work.flops64 / rates.flops64
-    return max(products, work.bytes / rates.bytes if memory else 0.0)
-
-
-class Counter(TorchDispatchMode):
-    """Counts what runs inside: operations of products and convolutions, bytes that every operation reads and writes.
-
-    An operation's bytes are those of its tensors, each once, as if nothing was left in a cache by the one before; views
-    move nothing. Elementwise operations count as traffic alone.
+    Attributes:
+        code: exit status; None when it took too long and was ended.
+        seconds: from before its start to its end.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._flops = {torch.float32: 0.0, torch.float64: 0.0}
-        self._bytes = 0.0
+    code: int | None
+    out: str
+    err: str
+    seconds: float
 
     @property
-    def work(self) -> Work:
-        return Work(self._flops[torch.float32], self._flops[torch.float64], self._bytes)
-
-    def __torch_dispatch__(
-        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if not func.is_view:
-            tensors = {id(t): t for t in (*_tensors(args), *_tensors((kwargs or {}).values()), *_tensors(result))}
-            # An expanded tensor has more elements than memory.
-            self._bytes += sum(
-                min(t.numel() * t.element_size(), t.untyped_storage().nbytes()) for t in tensors.values()
-            )
-        count = flop_registry.get(func._overloadpacket)
-        if count is not None:
-            dtype = result.dtype
-            self._flops[dtype] = self._flops.get(dtype, 0.0) + count(*args, **(kwargs or {}), out_val=result)
-        return result
+    def complaint(self) -> str:
+        """The last line of stderr, or else the exit status."""
+        lines = self.err.strip().splitlines()
+        return lines[-1] if lines else f"exit status {self.code}"
 
 
-def _tensors(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, str) or not hasattr(value, "__iter__"):
-        return []
-    return [t for part in value for t in _tensors(part)]
+def environment(variables: Mapping[str, str] | None = None, tree: Path = ROOT) -> dict[str, str]:
+    """This process's variables and some more; what it starts runs the code of a tree with its interpreter."""
+    path = os.pathsep.join([str(tree), *filter(None, [os.environ.get("PYTHONPATH")])])
+    ours = {"PYTHONPATH": path, "VERIFIER_PYTHON": sys.executable, "ORT_DISABLE_TELEMETRY": "1"}
+    return {**os.environ, **(variables or {}), **ours}
 
 
-# ------------------------------------------------------------------------------------------------------------- tables
+def verifier(*words: str | Path, settings: Iterable[str] = ()) -> list[str]:
+    """A command line of the verifier; settings are ``KEY=VALUE``."""
+    return [sys.executable, "-m", "verifier", *map(str, words), *(w for s in settings for w in ("--set", s))]
+
+
+def call(
+    words: Sequence[str | Path], variables: Mapping[str, str], timeout: float | None = None, cwd: Path | None = None
+) -> Ended:
+    """Run a command to its end; one that takes longer than its limit is ended with all that it started.
+
+    Args:
+        variables: its whole environment.
+    """
+    began = time.monotonic()
+    process = subprocess.Popen(
+        [*map(str, words)],
+        env=dict(variables),
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=timeout is not None,
+    )
+    try:
+        out, err = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        return Ended(None, "", f"no end after {timeout:g} s", time.monotonic() - began)
+    finally:
+        if process.poll() is None:
+            if timeout is None:
+                process.kill()
+            else:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+    return Ended(process.returncode, out, err, time.monotonic() - began)
+
+
+def remarks(command: Sequence[str | Path], variables: Mapping[str, str]) -> tuple[float, str]:
+    """Wall time of a command that must succeed, and what it remarked."""
+    done = call(command, variables)
+    if done.code:
+        raise Failed(f"{' '.join(map(str, command))}: exit code {done.code}: {done.err.strip()}")
+    return done.seconds, done.err.strip()
+
+
+def seconds(command: Sequence[str | Path], variables: Mapping[str, str], silent: bool = True) -> float:
+    """Wall time of a command that must succeed and, where ``silent``, have nothing to remark."""
+    spent, said = remarks(command, variables)
+    if silent and said:
+        raise Failed(f"{' '.join(map(str, command))}: {said}")
+    return spent
+
+
+# --------------------------------------------------------------------------------------------- categories of VNN-COMP
+
+
+@dataclass(frozen=True)
+class Query:
+    """A query as the competition names it."""
+
+    category: str
+    onnx: Path
+    vnnlib: Path
+
+    @property
+    def title(self) -> str:
+        return f"{self.category} {self.onnx.stem} {self.vnnlib.stem}"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which instances of a category are taken: those whose network's file name has ``part`` in it."""
+
+    category: str
+    part: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Selection:
+        """From CATEGORY or CATEGORY:PART."""
+        category, _, part = text.strip().partition(":")
+        return cls(category, part)
+
+    @property
+    def title(self) -> str:
+        return f"{self.category} {self.part}".strip()
+
+
+def selections(parser: argparse.ArgumentParser, sample: Path, text: str) -> list[Selection]:
+    """From a list with commas; a category that is not there is an error of the command line."""
+    found = [Selection.parse(part) for part in text.split(",")]
+    for selection in found:
+        if not (sample / selection.category / "instances.csv").is_file():
+            parser.error(f"{sample / selection.category} has no instances.csv")
+    return found
+
+
+def selected(sample: Path, selection: Selection, limit: int | None = None) -> list[list[str]]:
+    """Rows (onnx, vnnlib, timeout) with absolute paths; with ``limit`` evenly spread over the list."""
+    folder = sample / selection.category
+    with (folder / "instances.csv").open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.reader(file) if row and selection.part in Path(row[0]).name]
+    if limit is not None and limit < len(rows):
+        rows = [rows[i * len(rows) // limit] for i in range(limit)]
+    return [[str((folder / r[0]).resolve()), str((folder / r[1]).resolve()), r[2]] for r in rows]
+
+
+def truths(sample: Path) -> dict[tuple[str, str], str]:
+    """Known verdicts by absolute paths; empty without a ``verdicts.csv``."""
+    path = sample / "verdicts.csv"
+    if not path.is_file():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        return {
+            (str((sample / row["onnx"]).resolve()), str((sample / row["vnnlib"]).resolve())): row["verdict"]
+            for row in csv.DictReader(file)
+        }
+
+
+def key_of(record: Record) -> tuple[str, str]:
+    """The paths of a record, by which verdicts are known."""
+    return record["onnx"]["path"], record["vnnlib"]["path"]
+
+
+def name_of(onnx: str, vnnlib: str) -> str:
+    """The file names."""
+    return f"{Path(onnx).name} {Path(vnnlib).name}"
+
+
+def contradict(*verdicts: str) -> bool:
+    """Whether both answers are among these."""
+    return set(SOLVED) <= set(verdicts)
+
+
+def answered(rows: Sequence[Row], listed: Path, records: Path, options: Sequence[str]) -> list[dict[str, Any]]:
+    """Answer rows with ``verifier run``, going on where it stopped; the newest record of each.
+
+    Args:
+        listed: the file that the rows are written to; the name of its folder says the category.
+        records: the file of records.
+    """
+    write_rows(listed, rows)
+    command = verifier("run", listed, "--out", records, "--resume", *options)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment())
+    newest = {key_of(r): r for r in read_lines(records)}
+    return [newest[row[0], row[1]] for row in rows if (row[0], row[1]) in newest]
+
+
+def write_rows(path: Path, rows: Sequence[Row]) -> None:
+    """A list of instances."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)
+
+
+# ------------------------------------------------------------------------------------------------------ lines of JSON
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Every line of a file, none when it is missing; a line that was cut off is left out."""
+    found = []
+    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            found.append(json.loads(text))
+        except json.JSONDecodeError:
+            continue
+    return found
+
+
+def append_line(path: Path, record: Record) -> None:
+    """One more line, apart from one before it that was cut off."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torn = path.is_file() and path.read_bytes()[-1:] not in (b"", b"\n")
+    with path.open("a", encoding="utf-8") as file:
+        file.write("\n" * torn + json.dumps(record) + "\n")
+
+
+# ------------------------------------------------------------------------------------------------- options and tables
+
+
+def parser_of(text: str | None, sample: bool = True) -> argparse.ArgumentParser:
+    """A command line that shows a module's docstring; SAMPLE is its first argument unless left out."""
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if sample:
+        parser.add_argument("sample", type=Path, help="folder of category folders")
+    return parser
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """``--set KEY=VALUE``, kept as ``settings``."""
+    parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE")
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Markdown; the first column is text, the others are figures."""
     lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join(map(table_row, lines))
+
+
+def table_row(cells: Iterable[object]) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 def figure(value: float | None, digits: int = 3) -> str:

@@ -219,9 +219,11 @@ def _arrays(layer: nn.Conv2d | nn.Linear) -> tuple[np.ndarray, np.ndarray]:
 # ----------------------------------------------------------------------------------------------------- properties
 
 
-def save_box(path: Path, lower: np.ndarray, upper: np.ndarray, n_out: int, threshold: float = 1e6) -> None:
-    """A VNN-LIB file with an unsafe set of one row: the first output reaches a threshold."""
-    text = _declarations(lower.size, n_out) + _box(lower, upper) + [f"(assert (>= Y_0 {threshold!r}))"]
+def save_box(
+    path: Path, lower: np.ndarray, upper: np.ndarray, n_out: int, threshold: float = 1e6, relation: str = ">="
+) -> None:
+    """A VNN-LIB file with an unsafe set of one row: the first output reaches a threshold, from below or (<=) above."""
+    text = _declarations(lower.size, n_out) + _box(lower, upper) + [f"(assert ({relation} Y_0 {threshold!r}))"]
     path.write_text("\n".join(text) + "\n", encoding="utf-8")
 
 

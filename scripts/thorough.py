@@ -80,7 +80,11 @@ def parts(python: str, minutes: float, image: Path) -> list[Part]:
         ),
         Part("mutants", "planted faults are noticed", [*script, "scripts/mutants.py", "--count", "40"]),
         Part("runs", "claims about float32 runs", [*script, "scripts/check_runs.py", "--count", "500"]),
-        Part("ranks", "many small queries on several ranks", [*script, "scripts/stress_ranks.py", "--count", "100"]),
+        Part(
+            "ranks",
+            "many small queries on several ranks",
+            [*script, "scripts/bench_ranks.py", "stress", "--count", "100"],
+        ),
         Part("image", "the container image's installation", ["bash", "scripts/image.sh", "cuda", str(image)]),
         Part("fuzz", "random queries", [*script, "scripts/fuzz.py", "--minutes", f"{minutes:g}"]),
     ]

@@ -90,7 +90,7 @@ def test_the_command_line_says_everything() -> None:
 def test_a_real_cell_and_its_repetition(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cell, said = Cell("tiny", "alpha-crown", "single", 1), []
     bench_memory.run_all([cell], {"tiny": TINY}, tmp_path, Options(device="cpu"), said.append)
-    (found,) = bench_memory.read_lines(tmp_path / "cells.jsonl").values()
+    (found,) = bench_memory.read_cells(tmp_path / "cells.jsonl").values()
     assert "error" not in found, found
     sizes = bench_memory.largest(found)
     parameters = 5 * 12 + 12 + 12 * 12 + 12 + 12 * 3 + 3
@@ -108,7 +108,7 @@ def test_a_real_cell_and_its_repetition(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(bench_memory, "run_cell", never)
     bench_memory.run_all([cell], {"tiny": TINY}, tmp_path, Options(device="cpu"), said.append)
     assert said[-1].startswith("0 cells to run, 1 are in")
-    text = bench_memory.table(bench_memory.read_lines(tmp_path / "cells.jsonl"), tmp_path)
+    text = bench_memory.shown(bench_memory.read_cells(tmp_path / "cells.jsonl"), tmp_path)
     assert len(text.splitlines()) == 3 and "| 1.000 |" in text
 
 
@@ -129,7 +129,7 @@ def test_only_missing_cells_run_and_networks_are_made_once(tmp_path: Path, monke
     bench_memory.run_all(wanted, {"tiny": TINY}, tmp_path, Options(), lambda _: None)
     assert ran == [wanted[0], wanted[2]]
     assert len(set(made)) == 1 and not made[0].exists()
-    assert set(bench_memory.read_lines(tmp_path / "cells.jsonl")) == set(wanted)
+    assert set(bench_memory.read_cells(tmp_path / "cells.jsonl")) == set(wanted)
 
 
 def test_failures_are_lines_too(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_failures_are_lines_too(tmp_path: Path) -> None:
     assert "not an ONNX file" in found["error"]
     slow = bench_memory.run_cell(cell, TINY, onnx, vnnlib, tmp_path, Options(device="cpu", timeout=0))
     assert "no end after" in slow["error"]
-    text = bench_memory.table({cell: found}, tmp_path)
+    text = bench_memory.shown({cell: found}, tmp_path)
     assert "not an ONNX file" in text.splitlines()[-1]
 
 
@@ -148,8 +148,8 @@ def test_the_newest_line_counts(tmp_path: Path) -> None:
     cell = crown("fsdp", 2)
     path = tmp_path / "cells.jsonl"
     path.write_text("\n".join(json.dumps(line(cell, peak)) for peak in (5.0, 7.0)) + "\n")
-    assert bench_memory.largest(bench_memory.read_lines(path)[cell])["peak"] == 7 * MIB
-    assert bench_memory.read_lines(tmp_path / "none") == {}
+    assert bench_memory.largest(bench_memory.read_cells(path)[cell])["peak"] == 7 * MIB
+    assert bench_memory.read_cells(tmp_path / "none") == {}
 
 
 def test_relative_difference() -> None:

@@ -8,15 +8,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from scripts import bench_modes, bench_performance, bench_search
-from scripts.bench_modes import Modes
-from scripts.bench_performance import Instance, Options, RootRows, Shape
-from scripts.measure import Counter, Rates, Work, figure, put_section, roofline, table
+from scripts import bench_performance
+from scripts.bench_performance import Options
+from scripts.measure import figure, put_section, table
 from scripts.networks import save_mlp
+from scripts.performance import modes, search
+from scripts.performance.instances import Instance, Shape, select
+from scripts.performance.modes import Modes
+from scripts.performance.root import RootRows, root_row
+from scripts.performance.tables import TABLES, render, write
+from scripts.roofline import Counter, Rates, Work, roofline
 from verifier import api
 from verifier.config import load_config
 
 RATES = Rates(flops=100.0, flops64=50.0, bytes=10.0)
+CPU = load_config(values={"device": "cpu"})
 TINY = Shape("tiny", 1.0, lambda path: save_mlp(path, (5, 12, 12, 3), gain=2.0))
 
 
@@ -26,7 +32,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Instance:
 
 
 def options(tiny: Instance) -> Options:
-    return Options("cpu", 0.2, RATES, [tiny], [tiny], [tiny])
+    return Options(CPU, 0.2, 60.0, RATES, [tiny], [tiny], [tiny], [tiny], mode_steps=[1])
 
 
 # ----------------------------------------------------------------------------------------------------------- counting
@@ -96,12 +102,12 @@ def test_the_page_takes_sections(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(bench_performance.PAGE.read_text(encoding="utf-8"), encoding="utf-8")
     part = {"rows": [], "command": "python x", "rates": str(RATES), "circumstances": "load 0.5"}
-    bench_performance.write({"another device": {"start": part}}, page)
+    write({"another device": {"start": part}}, page)
     assert "### another device\n\n**Start**" in page.read_text(encoding="utf-8")
 
 
 def test_every_part_has_tables() -> None:
-    assert list(bench_performance.TABLES) == list(bench_performance.PARTS)
+    assert list(TABLES) == list(bench_performance.PARTS)
 
 
 # ---------------------------------------------------------------------------------------------------------- instances
@@ -113,7 +119,7 @@ def test_patterns_find_instances(tmp_path: Path) -> None:
     (tmp_path / "cat" / "instances.csv").write_text("\n".join(lines) + "\n")
 
     def found(pattern: str) -> str:
-        return bench_performance.select(tmp_path, pattern).name
+        return select(tmp_path, pattern).name
 
     assert found("cat:*:*") == "cat a p1"
     assert found("cat:b*:*") == "cat b p1"
@@ -121,7 +127,7 @@ def test_patterns_find_instances(tmp_path: Path) -> None:
     assert found("cat:a*:p2*") == "cat a p2"  # no line has both
     for bad, words in (("cat:c*:*", "nothing that fits"), ("cat", "CATEGORY:NETWORK:PROPERTY")):
         with pytest.raises(ValueError, match=words):
-            bench_performance.select(tmp_path, bad)
+            select(tmp_path, bad)
 
 
 # -------------------------------------------------------------------------------------------------- what is measured
@@ -129,19 +135,19 @@ def test_patterns_find_instances(tmp_path: Path) -> None:
 
 def test_searches_are_measured_and_shown(tiny: Instance) -> None:
     (name, ready), *_ = options(tiny).ready
-    search = bench_search.measure(ready, RATES, "search", 0.5)
-    assert name == "tiny" and search["children_per_s"] > 0 and search["mean_bound"] <= 0
-    text = "\n".join(t.render([search]) for t in bench_performance.TABLES["search"])
+    found = search.measure(ready, RATES, "search", 0.5)
+    assert name == "tiny" and found["children_per_s"] > 0 and found["mean_bound"] <= 0
+    text = "\n".join(t.render([{"instance": name, **found}]) for t in TABLES["search"])
     assert len(text.splitlines()) == 3 and len({line.count("|") for line in text.splitlines()}) == 1
 
 
 def test_root_bounds_are_measured_and_shown(tiny: Instance) -> None:
-    row = bench_performance.root_row(tiny, load_config(values={"device": "cpu"}), RATES)
+    row = root_row(tiny, CPU, RATES)
     assert row["rows"] == 2
     assert row["alpha"]["bound"] >= row["crown"]["bound"] and row["reference"]["bound"] >= row["crown"]["bound"]
     assert row["alpha"]["work"]["flops"] > row["crown"]["work"]["flops"] > 0
     assert row["crown"]["work"]["flops64"] > 0  # what is certified
-    for shown in bench_performance.TABLES["root"]:
+    for shown in TABLES["root"]:
         lines = shown.render([{"instance": "tiny", **row}]).splitlines()
         assert len({line.count("|") for line in lines}) == 1
 
@@ -150,12 +156,14 @@ def test_ways_to_bound_a_root_are_ordered(tiny: Instance) -> None:
     """All gain on CROWN; what is optimised jointly never ends above what is optimised layer by layer."""
     problem = api.load_problem(tiny.vnnlib)
     network = api.load_any(tiny.onnx, (1, problem.n_in))
-    modes = Modes(RootRows(network.graph, problem, load_config(values={"device": "cpu"})))
-    crown, rows, layers, joint = modes.crown(), modes.rows_only(60), modes.layerwise(60), modes.joint(60)
+    ways = Modes(RootRows(network.graph, problem, CPU))
+    crown, rows, layers, joint = ways.crown(), ways.rows_only(60), ways.layerwise(60), ways.joint(60)
     assert crown <= rows <= layers + 1e-3
     assert rows < joint <= layers + 1e-3
-    header, _, first, *others = bench_modes.measure(tiny, load_config(values={"device": "cpu"}), [1]).splitlines()
-    assert header.startswith("| mode") and "CROWN" in first and len(others) == 3
+    (shown,) = TABLES["modes"]
+    found = [{"instance": "tiny", **row} for row in modes.measure(tiny, CPU, [1])]
+    header, _, first, *others = shown.render(found).splitlines()
+    assert header.startswith("| instance | mode") and "CROWN" in first and len(others) == 3
 
 
 def test_memory_holds_the_weights_in_a_fresh_process_too(tiny: Instance) -> None:
@@ -170,7 +178,7 @@ def test_a_part_is_kept_and_rendered(tiny: Instance, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(bench_performance, "apart", lambda work, *arguments: work(*arguments))
     part = bench_performance.measured_part("memory", options(tiny))
     assert [row["method"] for row in part["rows"]] == ["crown", "alpha-crown"]
-    text = bench_performance.render("a device", {"memory": json.loads(json.dumps(part))})
+    text = render("a device", {"memory": json.loads(json.dumps(part))})
     assert text.startswith("### a device\n\n**Memory**") and text.count("| tiny |") == 2 and str(RATES) in text
 
 
@@ -179,3 +187,21 @@ def test_unknown_parts_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         bench_performance.arguments_of(["--parts", "roots"])
     assert "roots" in capsys.readouterr().err
+
+
+def test_queries_take_the_place_of_the_usual_networks(
+    tiny: Instance, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--query", str(tiny.onnx), str(tiny.vnnlib), "--steps", "3", "--batch", "7", "--set", "threads=1"]
+    arguments = bench_performance.arguments_of([*words, "--device", "cpu"])
+    config = bench_performance.config_of(arguments)
+    assert (config.bab.iterations, config.bab.batch_size, config.threads, config.device) == (3, 7, 1, "cpu")
+    found = bench_performance.options_of(arguments, config, RATES, tmp_path)
+    for group in (found.searched, found.networks, found.sized, found.optimised):
+        assert [(i.name, i.onnx) for i in group] == [("tiny tiny", tiny.onnx)]
+    assert arguments.out is None and list(tmp_path.iterdir()) == []
+    assert bench_performance.arguments_of([]).out == bench_performance.RESULTS
+    with pytest.raises(SystemExit):
+        bench_performance.arguments_of([*words, "--write"])
+    assert "--query does not go with --write" in capsys.readouterr().err
+    assert "modes" not in bench_performance.arguments_of([]).parts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import subprocess
 import sys
@@ -9,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from scripts import bench_domains, bench_instances, bench_vnncomp, deadline_test, soundness_suite, startup_bench
+from scripts import bench_instances, bench_ranks, bench_vnncomp, deadline_test, measure, soundness_suite
 from verifier.api import verify
+from verifier.config import load_config
 
 
 def record(name: str, verdict: str) -> dict[str, object]:
@@ -35,21 +37,21 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_selection(folder: Path) -> None:
-    everything = bench_vnncomp.selected(folder, bench_vnncomp.Selection.parse("cat"), None)
+    everything = measure.selected(folder, measure.Selection.parse("cat"), None)
     assert len(everything) == 5
     assert all(Path(row[0]).is_absolute() for row in everything)
-    part = bench_vnncomp.selected(folder, bench_vnncomp.Selection.parse("cat:big"), None)
+    part = measure.selected(folder, measure.Selection.parse("cat:big"), None)
     assert [Path(row[0]).stem for row in part] == ["big1", "big3"]
-    spread = bench_vnncomp.selected(folder, bench_vnncomp.Selection("cat"), 2)
+    spread = measure.selected(folder, measure.Selection("cat"), 2)
     assert [Path(row[0]).stem for row in spread] == ["small0", "small2"]
 
 
 def test_known_verdicts(folder: Path, tmp_path: Path) -> None:
-    known = bench_vnncomp.truths(folder)
+    known = measure.truths(folder)
     assert list(known.values()) == ["unsat"]
-    (row,) = bench_vnncomp.selected(folder, bench_vnncomp.Selection("cat"), 1)
+    (row,) = measure.selected(folder, measure.Selection("cat"), 1)
     assert (row[0], row[1]) in known
-    assert bench_vnncomp.truths(tmp_path / "nowhere") == {}
+    assert measure.truths(tmp_path / "nowhere") == {}
 
 
 def test_summary_counts_wrong_verdicts_and_bad_witnesses(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +105,7 @@ def test_hard_instances_come_from_every_category(tmp_path: Path) -> None:
     rows = ["a,a/1,a/1,9,unsat,t,1.0", "a,a/2,a/2,9,unsat,t,5.0", "a,a/3,a/3,9,unknown,,", "b,b/1,b/1,9,sat,t,2.0"]
     (tmp_path / "verdicts.csv").write_text("\n".join([header, *rows]) + "\n")
     picked = deadline_test.hard_instances(tmp_path, 3)
-    assert [(i.category, i.onnx.name) for i in picked] == [("a", "3"), ("b", "1"), ("a", "2")]
+    assert [(q.category, q.onnx.name) for q in picked] == [("a", "3"), ("b", "1"), ("a", "2")]
 
 
 def test_made_instances_are_what_they_say(tmp_path: Path) -> None:
@@ -120,34 +122,34 @@ def test_searches_are_read_from_records() -> None:
     groups = [{"domains": 4, "received": 1}, {"domains": 6, "received": 2}]
     parts = {"input_split": {"domains": 10, "groups": groups}, "relu_split": {"domains": 10, "groups": groups}}
     seconds = {"total": 9.0, "branch and bound on inputs": 1.0, "branch and bound on neurons": 2.0}
-    found = bench_domains.read({"verdict": "unsat", "seconds": seconds, "domains": 20, "statistics": parts})
-    assert found == bench_domains.Search("unsat", 3.0, 20, (8, 12), 6)
+    found = bench_ranks.read({"verdict": "unsat", "seconds": seconds, "domains": 20, "statistics": parts})
+    assert found == bench_ranks.Search("unsat", 3.0, 20, (8, 12), 6)
     alone = {"relu_split": {"domains": 7}, "root": {"open": 1}}
-    found = bench_domains.read({"verdict": "timeout", "seconds": {}, "domains": None, "statistics": alone})
-    assert found == bench_domains.Search("timeout", 0, 0)
+    found = bench_ranks.read({"verdict": "timeout", "seconds": {}, "domains": None, "statistics": alone})
+    assert found == bench_ranks.Search("timeout", 0, 0)
 
 
-@pytest.mark.parametrize("family", bench_domains.FAMILIES, ids=lambda f: f.name)
-def test_generated_networks_are_answered(family: bench_domains.Family, tmp_path: Path) -> None:
-    bench_domains.write(family, tmp_path / family.name, 1, 30.0)
-    (instance,) = bench_domains.instances(tmp_path, family.name)
-    result = verify(str(instance.onnx), str(instance.vnnlib), {"bab.enabled": False}, timeout=60.0)
+@pytest.mark.parametrize("family", bench_ranks.FAMILIES, ids=lambda f: f.name)
+def test_generated_networks_are_answered(family: bench_ranks.Family, tmp_path: Path) -> None:
+    bench_ranks.write(family, tmp_path / family.name, 1, 30.0)
+    ((onnx, vnnlib, _),) = measure.selected(tmp_path, measure.Selection(family.name))
+    result = verify(onnx, vnnlib, {"bab.enabled": False}, timeout=60.0)
     assert result.verdict in ("unknown", "unsat")  # the threshold lies below all that a search for points finds
 
 
 @pytest.mark.parametrize(("cold", "resident", "allowed"), [(1.2, 0.5, True), (1.4, 0.5, False), (1.2, 0.7, False)])
 def test_start_up_is_judged_by_medians(cold: float, resident: float, allowed: bool) -> None:
     found = {"imports": [1.0, 0.9, 5.0], "verify": [1.0, 9.0, 1.1], "cold": [cold], "resident": [9.0, resident, 0.1]}
-    lines, verdict = startup_bench.report(found)
+    lines, verdict = bench_instances.report(found)
     assert verdict == allowed
     assert sum("TOO SLOW" in line for line in lines) == (not allowed)
 
 
 def test_a_remark_on_stderr_is_not_measured() -> None:
     command = [sys.executable, "-c", "import sys; sys.stderr.write('note')"]
-    assert startup_bench.seconds(command, {}, silent=False) > 0
-    with pytest.raises(startup_bench.Failed, match="note"):
-        startup_bench.seconds(command, {})
+    assert measure.seconds(command, {}, silent=False) > 0
+    with pytest.raises(measure.Failed, match="note"):
+        measure.seconds(command, {})
 
 
 def suite(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -168,7 +170,16 @@ def test_the_suite_runs_what_is_named_and_counts_it(root: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     counted = re.search(r"(\d+) passed in .*tests    (\d+) passed, 0 failed, 0 skipped", done.stdout, re.DOTALL)
     assert counted is not None and counted[1] == counted[2] != "0" and "device   cpu: CPU" in done.stdout
-    assert suite(root, "tests/ops/test_registry.py", "-k", "nothing").returncode == 1  # nothing ran: nothing was shown
+
+
+def test_a_suite_in_which_nothing_ran_has_shown_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[list[str]] = []
+    monkeypatch.chdir(soundness_suite.ROOT)
+    monkeypatch.setattr(
+        pytest, "main", lambda words, plugins: ended.append(words) or pytest.ExitCode.NO_TESTS_COLLECTED
+    )
+    assert soundness_suite.main(["--device", "cpu", "tests/ops/test_registry.py", "-k", "nothing"]) == 1
+    assert ended[0][-3:] == ["tests/ops/test_registry.py", "-k", "nothing"]
 
 
 def test_the_suite_takes_its_own_folders_where_none_is_named() -> None:
@@ -203,3 +214,118 @@ def test_whole_instances_are_held_against_known_verdicts_and_limits() -> None:
         "the median is 1.00 s, 0.60 s more than a process start"
     ]
     assert bench_instances.line("x", found) == "| x | 3 | 1.00 | 6.00 (b b) | 1 sat 1 timeout 1 unsat |"
+
+
+# ------------------------------------------------------------------------------------------- two commits, several ranks
+
+
+def pair(name: str, old: tuple[str, float], new: tuple[str, float], float32: bool = True) -> dict[str, object]:
+    covers = {"float32": float32, "reason": "because"}
+    sides = [{"verdict": verdict, "covers": covers, "seconds": seconds} for verdict, seconds in (old, new)]
+    return {
+        "category": "cat",
+        "onnx": f"/s/{name}.onnx",
+        "vnnlib": f"/s/{name}.vnnlib",
+        "old": sides[0],
+        "new": sides[1],
+    }
+
+
+def test_commits_are_held_against_each_other() -> None:
+    known = {("/s/d.onnx", "/s/d.vnnlib"): "sat"}
+
+    def found(*pairs: dict[str, object]) -> tuple[list[str], bool]:
+        text, good = bench_vnncomp.comparison(pairs, known, under=20.0)
+        return text.splitlines(), good
+
+    slower, late = pair("a", ("unsat", 4.0), ("unsat", 8.0), False), pair("b", ("sat", 25.0), ("timeout", 30.0))
+    lines, good = found(slower, late, pair("e", ("sat", 2.0), ("sat", 2.0)))
+    assert good and lines[0] == "cat: a.onnx a.vnnlib: 4.0 -> 8.0 s"
+    assert "only real" in lines[1] and lines[2].startswith("late cat: b.onnx b.vnnlib")
+    assert lines[3] == "3 instances; decided: old 3, new 2; covers float32: 0/1"
+    assert lines[4] == "seconds, new / old, where both decide: median 1.500 of 2"
+    for bad, word in (
+        (pair("c", ("sat", 1.0), ("unsat", 1.0)), "WRONG"),
+        (pair("d", ("unsat", 1.0), ("unsat", 1.0)), "WRONG"),
+        (pair("f", ("sat", 1.0), ("timeout", 30.0)), "LOST"),
+    ):
+        lines, good = found(bad)
+        assert not good and lines[0].startswith(f"{word} cat: ")
+
+
+def test_both_trees_answer_in_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    trees = [bench_vnncomp.Tree(name, tmp_path) for name in ("old", "new")]
+    monkeypatch.setattr(
+        bench_vnncomp, "answer", lambda tree, row, options: order.append(tree.name) or {"by": tree.name}
+    )
+    for turn in range(2):
+        assert [r["by"] for r in bench_vnncomp.both(trees, [], [], turn)] == ["old", "new"]
+    assert order == ["old", "new", "new", "old"]
+
+
+def test_one_instance_of_a_tree_is_answered(root: Path) -> None:
+    examples = root / "examples"
+    row = [str(examples / "rings.onnx"), str(examples / "rings_small.vnnlib"), "30"]
+    found = bench_vnncomp.answer(bench_vnncomp.Tree("new", root), row, ["--timeout", "30"])
+    assert found["verdict"] == "unsat" and found["seconds"] < 30
+    lost = bench_vnncomp.answer(bench_vnncomp.Tree("old", root / "nowhere"), ["no", "files", "30"], ["--bad-option"])
+    assert lost["verdict"] == "error" and "bad-option" in lost["reason"]
+
+
+def test_every_group_is_chosen_from() -> None:
+    groups = {"a": [[str(i)] for i in range(10)], "b": [["x"]], "c": []}
+    assert bench_ranks.choose(groups, 4) == [["0"], ["x"], ["2"], ["5"]]
+    assert len(bench_ranks.choose(groups, 100)) == 11
+
+
+def test_answers_of_several_ranks_are_held_against_known_ones() -> None:
+    records = [record("a", "sat"), record("b", "unsat"), {**record("c", "error"), "reason": "why"}]
+    known = {(f"/s/{name}.onnx", f"/s/{name}.vnnlib"): "unsat" for name in "abc"}
+    assert bench_ranks.problems(records, known, 60.0) == [
+        "a.onnx a.vnnlib: sat, but unsat is known", "c.onnx c.vnnlib: error: why",
+    ]  # fmt: skip
+    assert len(bench_ranks.problems(records[1:2], known, -4.0)) == 1
+
+
+def test_runs_that_hang_or_fail_are_told_from_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    run, shown = bench_ranks.examples()[0], "import sys, time; print('unsat')"
+    monkeypatch.setattr(bench_ranks, "STRESS_SECONDS", -9.0)
+    for code, verdict in (
+        (shown, "unsat"),
+        (f"{shown}; sys.exit('why')", "error: why"),
+        ("import time; time.sleep(60)", "hang"),
+    ):
+        monkeypatch.setattr(bench_ranks.Run, "command", lambda run, device, code=code: [sys.executable, "-c", code])
+        assert bench_ranks.answer(run, "cpu")[0] == verdict
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_shared_queries_are_valid_settings(seed: int) -> None:
+    run = bench_ranks.shared(bench_ranks.examples()[0], random.Random(seed))
+    parallel = load_config(assignments=run.settings).parallel
+    assert parallel.ranks in (2, 3, 4) and parallel.backend in ("single", "fsdp", "tp")
+    assert "parallel.ranks" in " ".join(run.command("cpu"))
+
+
+# --------------------------------------------------------------------------------------------- processes and JSON lines
+
+
+def test_what_takes_too_long_is_ended_with_its_children(tmp_path: Path) -> None:
+    child = "import subprocess, sys; print(subprocess.Popen(['sleep', '60']).pid, file=open(sys.argv[1], 'w', 1)); "
+    words = [sys.executable, "-c", child + "import time; time.sleep(60)", tmp_path / "pid"]
+    ended = measure.call(words, measure.environment(), timeout=3.0)
+    assert ended.code is None and "no end after 3 s" in ended.complaint and 3.0 <= ended.seconds < 30.0
+    pid = int((tmp_path / "pid").read_text())
+    state = Path(f"/proc/{pid}/stat")
+    assert not state.exists() or state.read_text().rsplit(")", 1)[1].split()[0] == "Z"
+
+
+def test_lines_that_were_cut_off_are_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "results" / "lines.jsonl"
+    assert measure.read_lines(path) == []
+    measure.append_line(path, {"n": 1})
+    with path.open("a") as file:
+        file.write('{"n": 2, "cut')
+    measure.append_line(path, {"n": 3})
+    assert measure.read_lines(path) == [{"n": 1}, {"n": 3}]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -20,8 +18,8 @@ import onnx
 
 from scripts.fuzzing import checks, formulas, networks, vnnlib
 from scripts.fuzzing.checks import Complaint
+from scripts.measure import environment, verifier
 
-ROOT = Path(__file__).resolve().parents[2]
 WORDS = ("sat", "unsat", "unknown", "timeout", "error")
 _PATIENCE = 20  # seconds for reading a small file
 _LIMIT = 3.0  # of a query
@@ -210,12 +208,11 @@ def from_outside(files: Files) -> Complaint | None:
         network, property = Path(folder) / "n.onnx", Path(folder) / "p.vnnlib"
         network.write_bytes(files[0])
         property.write_bytes(files[1])
-        command = [sys.executable, "-m", "verifier", "verify", "--onnx", str(network), "--vnnlib", str(property)]
-        command += ["--timeout", "10", "--device", "cpu", "--results-file", str(Path(folder) / "r.txt")]
-        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+        named = ["--onnx", network, "--vnnlib", property, "--results-file", Path(folder) / "r.txt"]
+        command = verifier("verify", *named, "--timeout", "10", "--device", "cpu")
+        variables = environment({"OMP_NUM_THREADS": "1"})
         try:
-            done = subprocess.run(command, env=environment, capture_output=True, timeout=40, check=False)
+            done = subprocess.run(command, env=variables, capture_output=True, timeout=40, check=False)
         except subprocess.TimeoutExpired:
             return Complaint("hang", "the command did not end within 40 s, limit 10 s")
         said = done.stdout.decode(errors="replace").strip()

@@ -17,10 +17,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+from scripts.measure import ROOT, environment
+
 # Shares of the time.
 KINDS = {
     "search": 0.3,
@@ -210,15 +210,13 @@ def _start(
     ignore: str,
 ) -> _Worker:
     given = json.dumps([list(kinds), seed, first, jobs, device, until, ignore])
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     process = subprocess.Popen(
         [sys.executable, "-m", "scripts.fuzzing.runner", given],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
         cwd=ROOT,
-        env=environment,
+        env=environment({"OMP_NUM_THREADS": "1"}),
         start_new_session=True,
     )
     return _Worker(number, process, first, heard=time.monotonic())

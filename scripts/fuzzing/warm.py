@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -16,8 +15,8 @@ import numpy as np
 from scripts.fuzzing import checks, search
 from scripts.fuzzing.checks import Complaint, Query
 from scripts.fuzzing.search import Found
+from scripts.measure import COMPETITION, environment
 
-ROOT = Path(__file__).resolve().parents[2]
 _QUERIES = 6
 _LIMIT = 20.0
 _EASY = 2.0  # seconds of a cold answer below which a warm one must decide too
@@ -65,19 +64,17 @@ class _Scripts:
 
     def __init__(self, place: Path) -> None:
         self.place, self.folder = place, place / "resident"
-        self.environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        ours = {
             "OMP_NUM_THREADS": "1",
             "CUDA_VISIBLE_DEVICES": "",
-            "VERIFIER_PYTHON": sys.executable,
             "VERIFIER_RESIDENT_FOLDER": str(self.folder),
             "VERIFIER_RESIDENT_SECONDS": "60",
             "VERIFIER_RESIDENT_PATIENCE": "5",
         }
+        self.environment = environment(ours)
 
     def call(self, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [str(ROOT / "vnncomp_scripts" / name), "v1", "fuzz", "net.onnx", "prop.vnnlib", *arguments]
+        command = [str(COMPETITION / name), "v1", "fuzz", "net.onnx", "prop.vnnlib", *arguments]
         return subprocess.run(
             command, cwd=self.place, env=self.environment, capture_output=True, text=True, timeout=120, check=False
         )

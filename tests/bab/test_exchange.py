@@ -853,23 +853,23 @@ class Tight(SingleBackend):
 
 
 @pytest.mark.parametrize("size", [1, 2])
-@pytest.mark.parametrize("ask", [neurons, inputs])
-def test_rounds_that_run_out_of_memory_are_undone(size: int, ask: Ask) -> None:
+@pytest.mark.parametrize(("ask", "seed"), [(neurons, 10), (inputs, 6)])
+def test_rounds_that_run_out_of_memory_are_undone(size: int, ask: Ask, seed: int) -> None:
     """Whatever a failed round had counted is taken back: the books balance, and the proof stands."""
     proved = 0
     for first in range(60, 500, 55):
+        tight: list[Tight] = []
+
+        def backend(graph: Graph, rank: int, first: int = first, tight: list[Tight] = tight) -> Tight:
+            tight.append(Tight(graph, [first]))
+            return tight[-1]
+
         try:
-            told = answers(
-                ask,
-                size,
-                Question("mlp", 6, False),
-                lambda graph, rank, first=first: Tight(graph, [first]),
-                batch_size=64,
-            )
+            told = answers(ask, size, Question("mlp", seed, False), backend, batch_size=64)
         except MemoryExceeded:  # it failed for a single domain, which cannot be halved
             continue
         assert all(a.open == 0 and a.reason == "" and a.witness is None for a in told)
-        proved += 1
+        proved += any(each.fetches >= first for each in tight)
     assert proved >= 3
 
 

@@ -2,7 +2,8 @@
 
 HOW says what rank 1 does when the query reaches a certain phase: ``raise`` or ``exit`` in the search on neurons,
 ``memory`` there, ``sleep`` in the root bounds, ``bounds`` in a query for bounds alone, ``late`` after the verdict (when
-all say what memory they took), ``start`` before it has joined.
+all say what memory they took), ``start`` before it has joined. With ``impatient`` none fails, but all give up a rank
+that has been silent for ``PATIENCE`` seconds.
 """
 
 from __future__ import annotations
@@ -15,6 +16,10 @@ from typing import Any
 import verifier.api
 from verifier.cli.main import main
 from verifier.core.errors import MemoryExceeded
+from verifier.parallel import heartbeat
+from verifier.runtime import handle
+
+PATIENCE = 5.0
 
 
 def fail(how: str) -> None:
@@ -28,6 +33,8 @@ def fail(how: str) -> None:
 
 
 def plant(how: str) -> None:
+    if how == "impatient":
+        return
     from verifier.solver.phases import BoundNetwork, BoundRoot, Memory, Phase, RankState, SplitNeurons
 
     kinds: dict[str, type[Phase[Any]]] = {"sleep": BoundRoot, "late": Memory, "bounds": BoundNetwork}
@@ -44,6 +51,8 @@ def plant(how: str) -> None:
 
 if __name__ == "__main__":
     how, *arguments = sys.argv[1:]
+    if how == "impatient":
+        heartbeat.SILENCE_SECONDS = handle.SILENCE_SECONDS = PATIENCE
     verifier.api.RANK_COMMAND = ("-m", "tests.parallel.failing", how, "rank")  # type: ignore[assignment]
     if arguments[0] == "rank":
         if how == "start":

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from torch.distributed import HashStore
 
 from verifier.core.messages import encode
 from verifier.parallel import heartbeat
 from verifier.parallel.heartbeat import HeartbeatMonitor, RankFailure, RankHeartbeat
+from verifier.runtime import handle
 
 
 class Clock:
@@ -44,6 +47,12 @@ def test_silence_is_noticed_with_the_last_phase(clock: Clock) -> None:
     clock.now += 2
     first._look_at_heartbeats()
     assert first.failure == "rank 1 has not responded for 16 s during bound"
+
+
+def test_patience_is_what_the_documentation_says(root: Path) -> None:
+    text = " ".join((root / "docs" / "parallel.md").read_text(encoding="utf-8").split())
+    assert f"one without a heartbeat for {heartbeat.SILENCE_SECONDS:.0f} s is given up" in text
+    assert handle.SILENCE_SECONDS == heartbeat.SILENCE_SECONDS
 
 
 def test_a_rank_has_longer_to_start(clock: Clock) -> None:

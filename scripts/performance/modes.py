@@ -1,8 +1,5 @@
 """What time at the root buys: slopes of the rows alone, hidden bounds layer by layer, or everything jointly.
 
-    python scripts/bench_modes.py [--device auto|cpu|cuda] [--steps 5,10,20,40] [--instances FOLDER]
-        [--select CATEGORY:NETWORK:PROPERTY ...]
-
 All start from CROWN's bounds and give the mean over the rows of bound minus threshold, in float32, with the seconds
 they took after CROWN.
 
@@ -14,24 +11,18 @@ they took after CROWN.
 
 from __future__ import annotations
 
-import argparse
-import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from scripts.bench_performance import MLP, Instance, RootRows, Shape, select  # noqa: E402
-from scripts.measure import figure, name_of, table, timed  # noqa: E402
-from scripts.networks import ResNet, save_resnet  # noqa: E402
-from verifier import api  # noqa: E402
-from verifier.bounds.alpha import Parameters, Schedule, alpha_hidden, alpha_rows, initial_parameters  # noqa: E402
-from verifier.bounds.crown import (  # noqa: E402
+from scripts.performance.instances import Instance
+from scripts.performance.root import RootRows
+from scripts.roofline import timed
+from verifier import api
+from verifier.bounds.alpha import Parameters, Schedule, alpha_hidden, alpha_rows, initial_parameters
+from verifier.bounds.crown import (
     BoundState,
     crown_hidden,
     hidden_rows,
@@ -42,14 +33,12 @@ from verifier.bounds.crown import (  # noqa: E402
     relaxations,
     settled_by_ibp,
 )
-from verifier.bounds.engine import PLAIN, Engine  # noqa: E402
-from verifier.config import Config, load_config  # noqa: E402
-from verifier.core.backend import Chunk  # noqa: E402
-from verifier.core.interval import Interval  # noqa: E402
-from verifier.solver.setup import cpu_threads  # noqa: E402
+from verifier.bounds.engine import PLAIN, Engine
+from verifier.config import Config
+from verifier.core.backend import Chunk
+from verifier.core.interval import Interval
+from verifier.solver.setup import cpu_threads
 
-# Small: autograd through all rows of all hidden nodes takes gigabytes on larger ones.
-SMALL_RESNET = Shape("resnet-4", 0.01, lambda path: save_resnet(ResNet(4, 8, 10).reset(0), path))
 # Of the rows, at least, after hidden bounds have been improved layer by layer.
 ROW_STEPS = 20
 RATE = Schedule(0).rate_alpha
@@ -142,39 +131,16 @@ class Modes:
         return float((lower[0].double() - self.rows.thresholds).mean())
 
 
-def measure(instance: Instance, config: Config, steps: Sequence[int]) -> str:
-    """The table of one instance."""
+def measure(instance: Instance, config: Config, steps: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """A row for CROWN, and for every mode one for each number of steps."""
     problem = api.load_problem(instance.vnnlib)
     network = api.load_any(instance.onnx, (1, problem.n_in))
     with cpu_threads(network.graph, config):
         modes = Modes(RootRows(network.graph, problem, config))
-        lines = [["CROWN", "-", "-", figure(modes.crown(), 5)]]
+        yield {"mode": "CROWN", "steps": None, "seconds": None, "bound": modes.crown()}
         work = {"rows": modes.rows_only, "layerwise": modes.layerwise, "joint": modes.joint}
         for name, mode in work.items():
             mode(1)  # what is slow the first time only
             for count in steps:
                 seconds, distance = timed(modes.rows.device, lambda mode=mode, count=count: mode(count))
-                lines.append([name, str(count), figure(seconds), figure(distance, 5)])
-    return table(["mode", "steps", "s", "mean bound"], lines)
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--steps", default="5,10,20,40")
-    parser.add_argument("--instances", type=Path, help="folder of VNN-COMP categories, for --select")
-    parser.add_argument("--select", nargs="*", default=[], metavar="CATEGORY:NETWORK:PROPERTY")
-    options = parser.parse_args()
-    config = load_config(values={"device": options.device})
-    steps = [int(s) for s in options.steps.split(",")]
-    with tempfile.TemporaryDirectory() as folder:
-        chosen = [shape.write(Path(folder)) for shape in (MLP, SMALL_RESNET)]
-        chosen += [select(options.instances, pattern) for pattern in options.select]
-        for instance in chosen:
-            print(f"{instance.name}\n\n{measure(instance, config, steps)}\n", flush=True)
-    print(name_of(torch.device("cpu" if config.device == "cpu" or not torch.cuda.is_available() else "cuda")))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+                yield {"mode": name, "steps": count, "seconds": seconds, "bound": distance}

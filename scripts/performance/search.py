@@ -1,23 +1,14 @@
-"""Measures branch and bound on neurons: children bounded per second, and the bound step alone.
-
-    python scripts/bench_search.py NETWORK.onnx PROPERTY.vnnlib [NETWORK.onnx PROPERTY.vnnlib ...]
-        [--seconds 20] [--bound-only] [--batch N] [--steps N] [--device auto|cpu|cuda] [--threads N] [--root-seconds 60]
-        [--set KEY=VALUE ...] [--json FILE]
+"""Branch and bound on neurons: children bounded per second, and the bound step alone.
 
 Root bounds are computed first and not counted. A search then runs for the given time, branching and certification
-included, and one line per instance says how many children per second were bounded and closed, the mean bound of a child
-(its gap to the threshold, what is proved counted as 0), the steps, the batch and the device. With ``--bound-only`` the
-children of one full batch are bounded again and again instead; nothing else is timed.
-
-The last columns compare with what the device could do: operations and bytes of the passes, counted, over the rates of a
-large matrix product and a large copy, measured here.
+included: how many children per second were bounded and closed, the mean bound of a child (its gap to the threshold,
+what is proved counted as 0), the steps and the batch. The bound step alone bounds the children of one full batch again
+and again; nothing else is timed. Both are compared with what the device could do: operations and bytes of the passes,
+counted, over the rates of a large matrix product and a large copy.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -27,25 +18,22 @@ from typing import Any
 import numpy as np
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from scripts.measure import Rates, Work, measured, name_of, roofline, synchronise, timed  # noqa: E402
-from verifier.api import load_any, load_problem  # noqa: E402
-from verifier.bab.bounder import Bounded  # noqa: E402
-from verifier.bab.context import SearchContext  # noqa: E402
-from verifier.bab.domains import NeuronDomains, OpenNeuronDomains  # noqa: E402
-from verifier.bab.exchange import Exchange  # noqa: E402
-from verifier.bab.kernel import Kernel  # noqa: E402
-from verifier.bab.relu_split import NeuronSplitting, Refutation  # noqa: E402
-from verifier.bab.search import branch_and_bound, step  # noqa: E402
-from verifier.bounds.alpha import Schedule  # noqa: E402
-from verifier.config import Config, load_config  # noqa: E402
-from verifier.core.deadline import Deadline  # noqa: E402
-from verifier.graph.graph import Graph  # noqa: E402
-from verifier.solver.root import Root, RootContext, bound_root  # noqa: E402
-from verifier.solver.setup import Setup, cpu_threads, device_of, set_up  # noqa: E402
-from verifier.solver.strategy import node_flops, open_boxes  # noqa: E402
+from scripts.roofline import Rates, Work, device_name, roofline, synchronise, timed
+from verifier.api import load_any, load_problem
+from verifier.bab.bounder import Bounded
+from verifier.bab.context import SearchContext
+from verifier.bab.domains import NeuronDomains, OpenNeuronDomains
+from verifier.bab.exchange import Exchange
+from verifier.bab.kernel import Kernel
+from verifier.bab.relu_split import NeuronSplitting, Refutation
+from verifier.bab.search import branch_and_bound, step
+from verifier.bounds.alpha import Schedule
+from verifier.config import Config
+from verifier.core.deadline import Deadline
+from verifier.graph.graph import Graph
+from verifier.solver.root import Root, RootContext, bound_root
+from verifier.solver.setup import Setup, cpu_threads, set_up
+from verifier.solver.strategy import node_flops, open_boxes
 
 # Passes over a column's numbers in one optimiser step, read or written; of an input's numbers.
 _COLUMN_TRAFFIC, _INPUT_TRAFFIC = 60, 5
@@ -173,7 +161,6 @@ class Ready:
         seconds: what the root took.
     """
 
-    name: str
     graph: Graph
     setup: Setup
     root: Root
@@ -193,8 +180,7 @@ def prepare(onnx: str | Path, vnnlib: str | Path, config: Config, root_seconds: 
         start = time.perf_counter()
         setup, root = roots(network, problem, config, root_seconds)
         spent = time.perf_counter() - start
-    name = f"{Path(onnx).stem} {Path(vnnlib).stem}"
-    return None if root is None else Ready(name, network.graph, setup, root, config, spent)
+    return None if root is None else Ready(network.graph, setup, root, config, spent)
 
 
 def measure(ready: Ready, rates: Rates, mode: str = "search", seconds: float = 20.0) -> dict[str, Any]:
@@ -210,10 +196,9 @@ def measure(ready: Ready, rates: Rates, mode: str = "search", seconds: float = 2
         splitting.bounder = splitting.brancher.bounder = watch = Watch(splitting.bounder)
         rate, spent, statistics = MODES[mode](search, device, seconds)
         splitting.bounder.close()
-        name = name_of(device)
+        name = device_name(device)
     child = per_child(splitting, watch.inner)
     return {
-        "instance": ready.name,
         "mode": mode,
         "children_per_s": rate,
         "mean_bound": watch.mean,
@@ -232,50 +217,3 @@ def measure(ready: Ready, rates: Rates, mode: str = "search", seconds: float = 2
         "replays": watch.inner.recordings.replays if isinstance(watch.inner, Kernel) else 0,
         "statistics": statistics,
     }
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="+", help="pairs of a network and a property")
-    parser.add_argument("--seconds", type=float, default=20.0)
-    parser.add_argument("--root-seconds", type=float, default=60.0, help="the time limit that the root is planned for")
-    parser.add_argument("--bound-only", action="store_true")
-    parser.add_argument("--batch", type=int)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
-    if len(arguments.files) % 2:
-        parser.error("give a property for every network")
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    settings = [f"device={arguments.device}", f"bab.iterations={arguments.steps}", *arguments.settings]
-    if arguments.batch:
-        settings.append(f"bab.batch_size={arguments.batch}")
-    config = load_config(assignments=settings)
-    rates = measured(device_of(config))
-    mode = "bound only" if arguments.bound_only else "search"
-    records: list[dict[str, Any]] = []
-    for onnx, vnnlib in zip(arguments.files[::2], arguments.files[1::2], strict=True):
-        ready = prepare(onnx, vnnlib, config, arguments.root_seconds)
-        if ready is None:
-            print(f"{Path(onnx).stem} {Path(vnnlib).stem}: nothing is left after the root bounds", flush=True)
-            continue
-        r = measure(ready, rates, mode, arguments.seconds)
-        records.append(r)
-        print(
-            f"{r['instance']}: {mode}: {r['children_per_s']:.0f} children/s, mean bound {r['mean_bound']:.5g}, "
-            f"{r['seconds']:.1f} s, {r['steps']} steps, batch {r['batch']}, {r['device']}; "
-            f"{r['mflop_per_child']:.1f} MFLOP and {r['mbyte_per_child']:.2f} MB a child, "
-            f"roofline {r['roofline_per_s']:.0f}/s ({rates}), {r['replays']} replays; {r['statistics']}",
-            flush=True,
-        )
-    if arguments.json:
-        arguments.json.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

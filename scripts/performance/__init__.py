@@ -1,0 +1,1 @@
+"""What ``scripts/bench_performance.py`` measures, a module for each kind of figures, and its tables."""
