@@ -118,7 +118,7 @@ def per_child(splitting: NeuronSplitting, inner: Any) -> Work:
 def sustained(search: Search, device: torch.device, seconds: float) -> tuple[float, float, dict[str, float]]:
     """A search for some time: (children per second, seconds, statistics)."""
     spent, ending = timed(device, lambda: branch_and_bound(search.splitting, search.exchange))
-    total = ending.total
+    total = ending.totals.statistics
     statistics = {"domains": total.bounded, "closed": total.closed, "open": total.open + total.stuck}
     return total.bounded / spent, spent, {**statistics, "rounds": total.rounds, "worst": total.worst}
 

@@ -19,7 +19,7 @@ from verifier.core.errors import MemoryExceeded
 from verifier.parallel import heartbeat
 from verifier.runtime import handle
 
-PATIENCE = 5.0
+PATIENCE = 8.0
 
 
 def fail(how: str) -> None:
