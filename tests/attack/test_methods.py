@@ -10,7 +10,8 @@ import pytest
 from tests.attack.support import Judge, problem, random_network
 from tests.attack.support import target as question
 from tests.support.plugins import forget, install, on_path
-from verifier.attack import methods, pgd, runs
+from verifier.attack import methods
+from verifier.attack.attacks import pgd, runs
 from verifier.attack.target import Target
 from verifier.config import AttackConfig
 from verifier.core.deadline import Deadline

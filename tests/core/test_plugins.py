@@ -140,16 +140,6 @@ def test_settings_take_names_of_other_packages(tmp_path: Path, monkeypatch: pyte
         load_config(assignments=["bab.branching=3"])
 
 
-def test_the_names_of_settings_are_those_of_the_tables() -> None:
-    from verifier.attack.methods import ATTACKS as TABLE
-    from verifier.bab import branching
-    from verifier.core.formats import WRITTEN
-    from verifier.report.formats import FORMATS as WRITERS
-
-    assert set(TABLE) == set(ATTACK_METHODS) and set(WRITERS) == set(WRITTEN)
-    assert set(getattr(branching, "HEURISTICS", {})) <= set(BRANCHING)
-
-
 # -------------------------------------------------------------------------------------------------------- formats
 
 

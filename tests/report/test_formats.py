@@ -65,9 +65,11 @@ def test_formats_of_other_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert used == [MARK]
     with pytest.raises(ConfigError, match="'mute' writes nothing"):
         output_format("mute")
+    known = ", ".join([*FORMATS, "mark (package one)", "mute (package one)"])
     for find in (output_format, plugin_of):
-        with pytest.raises(ConfigError, match=r"no format 'xml'; there are json, line, vnncomp, mark \(package one\)"):
+        with pytest.raises(ConfigError) as caught:
             find("xml")
+        assert str(caught.value) == f"there is no format 'xml'; there are {known}"
 
 
 def test_records_name_the_plugins() -> None:

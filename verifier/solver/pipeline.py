@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from verifier.attack import methods
-from verifier.attack.runs import run_candidates
+from verifier.attack.attacks.runs import run_candidates
 from verifier.attack.target import Target
 from verifier.config import AttackConfig, Config
 from verifier.core import plugins
