@@ -35,6 +35,7 @@ from verifier.core.result import Covers, Result, Verdict, Witness
 from verifier.core.runtime import RunModel
 from verifier.frontend.network import Network, parity
 from verifier.frontend.runtime import not_covered, optimised_not_covered, run_model
+from verifier.parallel.backends import placement
 from verifier.parallel.stores import Resident
 from verifier.parallel.world import World, solo
 from verifier.solver.counts import add_counts
@@ -220,7 +221,7 @@ class _Run:
     def _own(self, state: RankState) -> tuple[WeightStore, torch.device]:
         """All weights for this rank alone, and where they are: the host when they are shared with other ranks."""
         setup = state.setup
-        if self.world.size == 1 or self.config.parallel.backend == "single":
+        if self.world.size == 1 or placement(self.config).replicated:
             return setup.backend.weights, setup.backend.device
         host = Resident(_HOST, 0)
         for handle, tensor in self.network.graph.parameters.items():
