@@ -46,6 +46,13 @@ def test_formats_of_ours() -> None:
     jsonschema.validate(json.loads(text), schema("verify"))
 
 
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("outcome", [Outcome("unsat"), Outcome("unknown", "it is\nopen"), Outcome("sat", "", WITNESS)])
+def test_every_format_writes_every_answer(name: str, outcome: Outcome) -> None:
+    text = output_format(name).render(Answer(outcome, lambda: recorded(outcome)))
+    assert outcome.verdict in text and text.endswith("\n")
+
+
 def test_the_record_is_made_once_and_only_when_it_is_wanted() -> None:
     calls: list[int] = []
     answer = Answer(Outcome("unsat"), lambda: {"calls": calls.append(1)})
