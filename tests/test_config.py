@@ -7,7 +7,17 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from verifier.config import Config, as_config, dump_config, known_keys, load_config, nearest_key, parse_size
+from verifier.config import (
+    Config,
+    as_config,
+    described,
+    dump_config,
+    known_keys,
+    load_config,
+    nearest_key,
+    parse_size,
+    section_names,
+)
 from verifier.core.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -22,9 +32,33 @@ def write(folder: Path, text: str | bytes) -> Path:
 def test_default_file_equals_the_defaults_and_is_complete() -> None:
     path = ROOT / "configs" / "default.yaml"
     assert load_config([path]) == Config()
-    text = path.read_text()
-    for key in known_keys():
-        assert f"{key.rsplit('.', 1)[-1]}:" in text
+    assert set(DEFAULT_LINES) == {*known_keys(), *section_names()}
+
+
+def default_lines() -> dict[str, str]:
+    """The comments of configs/default.yaml by key: what stands beside a setting, or in the line above it."""
+    found: dict[str, str] = {}
+    inside: list[tuple[int, str]] = []
+    above = ""
+    for line in (ROOT / "configs" / "default.yaml").read_text().splitlines():
+        if line.lstrip().startswith("#"):
+            above = line.lstrip()[2:]
+        elif line:
+            setting, _, beside = line.partition("  # ")
+            depth, name = len(line) - len(line.lstrip()), setting.strip().partition(":")[0]
+            inside = [*(entry for entry in inside if entry[0] < depth), (depth, name)]
+            found[".".join(name for _, name in inside)] = beside or above
+            above = ""
+    return found
+
+
+DEFAULT_LINES = default_lines()
+
+
+@pytest.mark.parametrize("key", DEFAULT_LINES)
+def test_the_default_file_says_what_the_settings_say(key: str) -> None:
+    """In words that are made from a setting's type."""
+    assert DEFAULT_LINES[key] == described(key)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda p: p.stem)

@@ -192,7 +192,7 @@ def job(config: Config, fatal: Callable[[str], None] | None = None) -> Iterator[
 
 
 def _start(config: Config, fatal: Callable[[str], None] | None) -> Job:
-    if config.parallel.ranks == 1 and config.parallel.backend == "single" and "WORLD_SIZE" not in os.environ:
+    if config.parallel.ranks == 1 and "WORLD_SIZE" not in os.environ:
         return Job(0, lambda _: _alone(config))
     from verifier.parallel.launch import LocalRanks
     from verifier.parallel.world import join, rank_device, under_torchrun

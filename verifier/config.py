@@ -20,7 +20,7 @@ from pydantic.fields import FieldInfo
 from pydantic.json_schema import WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from verifier.core import plugins
+from verifier.core import folders, plugins
 from verifier.core.errors import ConfigError
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -28,11 +28,11 @@ _UNITS |= {"KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
 _MAX_FILE_BYTES = 1 << 20
 
-# Names of ours; other packages add theirs by entry points (:mod:`verifier.core.plugins`).
-BRANCHING = ("auto", "babsr", "kfsb", "input")
-# Names in it that stand for no heuristic of neurons.
+# Names that stand for no heuristic of neurons.
 NOT_NEURONS = ("auto", "input")
-ATTACK_METHODS = ("pgd", "runs")
+# Names of ours; other packages add theirs by entry points (:mod:`verifier.core.plugins`).
+BRANCHING = ("auto", *folders.HEURISTICS, "input")
+ATTACK_METHODS = tuple(folders.ATTACKS)
 
 
 def parse_size(value: object) -> object:
@@ -45,8 +45,13 @@ def parse_size(value: object) -> object:
     return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
+class _Words(str):
+    """Among annotations: what values a setting takes, where its type does not say it."""
+
+
 Size = Annotated[
     int,
+    _Words("a size"),
     BeforeValidator(parse_size),
     WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string", "pattern": r"^\d"}]}),
     Field(ge=1),
@@ -66,6 +71,13 @@ def _named(group: str, ours: Sequence[str]) -> Callable[[str], str]:
     return check
 
 
+def _placement(name: str) -> str:
+    """A name of ours; other packages cannot add any."""
+    if name not in folders.BACKENDS:
+        raise PydanticCustomError("unknown_name", "{names}", {"names": ", ".join(folders.BACKENDS)})
+    return name
+
+
 def _parts(value: object) -> object:
     """The names of a list, or of a text with commas; other types are left for the type check to refuse."""
     if isinstance(value, str):
@@ -75,14 +87,26 @@ def _parts(value: object) -> object:
 
 Branching = Annotated[
     str,
+    _Words("auto, input or the name of a heuristic"),
     AfterValidator(_named(plugins.HEURISTICS, BRANCHING)),
     WithJsonSchema({"type": "string", "examples": list(BRANCHING)}),
+]
+Backend = Annotated[
+    str,
+    _Words("the name of a backend"),
+    AfterValidator(_placement),
+    WithJsonSchema({"type": "string", "enum": list(folders.BACKENDS)}),
 ]
 Methods = Annotated[
     tuple[Annotated[str, AfterValidator(_named(plugins.ATTACKS, ATTACK_METHODS))], ...],
     BeforeValidator(_parts),
     Field(min_length=1),
-    WithJsonSchema({"anyOf": [{"type": "array", "items": {"type": "string"}, "minItems": 1}, {"type": "string"}]}),
+    WithJsonSchema(
+        {
+            "anyOf": [{"type": "array", "items": {"type": "string"}, "minItems": 1}, {"type": "string"}],
+            "examples": list(ATTACK_METHODS),
+        }
+    ),
 ]
 
 
@@ -96,7 +120,7 @@ class AttackConfig(Section):
     """Search for counterexamples."""
 
     enabled: bool = Field(default=True, description="search for counterexamples before and while proving")
-    methods: Methods = Field(default=("pgd",), description="which attacks, in this order: names with commas")
+    methods: Methods = Field(default=("pgd",), description="which attacks, in this order")
     restarts: int = Field(default=100, ge=1, description="random starting points per round")
     steps: int = Field(default=60, ge=1, description="gradient steps per restart")
     time_fraction: float = Field(default=0.1, ge=0, le=1, description="share of the time limit for the first attack")
@@ -151,8 +175,9 @@ class BabConfig(Section):
 class ParallelConfig(Section):
     """Where weights and work live."""
 
-    backend: Literal["single", "fsdp", "tp"] = Field(
-        default="single", description="weights of a group: on every rank, each sharded, or split by features"
+    backend: Backend = Field(
+        default="single",
+        description="weights of a group: on every rank, sharded (fsdp), or split by features (tp)",
     )
     ranks: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         default=1, description="processes to start here; auto: one per GPU (under torchrun its world size counts)"
@@ -410,14 +435,26 @@ def _expected(key: str, detail: Any) -> str:
         return f"one of {detail['msg']}"
     if detail["type"] == "value_error":
         return "a size in bytes or with a unit such as 512MiB or 8GiB"
+    info = _field(key)
+    return " or ".join(_type_words(info.annotation, _limits(info.metadata)))
+
+
+def described(key: str) -> str:
+    """What a setting means and what values it takes, as ``configs/default.yaml`` says it; or what a section means."""
+    info = _field(key)
+    if info.annotation is bool or (isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel)):
+        return f"{info.description}"
+    said = [item for item in info.metadata if isinstance(item, _Words)]
+    words = said or _type_words(info.annotation, _limits(info.metadata), said=True)
+    return f"{info.description} ({' or '.join(words)})"
+
+
+def _field(key: str) -> FieldInfo:
     section: type[BaseModel] = Config
     *path, last = key.split(".")
     for name in path:
         section = section.model_fields[name].annotation  # type: ignore[assignment]
-    info = section.model_fields[last]
-    limits = _limits(info.metadata)
-    words = _type_words(info.annotation, limits)
-    return " or ".join(words)
+    return section.model_fields[last]
 
 
 def _limits(metadata: Sequence[Any]) -> str:
@@ -438,15 +475,21 @@ def _limits(metadata: Sequence[Any]) -> str:
     return " and ".join(parts)
 
 
-def _type_words(annotation: Any, limits: str = "") -> list[str]:
+def _type_words(annotation: Any, limits: str = "", said: bool = False) -> list[str]:
+    """What a type takes, one phrase for each alternative.
+
+    Args:
+        said: use :class:`_Words` where there are any.
+    """
     origin = get_origin(annotation)
     if origin is Annotated:
         inner, *metadata = get_args(annotation)
-        return _type_words(inner, limits or _limits(metadata))
+        words: list[str] = [item for item in metadata if said and isinstance(item, _Words)]
+        return words or _type_words(inner, limits or _limits(metadata), said)
     if origin is tuple:
         return ["names with commas between them"]
     if origin in (Union, UnionType):
-        return [word for part in get_args(annotation) for word in _type_words(part, limits)]
+        return [word for part in get_args(annotation) for word in _type_words(part, limits, said)]
     if origin is Literal:
         return (
             ["one of " + ", ".join(map(str, get_args(annotation)))]

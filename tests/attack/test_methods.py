@@ -10,7 +10,8 @@ import pytest
 from tests.attack.support import Judge, problem, random_network
 from tests.attack.support import target as question
 from tests.support.plugins import forget, install, on_path
-from verifier.attack import methods, pgd, runs
+from verifier.attack import methods
+from verifier.attack.attacks import pgd, runs
 from verifier.attack.target import Target
 from verifier.config import AttackConfig
 from verifier.core.deadline import Deadline
@@ -48,6 +49,26 @@ def test_runs_offers_its_candidates_in_their_order() -> None:
     assert methods.search(asked_target, ["runs"]) is None
     wanted = list(runs.run_candidates(asked.problem, asked_target.starts, 3))
     assert len(seen) == len(wanted) and all(map(np.array_equal, seen, wanted))
+
+
+@pytest.mark.parametrize("name", methods.ATTACKS)
+def test_every_attack_of_ours(name: str) -> None:
+    """Equal seeds give equal candidates, in the box; the first counterexample ends an attack, and so does the time."""
+
+    def asked(judged: Judge, seconds: float = 20.0) -> Target:
+        made = target(judged, seconds, starts=(np.zeros((1, 5), np.float32),))
+        made.accept = lambda x: judged(x.astype(np.float32))  # some attacks offer float64 numbers
+        return made
+
+    first, second = judge(0.0), judge(0.0)
+    for judged in (first, second):
+        methods.search(asked(judged), [name])
+    assert len(first.seen) == len(second.seen) > 0 and all(map(np.array_equal, first.seen, second.seen))
+    assert all((np.abs(x) <= 1).all() for x in first.seen)
+    everything = judge(1e9)
+    assert methods.search(asked(everything), [name]) is not None and len(everything.seen) == 1
+    late = asked(judge(), seconds=0.0)
+    assert methods.search(late, [name]) is None and late.over
 
 
 def test_attacks_run_in_turn_until_one_finds_something(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.attack.support import Judge, evaluate, network, problem, random_network, target
-from verifier.attack.pgd import search
+from verifier.attack.attacks.pgd import search
 from verifier.config import AttackConfig
 from verifier.core.deadline import Deadline
 from verifier.core.problem import Problem

@@ -22,7 +22,7 @@ from verifier.graph.linear_forms import Form
 from verifier.graph.op import NonlinearOp, ParamSpec
 from verifier.ops.power import Power
 from verifier.ops.product import MatMul
-from verifier.ops.registry import op_classes
+from verifier.ops.registry import our_classes
 from verifier.ops.relu import Relu
 from verifier.ops.shape import Reshape
 
@@ -34,7 +34,7 @@ def operators() -> list[NonlinearOp]:
     """Every nonlinear op that is built without arguments, and others with typical ones."""
     plain = [
         cls()
-        for cls in op_classes()
+        for cls in our_classes()
         if issubclass(cls, NonlinearOp)
         and all(p.default is not p.empty for p in inspect.signature(cls).parameters.values())
     ]

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.support.plugins import forget, install, install_extras, on_path
+from verifier.cli import doctor
 from verifier.config import ATTACK_METHODS, BRANCHING, Config, load_config
 from verifier.core import plugins
 from verifier.core.errors import ConfigError, InputError
@@ -21,6 +22,7 @@ from verifier.core.plugins import (
     ATTACKS,
     FORMATS,
     HEURISTICS,
+    OPS,
     Plugin,
     foreign,
     installed_versions,
@@ -83,6 +85,21 @@ def test_a_name_of_ours_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         read_foreign(Path("n.npz"))
 
 
+def test_the_doctor_says_which_package_must_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name of ours means ours, without a look at plug-ins: who has one is told here."""
+    points = {OPS: {"softsign": "m"}, HEURISTICS: {"input": "m"}, ATTACKS: {"pgd": "m"}, FORMATS: {"onnx": "m"}}
+    monkeypatch.setattr(doctor, "_self_test", lambda: (True, "not run"))
+    on_path(install(tmp_path / "fine", "one", {ATTACKS: {"c": "m:x"}}), monkeypatch)
+    lines, healthy = doctor.examine()
+    assert "plug-in      attack 'c' of package one 1.0" in lines and healthy
+    on_path(install(tmp_path / "taken", "two", points), monkeypatch)
+    lines, healthy = doctor.examine()
+    refused = [
+        line for line in lines if "REFUSED: the " in line and "of package two has the name of one of ours" in line
+    ]
+    assert len(refused) == 4 and not healthy
+
+
 def test_two_packages_with_one_name_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("one", "two"):
         install(tmp_path, name, {ATTACKS: {"c": "m:x"}})
@@ -138,16 +155,6 @@ def test_settings_take_names_of_other_packages(tmp_path: Path, monkeypatch: pyte
         load_config(assignments=["attack.methods=3"])
     with pytest.raises(ConfigError, match="must be text, not 3"):
         load_config(assignments=["bab.branching=3"])
-
-
-def test_the_names_of_settings_are_those_of_the_tables() -> None:
-    from verifier.attack.methods import ATTACKS as TABLE
-    from verifier.bab import branching
-    from verifier.core.formats import WRITTEN
-    from verifier.report.formats import FORMATS as WRITERS
-
-    assert set(TABLE) == set(ATTACK_METHODS) and set(WRITERS) == set(WRITTEN)
-    assert set(getattr(branching, "HEURISTICS", {})) <= set(BRANCHING)
 
 
 # -------------------------------------------------------------------------------------------------------- formats

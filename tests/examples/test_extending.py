@@ -20,6 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tests.cli.helpers import environment, inside, no_process_mentions
 from tests.cli.networks import above, absolute
 from tests.support.plugins import EXTRAS, forget, install, install_extras, on_path
+from verifier.report.formats import FORMATS
 from verifier.report.record import schema
 from verifier.testing import Check, checks
 
@@ -258,7 +259,8 @@ def test_an_output_format(extras: Path, tmp_path: Path) -> None:
     assert text.startswith("# sat\n") and "- `X_1` = " in text and "| with | markdown of verifier-extras |" in text
     assert (tmp_path / "l").read_text() == f"sat: {record['reason']}\n"
     done = command(None, "verify", "--onnx", query[0], "--vnnlib", query[1], "--write", "markdown", page)
-    assert done.returncode == 2 and "there is no format 'markdown'; there are json, line, vnncomp" in done.stderr
+    known = ", ".join(FORMATS)
+    assert done.returncode == 2 and f"there is no format 'markdown'; there are {known}" in done.stderr
     assert page.read_text() == ""
 
 

@@ -15,6 +15,7 @@ from verifier.ops.bent import Cos, Gelu, Silu, Sin
 from verifier.ops.exponential import Exp, Log, Softplus
 from verifier.ops.power import Power, Sqrt, Square
 from verifier.ops.reciprocal import Reciprocal
+from verifier.ops.registry import our_sets
 from verifier.ops.relu import Relu
 from verifier.ops.sigmoid import Erf, Sigmoid, Tanh
 from verifier.ops.step import Ceil, Floor, Heaviside, Round, Sign, Single
@@ -69,6 +70,9 @@ UNARY = [
     (Round(), mpmath.nint, (-math.inf, math.inf)),
     (Single(), _single, (-math.inf, math.inf)),
 ]
+# Samples of the sets in verifier/contrib; those that have an exact function are tested like the ops above.
+ADDED = [sample for found in our_sets() for sample in found.samples]
+UNARY += [(s.op, s.exact, s.domain) for s in ADDED if s.exact is not None]
 
 
 @st.composite

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from tests.ops.exact import UNARY
+from tests.ops.exact import ADDED, UNARY
 from tests.support.device import DEVICE
 from verifier.graph.op import AffineOp, NonlinearOp, Op, Shape
 from verifier.ops.add import Add
@@ -48,6 +48,7 @@ _INDEX = torch.tensor([0, 3, -1, 5, 3, 3, -1, 1, 4, 0])
 _PICK = torch.tensor([4, 0, -1, 2, 5])
 
 AFFINE: list[Sample] = [
+    *(s for s in ADDED if isinstance(s.op, AffineOp)),
     _given("linear", Linear, ((5,),), weight=_random(4, 5), bias=_random(4)),
     _given(
         "linear-lead", Linear, ((1, 3, 5),), weight=_random(4, 5), bias=_random(4), bias_magnitude=_random(4).abs() + 2
@@ -100,6 +101,7 @@ AFFINE: list[Sample] = [
 
 NONLINEAR: list[Sample] = [
     *(Sample(f"{op.kind}-{i}", op, ((2, 3),), (), domain, exact) for i, (op, exact, domain) in enumerate(UNARY)),
+    *(s for s in ADDED if isinstance(s.op, NonlinearOp) and s.exact is None),
     Sample("mul", Mul(), ((2, 3), (2, 3))),
     Sample("mul-broadcast", Mul(), ((2, 3), (3,))),
     Sample("mul-outer", Mul(), ((3, 1), (1, 2))),

@@ -25,12 +25,14 @@ from verifier.bounds.alpha import Schedule
 from verifier.bounds.api import Method, NetworkBounds, Wanted, compute_graph_bounds
 from verifier.bounds.engine import Engine
 from verifier.config import Config, load_config
+from verifier.core import folders
 from verifier.core.deadline import Deadline
 from verifier.core.interval import Interval
 from verifier.core.progress import SilentProgress
 from verifier.core.result import Result
 from verifier.frontend.network import from_module, load_network
 from verifier.graph.graph import Graph
+from verifier.parallel.backends import WholeNetwork
 from verifier.parallel.launch import LocalRanks, join_leader
 from verifier.parallel.processes import ProcessGroup
 from verifier.parallel.world import World
@@ -53,6 +55,11 @@ MODES: dict[str, dict[str, Any]] = {
     "fsdp": {"parallel.backend": "fsdp"},
     "fsdp replicated": {"parallel.backend": "fsdp", "parallel.rows": "replicated"},
     "fsdp without prefetch": {"parallel.backend": "fsdp", "parallel.prefetch": False},
+    **{
+        name: {"parallel.backend": name}
+        for name, found in folders.BACKENDS.items()
+        if isinstance(found, WholeNetwork) and name not in ("single", "fsdp")
+    },
 }
 
 

@@ -19,6 +19,7 @@ from verifier.bab.kernel import Kernel
 from verifier.bounds.alpha import Schedule, alpha_hidden, alpha_rows
 from verifier.bounds.crown import BoundState, Specification, crown_hidden, crown_rows, initial_state
 from verifier.bounds.engine import Engine
+from verifier.core import folders
 from verifier.core.interval import Interval
 from verifier.core.problem import Problem
 from verifier.core.result import Result, Verdict
@@ -30,8 +31,7 @@ PLANTED = [(kind, 0.02) for kind in NAMES] + [(kind, 1e-5) for kind in PLAIN]
 
 # One way of searching each; the attack is off so that nothing but the search can answer.
 SEARCHES = {
-    "babsr": {"bab.branching": "babsr"},
-    "kfsb": {"bab.branching": "kfsb"},
+    **{name: {"bab.branching": name} for name in folders.HEURISTICS},
     # Every side of every split is tried before a domain is split.
     "probed": {"bab.branching": "kfsb", "bab.probes": 1000},
     "unprobed": {"bab.branching": "kfsb", "bab.probes": 0},
@@ -138,7 +138,7 @@ def test_every_search_is_right_or_undecided(kind: str, sat: bool, how: str) -> N
         assert result.verdict not in (wrong, Verdict.ERROR), result.reason
         if result.verdict is Verdict.SAT:
             assert holds(truth(kind, seed, sat), result)
-        if how in ("babsr", "kfsb", "probed", "unprobed", "leaves") and not sat:
+        if how in (*folders.HEURISTICS, "probed", "unprobed", "leaves") and not sat:
             assert result.verdict is Verdict.UNSAT, result.reason
 
 

@@ -1,17 +1,17 @@
-"""The attacks there are, by name. Other packages add theirs in the group ``verifier.attacks``."""
+"""The attacks there are, by name: one per file of ``attacks/``. Other packages add theirs (``verifier.attacks``)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
-from verifier.attack import pgd, runs
 from verifier.attack.target import Attack, Target
+from verifier.core import folders
 from verifier.core.errors import ConfigError
 from verifier.core.plugins import ATTACKS as GROUP
 from verifier.core.plugins import lookup
 from verifier.core.result import Witness
 
-ATTACKS: dict[str, Attack] = {"pgd": pgd.attack, "runs": runs.attack}
+ATTACKS: Mapping[str, Attack] = folders.ATTACKS
 
 
 def attack(name: str) -> Attack:

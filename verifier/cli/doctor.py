@@ -1,4 +1,4 @@
-"""Is everything in place? Versions, devices, and one proof and one counterexample on a network of two neurons."""
+"""Is everything in place? Versions, plug-ins, devices, a proof and a counterexample on a network of two neurons."""
 
 from __future__ import annotations
 
@@ -6,7 +6,15 @@ import os
 import time
 from collections.abc import Iterator
 
+from verifier.config import ATTACK_METHODS, BRANCHING
+from verifier.core import folders
+from verifier.core.errors import ConfigError
+from verifier.core.formats import READ
+from verifier.core.plugins import ATTACKS, FORMATS, HEURISTICS, OPS, foreign
 from verifier.report.record import versions
+
+# Names of ours, which plug-ins cannot have, by group.
+_TAKEN = {OPS: folders.OPS, HEURISTICS: BRANCHING, ATTACKS: ATTACK_METHODS, FORMATS: (*folders.FORMATS, *READ)}
 
 _LIMIT_SECONDS = 20.0
 
@@ -15,6 +23,12 @@ def examine() -> tuple[list[str], bool]:
     """Lines to show, and whether all is well. Nothing is raised: what fails is one of the lines."""
     lines = [f"{name:<12} {version or 'NOT INSTALLED'}" for name, version in versions().items()]
     complete = all(versions().values())
+    for group, ours in _TAKEN.items():
+        try:
+            lines += [f"plug-in      {plugin} {plugin.version}" for plugin in foreign(group, ours).values()]
+        except ConfigError as error:
+            lines.append(f"plug-in      REFUSED: {error}")
+            complete = False
     try:
         lines += list(_devices())
         healthy, words = _self_test()

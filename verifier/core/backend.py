@@ -186,7 +186,3 @@ class ParallelBackend(Protocol):
     def agree(self, value: float, op: str = "max") -> float:
         """One value on all ranks (``max``, ``min`` or ``sum``); the identity for one rank."""
         ...
-
-    def close(self) -> None:
-        """Release what the backend holds."""
-        ...

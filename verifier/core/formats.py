@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Protocol
 
+from verifier.core import folders
 from verifier.core.errors import ConfigError, InputError, VerifierError
 from verifier.core.plugins import FORMATS, foreign, lookup
 
-# What we read, by suffix (perhaps with .gz), and what we write (:mod:`verifier.report.formats`).
+# What we read, by suffix (perhaps with .gz).
 READ = ("onnx", "vnnlib")
-WRITTEN = ("json", "line", "vnncomp")
 
 
 class InputFormat(Protocol):
@@ -38,9 +38,9 @@ def read_foreign(path: Path) -> Any:
         InputError: the file is malformed.
     """
     suffix = path.suffix[1:]
-    if suffix in ("", "gz", *READ) or suffix not in foreign(FORMATS, (*READ, *WRITTEN)):
+    if suffix in ("", "gz", *READ) or suffix not in foreign(FORMATS, (*READ, *folders.FORMATS)):
         return None
-    reader: InputFormat = lookup(FORMATS, suffix, {}, (*READ, *WRITTEN))
+    reader: InputFormat = lookup(FORMATS, suffix, {}, (*READ, *folders.FORMATS))
     if not callable(getattr(reader, "read", None)):
         raise ConfigError(f"the format '{suffix}' reads nothing (it has no function 'read'), so {path} cannot be read")
     try:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from verifier.graph.op import AffineOp, Op
-from verifier.ops.registry import op_classes, op_sets
+from verifier.ops.registry import op_sets, our_classes
 
 # Operators that are evaluated where they depend on constants or shapes alone: nothing bounds them.
 CONSTANTS_ONLY = frozenset(
@@ -90,7 +90,7 @@ def aten_functions() -> list[Entry]:
 
 def graph_ops() -> list[Entry]:
     """The ops that graphs consist of and bounds are computed for: affine ones first, each sorted by name."""
-    packages: dict[type[Op], str] = dict.fromkeys(op_classes(), "")
+    packages: dict[type[Op], str] = dict.fromkeys(our_classes(), "")
     packages |= {cls: found.plugin.distribution for found in op_sets() for cls in found.ops}
     ordered = sorted(packages, key=lambda cls: (not issubclass(cls, AffineOp), cls.__name__))
     return [Entry(cls.__name__, _first_sentence(cls), packages[cls]) for cls in ordered]

@@ -20,7 +20,7 @@ from verifier.core.errors import ConfigError, InputError, UnsupportedOpError
 from verifier.core.plugins import Plugin
 from verifier.frontend.builder import broadcast
 from verifier.frontend.windows import auto_pad, pool_windows
-from verifier.ops.registry import foreign_table
+from verifier.ops.registry import foreign_table, our_table
 
 if TYPE_CHECKING:
     from verifier.frontend.onnx2torch_loader import Converter
@@ -805,7 +805,6 @@ ACCEPTS_NEWER = [
     "Sign",
     "Sin",
     "Softmax",
-    "Softsign",
     "Sqrt",
     "Sub",
     "Tan",
@@ -859,9 +858,13 @@ def adopt(tool: Converter) -> None:
 
 
 def register(tool: Converter) -> None:
-    """Add our converters to a privately loaded onnx2torch; they replace its own for the same op."""
+    """Add our converters to a privately loaded onnx2torch; they replace its own for the same op.
+
+    Raises:
+        ConfigError: a set of ops has one for an operator that has one already.
+    """
     versions = since_versions()
-    for op, rule in RULES.items():
+    for op, rule in (*RULES.items(), *our_table("converters", RULES).items()):
         for key in [k for k in tool.registry if k.operation_type == op and k.domain == ""]:
             del tool.registry[key]
         for version in versions.get(op, ()):

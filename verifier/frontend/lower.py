@@ -1,13 +1,14 @@
 """Record of ATen calls -> Graph of the verifier's ops.
 
-Each ATen op has one translator, registered by name in a table of its family's file (``lower_*.py``), or by another
-package for a name that none of ours has. A translator emits nodes and assigns a node to every output that it can
-express. What no translator can express is collected over the whole record and reported in one error.
+Each ATen op has one translator, registered by name in a table of its family's file (``lower_*.py``), in a set of ops
+(``verifier/contrib``), or by another package for a name that none of ours has. A translator emits nodes and assigns a
+node to every output that it can express. What no translator can express is collected over the whole record and reported
+in one error.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -25,13 +26,19 @@ from verifier.frontend.lower_nonlinear import NONLINEAR
 from verifier.frontend.lower_shape import MOVEMENT, PERMUTES, RESHAPES
 from verifier.frontend.lowering import CannotLower, Lowering, MissingRules, Translator
 from verifier.graph.graph import Graph
-from verifier.ops.registry import check_listed, foreign_table
+from verifier.ops.registry import check_listed, foreign_table, our_table
 from verifier.ops.shape import Reshape
 
 
-def translators() -> dict[str, Translator]:
-    """All translators of ours by ATen name."""
-    return {**MOVEMENT, **AFFINE, **NONLINEAR}
+@cache
+def translators() -> Mapping[str, Translator]:
+    """All translators of ours by ATen name, those of our sets of ops included.
+
+    Raises:
+        ConfigError: a set has a name that is taken.
+    """
+    table = {**MOVEMENT, **AFFINE, **NONLINEAR}
+    return table | our_table("translators", {*table, *(f"{name}_" for name in table)})
 
 
 @cache

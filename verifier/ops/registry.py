@@ -1,4 +1,7 @@
-"""All op classes: those in the modules of this package, and sets that other packages add (group ``verifier.ops``)."""
+"""All op classes: those in the modules of this package, and sets of ops, which add all that an op needs in one module.
+
+Sets of ours are the modules of ``verifier/contrib``; other packages add theirs in the group ``verifier.ops``.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,9 @@ from dataclasses import dataclass, is_dataclass
 from functools import cache
 from typing import Any
 
+import verifier
 import verifier.ops
+from verifier.core import folders
 from verifier.core.errors import ConfigError
 from verifier.core.plugins import OPS, Plugin, foreign, load, note, united
 from verifier.graph.op import Op
@@ -32,13 +37,15 @@ def op_classes() -> tuple[type[Op], ...]:
 
 @dataclass(frozen=True)
 class OpSet:
-    """What one plug-in adds. It names a module, or any object, with some of these in capitals (``OPS``, ...).
+    """What one module adds, or any object that a plug-in names: it has some of these in capitals (``OPS``, ...).
 
     Attributes:
+        plugin: whose it is; for a set of ours the package is the verifier, and no record names it.
         ops: op classes; an instance of one may stand in a graph.
         translators: by the name of an ATen function, see ``Translator`` of the front end's ``lowering``.
         converters: by ONNX operator, see ``Converts`` of its ``converters``.
         samples: for :mod:`verifier.testing`.
+        nodes: networks of one node for the tests of ``converters``, see :class:`verifier.testing.Node`.
     """
 
     plugin: Plugin
@@ -46,6 +53,12 @@ class OpSet:
     translators: Mapping[str, Any]
     converters: Mapping[str, Any]
     samples: tuple[Any, ...]
+    nodes: tuple[Any, ...]
+
+    @property
+    def by_name(self) -> dict[str, type[Op]]:
+        """The op classes."""
+        return {cls.__name__: cls for cls in self.ops}
 
 
 @cache
@@ -55,41 +68,71 @@ def op_sets() -> tuple[OpSet, ...]:
     Raises:
         ConfigError: one cannot be imported or used, or has something under a name that is taken.
     """
-    found = tuple(_op_set(plugin) for plugin in foreign(OPS).values())
-    united("op class", {cls.__name__ for cls in op_classes()}, [(s.plugin, _by_name(s)) for s in found])
+    found = tuple(_op_set(plugin, load(plugin), our_classes()) for plugin in foreign(OPS, folders.OPS).values())
+    united("op class", {cls.__name__ for cls in our_classes()}, [(s.plugin, s.by_name) for s in found])
     return found
 
 
-def _by_name(found: OpSet) -> dict[str, type[Op]]:
-    return {cls.__name__: cls for cls in found.ops}
+@cache
+def our_sets() -> tuple[OpSet, ...]:
+    """The sets in ``verifier/contrib``, imported and checked.
+
+    Raises:
+        ConfigError: one cannot be used, or has something under a name that is taken.
+    """
+    version, folder = verifier.__version__, folders.OPS
+    plugins = [Plugin(OPS, name, "verifier", version, f"{folder.package}.{name}") for name in folder]
+    found = tuple(_op_set(plugin, folder[plugin.name], op_classes()) for plugin in plugins)
+    united("op class", {cls.__name__ for cls in op_classes()}, [(s.plugin, s.by_name) for s in found])
+    return found
 
 
-def _op_set(plugin: Plugin) -> OpSet:
-    loaded = load(plugin)
-    parts = {name: getattr(loaded, name.upper(), None) for name in ("ops", "translators", "converters", "samples")}
+def our_classes() -> tuple[type[Op], ...]:
+    """Every concrete op class of ours, sorted by name."""
+    added = (cls for found in our_sets() for cls in found.ops)
+    return tuple(sorted((*op_classes(), *added), key=lambda c: c.__name__))
+
+
+def our_table(part: str, others: Collection[str]) -> dict[str, Any]:
+    """The ``translators`` or ``converters`` of our sets, by name.
+
+    Args:
+        others: names that are taken.
+
+    Raises:
+        ConfigError: a name is taken, or in two sets; or as of :func:`our_sets`.
+    """
+    return united(part[:-1], others, [(found.plugin, getattr(found, part)) for found in our_sets()])
+
+
+def _op_set(plugin: Plugin, loaded: Any, taken: Collection[type[Op]]) -> OpSet:
+    names = ("ops", "translators", "converters", "samples", "nodes")
+    parts = {name: getattr(loaded, name.upper(), None) for name in names}
     if all(part is None for part in parts.values()):
-        raise ConfigError(f"the {plugin} has none of OPS, TRANSLATORS, CONVERTERS and SAMPLES")
+        raise ConfigError(f"the {plugin} has none of OPS, TRANSLATORS, CONVERTERS, SAMPLES and NODES")
     for name in ("translators", "converters"):
         table = parts[name] or {}
         if not isinstance(table, Mapping) or not all(isinstance(k, str) and callable(v) for k, v in table.items()):
             raise ConfigError(f"{name.upper()} of the {plugin} must be functions by name")
     classes = tuple(parts["ops"] or ())
     for cls in classes:
-        why = _unfit(cls)
+        why = _unfit(cls, taken)
         if why is not None:
             raise ConfigError(f"OPS of the {plugin}: {getattr(cls, '__name__', cls)} {why}")
-    return OpSet(plugin, classes, parts["translators"] or {}, parts["converters"] or {}, tuple(parts["samples"] or ()))
+    translators, converters = parts["translators"] or {}, parts["converters"] or {}
+    samples, nodes = tuple(parts["samples"] or ()), tuple(parts["nodes"] or ())
+    return OpSet(plugin, classes, translators, converters, samples, nodes)
 
 
-def _unfit(cls: Any) -> str | None:
-    """Why a class cannot be an op of another package; None when it can."""
+def _unfit(cls: Any, taken: Collection[type[Op]]) -> str | None:
+    """Why a class cannot be an op of a set; None when it can."""
     if not (inspect.isclass(cls) and issubclass(cls, Op)):
         return "is no op class; derive it from AffineOp or NonlinearOp"
     if inspect.isabstract(cls):
         return f"does not say all that an op must: {', '.join(sorted(cls.__abstractmethods__))} missing"
     if not is_dataclass(cls) or not cls.__dataclass_params__.frozen:  # type: ignore[attr-defined]
         return "must be a frozen dataclass"
-    base = next((base for base in op_classes() if issubclass(cls, base)), None)
+    base = next((base for base in taken if issubclass(cls, base)), None)
     if base is not None:  # much knows ours by their class, and would take it for one
         return f"is a {base.__name__}; derive it from an abstract class instead"
     there = sys.modules.get(cls.__module__)
@@ -117,7 +160,7 @@ def check_listed(plugin: Plugin, op: Op) -> None:
     Raises:
         ConfigError: it is not.
     """
-    if type(op) in op_classes():
+    if type(op) in our_classes():
         return
     owner = next((s.plugin for s in op_sets() if type(op) in s.ops), None)
     if owner is None:

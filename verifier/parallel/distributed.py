@@ -93,6 +93,3 @@ class DistributedBackend(WholeValues):
 
     def together(self, deadline: Deadline) -> Deadline:
         return AgreedDeadline(deadline, self.agree) if self.size > 1 else deadline
-
-    def close(self) -> None:
-        """The world ends the group."""

@@ -82,6 +82,3 @@ class SingleBackend(WholeValues):
 
     def together(self, deadline: Deadline) -> Deadline:
         return deadline
-
-    def close(self) -> None:
-        """Nothing to release."""

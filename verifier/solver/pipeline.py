@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from verifier.attack import methods
-from verifier.attack.runs import run_candidates
+from verifier.attack.attacks.runs import run_candidates
 from verifier.attack.target import Target
 from verifier.bab.statistics import SearchTotals
 from verifier.config import AttackConfig, Config
@@ -36,6 +36,7 @@ from verifier.core.result import Covers, Result, Verdict, Witness
 from verifier.core.runtime import RunModel
 from verifier.frontend.network import Network, parity
 from verifier.frontend.runtime import not_covered, optimised_not_covered, run_model
+from verifier.parallel.backends import placement
 from verifier.parallel.stores import Resident
 from verifier.parallel.world import World, solo
 from verifier.solver.counts import SearchKind, entry
@@ -222,7 +223,7 @@ class _Run:
     def _own(self, state: RankState) -> tuple[WeightStore, torch.device]:
         """All weights for this rank alone, and where they are: the host when they are shared with other ranks."""
         setup = state.setup
-        if self.world.size == 1 or self.config.parallel.backend == "single":
+        if self.world.size == 1 or placement(self.config).replicated:
             return setup.backend.weights, setup.backend.device
         host = Resident(_HOST, 0)
         for handle, tensor in self.network.graph.parameters.items():

@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
-from torch import Tensor
 
 from verifier.config import Config
 from verifier.core.arithmetic import check_environment, plain_arithmetic
 from verifier.core.backend import Group, ParallelBackend
 from verifier.core.errors import ConfigError, MemoryExceeded
-from verifier.core.handles import Handle, WeightStore
 from verifier.core.memory import free_bytes, out_of_memory
-from verifier.graph.graph import Graph, parameter_bytes
+from verifier.graph.graph import Graph
+from verifier.parallel.backends import Place, placement
 from verifier.parallel.distributed import DistributedBackend
-from verifier.parallel.group import Solo
 from verifier.parallel.single import SingleBackend
-from verifier.parallel.stores import HostOffload, Resident, Sharded, column_blocks
-from verifier.parallel.tp import TensorParallel, cut_graph
 from verifier.parallel.world import World, rank_device, solo
 from verifier.solver.strategy import node_flops
 
 T = TypeVar("T")
-_LOG = logging.getLogger(__name__)
 _SMALLEST_CHUNK = 1 << 20
-_CAST_BYTES = 256 << 20
 
 
 @dataclass
@@ -118,24 +111,18 @@ def groups_of(config: Config, ranks: int) -> int:
     """How many groups search apart.
 
     Raises:
-        ConfigError: the groups do not divide the ranks, or the backend needs more ranks.
+        ConfigError: the groups do not divide the ranks, or the backend does not go with the other settings.
     """
-    parallel = config.parallel
+    parallel, chosen = config.parallel, placement(config)
     groups = parallel.domains
     if groups == "auto":
-        groups = ranks if parallel.backend == "single" else 1
+        groups = ranks if chosen.replicated else 1
     if ranks % groups:
         raise ConfigError(
             f"parallel.domains is {groups} but there are {ranks} ranks; it must divide them, since every group has "
             "ranks / domains of them"
         )
-    if parallel.backend == "tp" and ranks // groups == 1:
-        raise ConfigError(
-            f"parallel.backend is tp and every group has one rank (ranks {ranks}, domains {groups}); "
-            "tp needs at least two ranks in a group"
-        )
-    if parallel.backend == "tp" and parallel.offload:
-        raise ConfigError("parallel.offload does not go with tp, whose weights never leave their device; use fsdp")
+    chosen.check(parallel, ranks, groups)
     return groups
 
 
@@ -158,39 +145,13 @@ def set_up(graph: Graph, config: Config, world: World | None = None) -> Setup:
     group = world.subgroup([range(g * each, (g + 1) * each) for g in range(groups)])
     peers = world.subgroup([range(i, world.size, each) for i in range(each)])
     limit = config.memory.device_limit
-    if config.parallel.backend == "fsdp" and each == 1:
-        _LOG.info("parallel.backend is fsdp, but a group has one rank: its weights are whole")
-    _check_limit(graph, config, each, limit)
     # Chunks follow the configured budgets alone, never free memory: equal settings give equal kernel calls.
     chunk = (
         config.memory.chunk_bytes if limit is None else min(config.memory.chunk_bytes, max(_SMALLEST_CHUNK, limit // 8))
     )
     pool = (free_bytes(world.device) if limit is None else limit) // (3 * _sharing(world))
-    sharded = config.parallel.rows == "sharded"
-    if config.parallel.backend == "tp":
-        part = cut_graph(graph, group)
-        need = node_bytes(part.cuts)
-        if limit is not None and need > limit:
-            raise MemoryExceeded(
-                f"a rank's share of the weights takes {need} bytes and memory.device_limit is {limit}; use more ranks "
-                "or a higher limit"
-            )
-        store = Resident(world.device, _cast_bytes(limit, need), column_blocks(part, config.parallel.stream))
-        for source, tensor in _parameters(graph, world):
-            for handle, block in part.blocks(source, tensor):
-                store.put(handle, block)
-        backend = TensorParallel(part, world.device, store, chunk, peers, sharded)
-        search = TensorParallel(part, world.device, store, chunk)
-        return Setup(part, backend, search, peers, group, pool)
-    store = _store(graph, config, world, group)
-    for handle, tensor in _parameters(graph, world):
-        store.put(handle, tensor)
-    single = SingleBackend(graph, world.device, chunk, store)
-    if world.size == 1:
-        return Setup(graph, single, single, peers, group, pool)
-    backend = DistributedBackend(world.everyone, world.device, store, chunk, sharded)
-    search = DistributedBackend(group, world.device, store, chunk, sharded) if each > 1 else single
-    return Setup(graph, backend, search, peers, group, pool)
+    placed = placement(config).place(Place(graph, config, world, group, peers, chunk))
+    return Setup(placed.graph, placed.backend, placed.search, peers, group, pool)
 
 
 def plain_kernels(device: torch.device) -> None:
@@ -217,66 +178,3 @@ def _sharing(world: World) -> int:
 def structure(graph: Graph) -> Graph:
     """The graph without its parameters, for ranks that receive them."""
     return replace(graph, parameters={})
-
-
-def _parameters(graph: Graph, world: World) -> Iterator[tuple[Handle, Tensor]]:
-    """All parameters one after the other, on the CPU of every rank."""
-    from verifier.parallel.processes import ProcessGroup
-
-    handles: list[Handle] = world.everyone.share(list(graph.parameters) if world.rank == 0 else None)
-    for handle in handles:
-        if world.rank == 0:
-            tensor = graph.parameters[handle].detach().contiguous()
-        else:
-            tensor = torch.empty(handle.shape, dtype=handle.dtype)
-        if isinstance(world.everyone, ProcessGroup):
-            world.everyone.broadcast(tensor)
-        yield handle, tensor
-
-
-def _store(graph: Graph, config: Config, world: World, group: Group) -> WeightStore:
-    parallel, limit = config.parallel, config.memory.device_limit
-    columns = column_blocks(graph, parallel.stream)
-    if parallel.backend == "fsdp" and not isinstance(group, Solo):
-        return Sharded(group, world.device, parallel.prefetch, columns)  # type: ignore[arg-type]
-    if parallel.offload:
-        return HostOffload(world.device, parallel.prefetch, columns)
-    return Resident(world.device, _cast_bytes(limit, parameter_bytes(graph)), columns)
-
-
-def _cast_bytes(limit: int | None, weights: int) -> int:
-    """What converted copies of the weights may take."""
-    return _CAST_BYTES if limit is None else max(0, min(_CAST_BYTES, (limit - weights) // 2))
-
-
-def _check_limit(graph: Graph, config: Config, each: int, limit: int | None) -> None:
-    """Whether the weights fit: at rest, and the layers that are whole at once."""
-    if limit is None or config.parallel.backend == "tp":
-        return
-    parallel = config.parallel
-    total = sum(node_bytes(node.op.handles) for node in graph.nodes)
-    columns = column_blocks(graph, parallel.stream)
-    largest = max((node_bytes(h for h in node.op.handles if h not in columns) for node in graph.nodes), default=0)
-    whole = largest * (2 if parallel.prefetch else 1)
-    if parallel.backend == "fsdp" and each > 1:
-        need, how = total // each + whole, f"a {each}th of the weights and the layers in use take"
-        advice = "use more ranks, parallel.prefetch=false, parallel.stream or a higher limit"
-    elif parallel.offload:
-        need, how = whole, "the layers in use take"
-        advice = "use parallel.prefetch=false, parallel.stream or a higher limit"
-    else:
-        need, how = total, "the weights take"
-        advice = "raise it, shard the weights (parallel.backend=fsdp with parallel.ranks), or set parallel.offload=true"
-    if need > limit:
-        raise MemoryExceeded(f"{how} {need} bytes and memory.device_limit is {limit}; {advice}")
-
-
-def node_bytes(handles: Iterable[Handle]) -> int:
-    """Bytes of some parameters as stored."""
-    out = 0
-    for handle in handles:
-        size = handle.dtype.itemsize
-        for n in handle.shape:
-            size *= n
-        out += size
-    return out

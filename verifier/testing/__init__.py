@@ -6,10 +6,25 @@
     @pytest.mark.parametrize("check", checks([...]), ids=str)                # or one test per sample and property
     def test_op(check): check()
 
-Nothing here needs pytest. Values in 60 digits need mpmath, which comes with torch.
+Nothing here needs pytest. Values in 60 digits need mpmath, which comes with torch. The checks are
+loaded when they are asked for: samples alone need none.
 """
 
-from verifier.testing.battery import Check, check_op, checks
-from verifier.testing.samples import Sample, sample
+from __future__ import annotations
 
-__all__ = ["Check", "Sample", "check_op", "checks", "sample"]
+from typing import TYPE_CHECKING
+
+from verifier.testing.samples import Node, Sample, sample
+
+__all__ = ["Check", "Node", "Sample", "check_op", "checks", "sample"]
+
+if TYPE_CHECKING:
+    from verifier.testing.battery import Check, check_op, checks
+
+
+def __getattr__(name: str) -> object:
+    if name not in ("Check", "check_op", "checks"):
+        raise AttributeError(f"module 'verifier.testing' has no attribute {name!r}")
+    from verifier.testing import battery
+
+    return getattr(battery, name)

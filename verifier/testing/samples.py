@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -48,6 +48,26 @@ class Sample:
     def to(self, device: torch.device) -> Sample:
         """The same sample on another device."""
         return replace(self, params=tuple(p.to(device) for p in self.params), device=device)
+
+
+@dataclass(frozen=True)
+class Node:
+    """An ONNX operator as a network of one node, for tests that compare it with onnxruntime.
+
+    Attributes:
+        shape: of the network's input, which is the node's first.
+        constants: the node's other inputs, as numpy arrays; None where one is absent.
+        attributes: those of the node.
+        opset: whose version of the operator it is; tests try the others, too, where the node is valid in them.
+        box: limits of the network's input.
+    """
+
+    operator: str
+    shape: Shape = (1, 6)
+    constants: tuple[Any, ...] = ()
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    opset: int | None = None
+    box: tuple[float, float] = (-2.0, 2.0)
 
 
 def sample(

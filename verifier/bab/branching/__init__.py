@@ -1,20 +1,20 @@
-"""Which neuron to split: one heuristic per file, found by its name in the configuration (``bab.branching``)."""
+"""Which neuron to split: one heuristic per file of ``heuristics/``, named in the configuration (``bab.branching``)."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
-from verifier.bab.branching import babsr, kfsb
 from verifier.bab.branching.heuristic import Heuristic, Neurons, Score
 from verifier.bab.splits import SplitSpace
 from verifier.config import NOT_NEURONS
-from verifier.core import plugins
+from verifier.core import folders, plugins
 from verifier.core.errors import ConfigError
 
-HEURISTICS: dict[str, Heuristic] = {"babsr": babsr.HEURISTIC, "kfsb": kfsb.HEURISTIC}
+HEURISTICS: Mapping[str, Heuristic | Score] = folders.HEURISTICS
 # Where the configuration leaves it open.
 DEFAULT = "kfsb"
 
@@ -23,18 +23,17 @@ def named(name: str) -> Heuristic:
     """The heuristic of a name in the configuration, ours or another package's.
 
     Raises:
-        ConfigError: nobody has the name, or the other package's heuristic is none.
+        ConfigError: nobody has the name, or what has it is no heuristic.
     """
-    if name in NOT_NEURONS:
-        return HEURISTICS[DEFAULT]
-    found: Any = plugins.lookup(plugins.HEURISTICS, name, HEURISTICS, NOT_NEURONS)
+    name = DEFAULT if name in NOT_NEURONS else name
+    found = plugins.lookup(plugins.HEURISTICS, name, HEURISTICS, NOT_NEURONS)
+    if not isinstance(found, Heuristic):
+        if not callable(found):
+            raise ConfigError(f"the branching heuristic '{name}' is neither a function nor a Heuristic")
+        found = Heuristic((found,))
     if name in HEURISTICS:
         return found
-    if isinstance(found, Heuristic):
-        return replace(found, scores=tuple(map(_on_copies, found.scores)), foreign=True)
-    if not callable(found):
-        raise ConfigError(f"the branching heuristic '{name}' is neither a function nor a Heuristic")
-    return Heuristic((_on_copies(found),), foreign=True)
+    return replace(found, scores=tuple(map(_on_copies, found.scores)), foreign=True)
 
 
 def _on_copies(rank: Any) -> Score:

@@ -71,3 +71,21 @@ class Heuristic:
                 value = value.scatter(1, taken, float("-inf"))
             found.append(torch.topk(value, count, dim=1).indices)
         return torch.cat(found, 1)
+
+
+def choose(candidates: Tensor, gaps: Tensor, target: float = 0.0) -> Tensor:
+    """Order candidate columns that were tried by how much the worse child gains.
+
+    Args:
+        candidates: (B, k) columns.
+        gaps: (2, B, k) of both children with inherited parameters.
+        target: gaps above it count as proved and are not distinguished.
+
+    Returns:
+        (B, k) the candidates, best first.
+    """
+    plus, minus = gaps.clamp(max=target)
+    # The worse child decides how long the subtree lives; the other breaks ties.
+    scores = torch.minimum(plus, minus) + 0.25 * torch.maximum(plus, minus)
+    order = scores.argsort(dim=1, descending=True, stable=True)
+    return candidates.gather(1, order)

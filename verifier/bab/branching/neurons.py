@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from verifier.bab.bounder import Bounded, Bounder
-from verifier.bab.branching import kfsb, named, probing
-from verifier.bab.branching.heuristic import Neurons
+from verifier.bab.branching import named, probing
+from verifier.bab.branching.heuristic import Neurons, choose
 from verifier.bab.certify import Certificates
 from verifier.bab.domains import NeuronDomains, OpenNeuronDomains
 from verifier.bab.splits import SplitSpace
@@ -90,7 +90,7 @@ class NeuronBrancher:
         if not self.heuristic.tried or candidates.shape[1] == 1:
             return replace(domains, candidates=candidates)
         gaps = self._trial(domains.plain, candidates, batch)
-        out = replace(domains, candidates=kfsb.choose(candidates, gaps))
+        out = replace(domains, candidates=choose(candidates, gaps))
         if not self.probes:
             return out
         found = probing.refuted(candidates, gaps)

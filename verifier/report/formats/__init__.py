@@ -1,4 +1,7 @@
-"""How an answer is written, by name. Other packages add theirs in the group ``verifier.formats``."""
+"""How an answer is written, by name: one format per file of this folder, which has a function ``render``.
+
+Other packages add theirs in the group ``verifier.formats``.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,11 @@ from functools import cached_property
 from typing import Any, Protocol
 
 from verifier.core.errors import ConfigError
+from verifier.core.folders import FORMATS
 from verifier.core.formats import READ
 from verifier.core.plugins import FORMATS as GROUP
 from verifier.core.plugins import Plugin, foreign, lookup
-from verifier.report.record import Outcome, to_json
+from verifier.report.record import Outcome
 
 
 @dataclass(frozen=True)
@@ -38,31 +42,6 @@ class OutputFormat(Protocol):
     def render(self, answer: Answer, /) -> str:
         """All that the file holds."""
         ...
-
-
-class VnnComp:
-    """The result file of the competition: the verdict, and after ``sat`` the witness."""
-
-    def render(self, answer: Answer) -> str:
-        return result_text(answer.outcome.verdict, answer.outcome.witness_text)
-
-
-class Json:
-    """The record, over several lines."""
-
-    def render(self, answer: Answer) -> str:
-        return to_json(answer.record, indent=2) + "\n"
-
-
-class Line:
-    """Verdict and reason, as the console shows them at the end."""
-
-    def render(self, answer: Answer) -> str:
-        found = answer.outcome
-        return f"{found.verdict}: {found.reason}\n" if found.reason else f"{found.verdict}\n"
-
-
-FORMATS: dict[str, OutputFormat] = {"json": Json(), "line": Line(), "vnncomp": VnnComp()}
 
 
 def output_format(name: str) -> OutputFormat:

@@ -1,0 +1,1 @@
+"""One attack per file, with the name that ``attack.methods`` takes: a function ``attack`` of a ``Target``."""
