@@ -211,7 +211,9 @@ class MemoryConfig(Section):
 class NumericsConfig(Section):
     """What a proof rests on."""
 
-    certify: bool = Field(default=True, description="re-evaluate proofs in float64 with every rounding charged")
+    certify: bool = Field(
+        default=True, description="re-evaluate proofs in float64 with every rounding error accounted for"
+    )
     semantics: Literal["real", "float32"] = Field(
         default="real", description="what unsat must hold for: the network in real arithmetic, or its float32 runs too"
     )

@@ -1,7 +1,7 @@
 """Rounding: networks whose least values are known exactly, thresholds at them, and magnitudes of all sizes.
 
 On an affine network, or one whose every ReLU is decided, certified bounds equal the exact ones up to what rounding
-costs; so a charge that is missing or too small shows in about every second case.
+costs; so an allowance that is missing or too small shows in about every second case.
 """
 
 from __future__ import annotations

@@ -29,8 +29,8 @@ PATHS: dict[str, list[tuple[str, str, Any]]] = {
     "no compact network": [("verifier.bab.compact", "_MOST_NUMBERS", 0)],
     # Every proof in float64.
     "float64": [
-        ("verifier.bab.sweeps", "charges_in_float32", lambda *_, **__: False),
-        ("verifier.bounds.crown", "float32_can_be_charged", lambda *_, **__: False),
+        ("verifier.bab.sweeps", "float32_suffices", lambda *_, **__: False),
+        ("verifier.bounds.crown", "float32_has_error_bounds", lambda *_, **__: False),
     ],
     # Windows on planes of any size, long sums from few terms on, blocks of few rows.
     "small windows": [("verifier.graph.linear_forms", "_SMALLEST_PLANE", 1)],

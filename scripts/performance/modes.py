@@ -31,7 +31,7 @@ from verifier.bounds.crown import (
     plain_state,
     preactivations,
     relaxations,
-    settled_by_ibp,
+    tight_by_ibp,
 )
 from verifier.bounds.engine import PLAIN, Engine
 from verifier.config import Config
@@ -60,7 +60,7 @@ class Modes:
         return self._optimised(self.state, steps)
 
     def layerwise(self, steps: int) -> float:
-        own = BoundState(self.state.box, dict(self.state.bounds), self.state.charges, False)
+        own = BoundState(self.state.box, dict(self.state.bounds), self.state.magnitudes, False)
         alpha_hidden(self.engine, own, Schedule(steps))
         return self._optimised(own, max(steps, ROW_STEPS))
 
@@ -99,7 +99,7 @@ class Modes:
         """Hidden nodes that rows can improve, with their undecided elements."""
         graph = self.rows.graph
         for index in preactivations(graph):
-            if not settled_by_ibp(graph, graph.nodes[index], self.state.bounds):
+            if not tight_by_ibp(graph, graph.nodes[index], self.state.bounds):
                 elements = open_elements(self.engine, index, self.state.bounds[index])
                 if elements.numel():
                     yield index, elements
@@ -114,7 +114,7 @@ class Modes:
     def _joint_bound(self, slopes: Mapping[int, Parameters]) -> Tensor:
         """(1, S): hidden bounds by their own slopes, in order, and on them the rows' bounds; differentiable."""
         graph = self.rows.graph
-        state = BoundState(self.state.box, dict(self.state.bounds), self.state.charges, False)
+        state = BoundState(self.state.box, dict(self.state.bounds), self.state.magnitudes, False)
         for index, elements in self._open():
             shape, n = graph.nodes[index].shape, elements.numel()
             form = hidden_rows(elements, shape, Chunk(0, 2 * n, 2 * n), torch.float32)

@@ -45,7 +45,7 @@ def test_scores_of_other_packages_see_copies(found: Any, monkeypatch: pytest.Mon
     bounds = search.bounder.optimise(s.domains, Schedule(0), Deadline())
     still = torch.arange(s.domains.count, device=s.domains.case.device)
     open_ = search.brancher.rank(s.domains, bounds, still)
-    assert torch.equal(open_.signs, s.domains.signs) and torch.equal(open_.theta, bounds.theta)
+    assert torch.equal(open_.signs, s.domains.signs) and torch.equal(open_.alpha_beta, bounds.alpha_beta)
     assert torch.equal(open_.gap, bounds.gap.amax(1))
 
 

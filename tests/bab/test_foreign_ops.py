@@ -12,7 +12,7 @@ from torch import Tensor
 from tests.bounds.foreign import replaced, silent, twin
 from tests.bounds.nets import ARCHITECTURES, Case, inside, make
 from tests.support.device import DEVICE
-from verifier.bab.boxes import bound_boxes, charges_in_float32
+from verifier.bab.boxes import bound_boxes, float32_suffices
 from verifier.bab.compact import compact
 from verifier.bab.splits import SplitSpace, split_space
 from verifier.bounds.crown import BoundState, Specification, crown_hidden
@@ -100,5 +100,5 @@ def test_features_and_arithmetic_of_twins(name: str) -> None:
     first, second, third = (m.graph for m in (made, replaced(made, twin), replaced(made, silent)))
     assert features(first, problem) == features(second, problem)
     assert not features(third, problem).only_relu
-    assert charges_in_float32(first) == charges_in_float32(second)
-    assert not charges_in_float32(third)
+    assert float32_suffices(first) == float32_suffices(second)
+    assert not float32_suffices(third)

@@ -66,9 +66,9 @@ class Setting:
         self.walk = WalkBounder(Engine(graph, backend), self.state, self.space, self.cases)
         signs = torch.randint(-1, 2, (DOMAINS, self.space.size), generator=random, dtype=torch.int8)
         signs[torch.rand(signs.shape, generator=random) < 0.6] = 0
-        theta = torch.rand((DOMAINS, ROWS, self.space.size), generator=random)
+        alpha_beta = torch.rand((DOMAINS, ROWS, self.space.size), generator=random)
         case = torch.randint(0, CASES, (DOMAINS,), generator=random)
-        self.domains = NeuronDomains(case.to(DEVICE), signs.to(DEVICE), theta.to(DEVICE))
+        self.domains = NeuronDomains(case.to(DEVICE), signs.to(DEVICE), alpha_beta.to(DEVICE))
 
     def search(self, config: BabConfig) -> NeuronSplitting:
         context = SearchContext(self.made.graph, self.made.backend, config, Deadline(), memory_limit=1 << 40)
@@ -95,7 +95,7 @@ def test_kernel_bounds_what_the_walk_bounds(name: str, seed: int, fold: str, mon
     schedule = Schedule(0, 0.1, 0.05, 0.98)
     walk, kernel = (b.optimise(s.domains, schedule, Deadline()) for b in (s.walk, s.kernel))
     assert close(walk.gap, kernel.gap)
-    assert close(walk.theta, kernel.theta)
+    assert close(walk.alpha_beta, kernel.alpha_beta)
     assert close(walk.slack.float(), kernel.slack)
     assert close(walk.coefficients, kernel.coefficients)
     assert close(walk.z, kernel.z)
@@ -120,7 +120,7 @@ def test_optimisation_reaches_the_same_bounds(name: str, seed: int) -> None:
     assert gained > 0
     assert abs(float((first.gap - second.gap).mean())) < 0.02 * float(gained) + 1e-4
     # The values belong to the bound: evaluating them gives it again.
-    again = NeuronDomains(s.domains.case, s.domains.signs, second.theta)
+    again = NeuronDomains(s.domains.case, s.domains.signs, second.alpha_beta)
     assert close(kernel.evaluate(again), second.gap.amax(1))
 
 
@@ -135,17 +135,17 @@ def test_proved_domains_leave_and_the_others_stay_in_their_place(name: str) -> N
     found = kernel.optimise(s.domains, Schedule(20, 0.1, 0.05, 0.98), Deadline())
     proved = found.gap.amax(1) > 0
     assert proved.any()
-    again = NeuronDomains(s.domains.case, s.domains.signs, found.theta)
+    again = NeuronDomains(s.domains.case, s.domains.signs, found.alpha_beta)
     assert close(kernel.evaluate(again), found.gap.amax(1))
 
 
 def test_certificates_take_no_negative_multipliers() -> None:
     s = Setting("mlp", 2)
     search, split = s.search(BabConfig()), s.domains.signs[:, None] != 0
-    wrong = torch.where(split, -5.0, s.domains.theta)
-    right = torch.where(split, 0.0, s.domains.theta)
+    wrong = torch.where(split, -5.0, s.domains.alpha_beta)
+    right = torch.where(split, 0.0, s.domains.alpha_beta)
     certificates = search.certificates
-    lower = [certificates.lower(replace(s.domains, theta=theta))[0] for theta in (wrong, right)]
+    lower = [certificates.lower(replace(s.domains, alpha_beta=alpha_beta))[0] for alpha_beta in (wrong, right)]
     assert torch.equal(*lower)
 
 
@@ -161,7 +161,13 @@ def test_children_cover_their_parents(depth: int, monkeypatch: pytest.MonkeyPatc
     candidates = torch.randint(0, s.space.size, (DOMAINS, 6), generator=random).to(DEVICE)
     gap = torch.zeros(DOMAINS, device=DEVICE)
     given = OpenNeuronDomains(
-        parents.case, parents.signs, parents.theta, gap, candidates, candidates[:, :0], parents.theta[:, 0, :0]
+        parents.case,
+        parents.signs,
+        parents.alpha_beta,
+        gap,
+        candidates,
+        candidates[:, :0],
+        parents.alpha_beta[:, 0, :0],
     )
     ordered = search.brancher.ordered(given, search.batch)
     children, split, between = search.brancher.split(ordered, search.batch)
@@ -281,7 +287,7 @@ def test_nothing_left_to_multiply(width: float, rows: int) -> None:
     first, second, third = torch.nn.Linear(1, 2), torch.nn.Linear(2, 2), torch.nn.Linear(2, 1)
     with torch.no_grad():
         first.weight.copy_(torch.tensor([[1.0], [-1.0]]))
-        first.bias.zero_()  # undecided even on the box of zero alone, whose rounding is charged
+        first.bias.zero_()  # undecided even on the box of zero alone, whose rounding is accounted for
         second.weight.fill_(1.0)
         second.bias.fill_(0.0 if width == 0 else -9.0)
         third.weight.fill_(1.0)

@@ -84,9 +84,9 @@ def some_domains(kernel: Kernel, count: int, seed: int) -> NeuronDomains:
     columns = kernel.net.places.shape[0]
     signs = torch.randint(-1, 2, (count, columns), generator=random, dtype=torch.int8)
     signs[torch.rand(signs.shape, generator=random) < 0.6] = 0
-    theta = torch.rand((count, ROWS, columns), generator=random)
+    alpha_beta = torch.rand((count, ROWS, columns), generator=random)
     case = torch.randint(0, CASES, (count,), generator=random)
-    return NeuronDomains(case.to(DEVICE), signs.to(DEVICE), theta.to(DEVICE))
+    return NeuronDomains(case.to(DEVICE), signs.to(DEVICE), alpha_beta.to(DEVICE))
 
 
 @pytest.mark.parametrize("name", ["mlp", "residual", "conv"])
@@ -101,7 +101,7 @@ def test_replays_bound_what_steps_bound(name: str) -> None:
         assert close(recorded.evaluate(domains), plain.evaluate(domains))
     for first, second in kept:  # a replay leaves earlier answers alone
         assert close(first.gap, second.gap)
-        assert close(first.theta, second.theta, 1e-3)
+        assert close(first.alpha_beta, second.alpha_beta, 1e-3)
         assert close(first.coefficients, second.coefficients)
         assert close(first.z, second.z)
         assert close(first.slack, second.slack)
@@ -129,7 +129,7 @@ def test_a_refusal_ends_recording_for_good(caplog: pytest.LogCaptureFixture) -> 
         for seed in range(4):
             domains = some_domains(plain, 5, seed)
             first, second = (k.optimise(domains, SCHEDULE, Deadline()) for k in (recorded, plain))
-            assert torch.equal(first.gap, second.gap) and torch.equal(first.theta, second.theta)
+            assert torch.equal(first.gap, second.gap) and torch.equal(first.alpha_beta, second.alpha_beta)
     assert recorder.asked == 1
     assert [r.levelno for r in caplog.records] == [logging.DEBUG]
     assert "more" not in caplog.text
@@ -222,7 +222,7 @@ def test_cuda_graphs_bound_what_steps_bound(name: str) -> None:
     noise: list[Tensor] = []
     for seed, count in enumerate((8, 8, 8, 5, 30, 17, 32, 8, 3)):
         some = some_domains(base, count, seed)
-        domains = NeuronDomains(some.case.to(device), some.signs.to(device), some.theta.to(device))
+        domains = NeuronDomains(some.case.to(device), some.signs.to(device), some.alpha_beta.to(device))
         first = recorded.optimise(domains, SCHEDULE, Deadline())
         value = recorded.evaluate(domains)
         # Memory of other sizes comes and goes, as when the pool of domains grows.
@@ -232,7 +232,7 @@ def test_cuda_graphs_bound_what_steps_bound(name: str) -> None:
         assert close(value, plain.evaluate(domains))
         if count == padded(count):  # the same kernels on the same numbers
             assert torch.equal(first.gap, second.gap)
-            assert torch.equal(first.theta, second.theta)
+            assert torch.equal(first.alpha_beta, second.alpha_beta)
             assert torch.equal(value, plain.evaluate(domains))
         else:
             assert close(first.slack, second.slack)
@@ -252,7 +252,7 @@ def test_a_recording_that_the_device_refuses_leaves_it_usable() -> None:
     kernel, plain = on_gpu(base, CudaGraphs(device)), on_gpu(base, None)
     kept = kernel.recordings
     some = some_domains(base, 8, 0)
-    domains = NeuronDomains(some.case.to(device), some.signs.to(device), some.theta.to(device))
+    domains = NeuronDomains(some.case.to(device), some.signs.to(device), some.alpha_beta.to(device))
 
     def looks(value: Tensor) -> Outputs:
         return (value + float(value.sum()),)

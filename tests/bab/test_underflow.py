@@ -39,7 +39,7 @@ def violations(
     """Rows +-e of the outputs: how many have finite bounds, and how many bounds exceed the exact value of a point.
 
     Args:
-        wide: on boxes, not on single points, where nothing but charges lies between bound and value.
+        wide: on boxes, not on single points, where nothing but magnitudes lies between bound and value.
     """
     known = wrong = 0
     for seed in seeds:
@@ -80,7 +80,9 @@ def test_rows_of_boxes(arithmetic: Arithmetic, stored: torch.dtype, hidden: Hidd
 
 @pytest.mark.parametrize("hidden", ["interval", "linear", "crown"])
 @pytest.mark.parametrize("arithmetic", [ROUNDED_32, ROUNDED_64], ids=["float32", "float64"])
-def test_the_charges_are_needed(arithmetic: Arithmetic, hidden: Hidden, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_accounting_for_rounding_is_needed(
+    arithmetic: Arithmetic, hidden: Hidden, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for module in (boxes, forward, ibp, walk):
         monkeypatch.setattr(module, "underflow", lambda dtype: 0.0, raising=False)
     assert violations(arithmetic, hidden, F64, range(12), wide=False)[1] > 0

@@ -96,12 +96,12 @@ def test_rows(name: str, seed: int, nasty: bool) -> None:
 
 
 def test_rounding_is_real() -> None:
-    """Without the charges some of the same bounds would be wrong: the charges are needed."""
+    """Without accounting for rounding some of the same bounds would be wrong: accounting for it is needed."""
     wrong = 0
     for seed in range(10):
         made = hostile(make("mlp", seed), seed)
         state = crown_hidden(made.engine, made.state())
-        free = BoundState(state.box, state.bounds, state.charges, False)
+        free = BoundState(state.box, state.bounds, state.magnitudes, False)
         spec = specification(made, seed)
         plain, _ = crown_rows(made.engine, free, spec)
         expected = exact_rows(made, state, spec, None)
@@ -116,14 +116,14 @@ def test_rounding_is_real() -> None:
 def test_intervals_of_affine_nodes(name: str, seed: int, dtype: torch.dtype, nasty: bool) -> None:
     made = make(name, seed)
     made = hostile(made, seed) if nasty else made
-    found, charges = ibp.propagate(made.engine.using(Arithmetic(dtype, rounding=True)), made.box)
+    found, magnitudes = ibp.propagate(made.engine.using(Arithmetic(dtype, rounding=True)), made.box)
     stored = made.state().bounds
     for node in made.graph.nodes[1:]:
         got = found[node.index]
         if isinstance(node.op, AffineOp) and dtype == torch.float64:
             low, high = affine_image(made, node, [found[i] for i in node.inputs])
             assert (exact(got.lower.flatten()) <= low).all() and (exact(got.upper.flatten()) >= high).all()
-            assert (exact(charges.partial[node.index].flatten()) >= np.maximum(abs(low), abs(high))).all()
+            assert (exact(magnitudes.partial[node.index].flatten()) >= np.maximum(abs(low), abs(high))).all()
         if dtype == torch.float64:
             assert bool((stored[node.index].lower.double() <= got.lower).all())
             assert bool((stored[node.index].upper.double() >= got.upper).all())
@@ -178,9 +178,9 @@ def _image(made: Case, state: BoundState, index: int) -> tuple[np.ndarray, np.nd
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_folded_parameters_are_charged(seed: int) -> None:
+def test_folded_parameters_are_accounted_for(seed: int) -> None:
     """A stored parameter may be off by its recorded roundings; bounds hold for the worst true parameters."""
-    folded = 1000  # so many that no other charge can pay for them
+    folded = 1000  # so many that no other allowance can pay for them
     b = Builder((3,), seed)
     x = b.relu(b.linear(0, 4))
     x = b.relu(b.linear(x, 4))

@@ -19,10 +19,10 @@ from verifier.bounds.crown import (
     Specification,
     crown_hidden,
     crown_rows,
-    float32_can_be_charged,
+    float32_has_error_bounds,
     open_elements,
     preactivations,
-    settled_by_ibp,
+    tight_by_ibp,
     undecided,
 )
 from verifier.bounds.engine import PLAIN, Engine
@@ -74,10 +74,10 @@ def test_twins_take_the_same_ways(name: str) -> None:
     state = crown_hidden(made.engine, made.state())
     last = len(made.graph.nodes) - 1
     for index in range(last + 1):
-        ways = [float32_can_be_charged(m.engine, index) for m in (made, other)]
+        ways = [float32_has_error_bounds(m.engine, index) for m in (made, other)]
         assert ways[0] == ways[1]
     for index in preactivations(made.graph):
-        ways = [settled_by_ibp(m.graph, m.graph.nodes[index], state.bounds) for m in (made, other)]
+        ways = [tight_by_ibp(m.graph, m.graph.nodes[index], state.bounds) for m in (made, other)]
         assert ways[0] == ways[1]
         masks = [undecided(m.graph, index, state.bounds[index]) for m in (made, other)]
         assert torch.equal(*masks)
@@ -108,7 +108,7 @@ def test_without_traits_every_element_with_a_width_is_open() -> None:
     for index in preactivations(made.graph):
         one = torch.ones((1, *made.graph.nodes[index].shape), device=DEVICE)
         assert open_elements(made.engine, index, Interval(one, 2 * one)).numel() == one.numel()
-    assert not float32_can_be_charged(Engine(made.graph, SingleBackend(made.graph, torch.device("cpu"), 1)))
+    assert not float32_has_error_bounds(Engine(made.graph, SingleBackend(made.graph, torch.device("cpu"), 1)))
 
 
 @dataclass(frozen=True)
@@ -159,4 +159,4 @@ def test_an_op_with_several_points_gets_sound_bounds(seed: int) -> None:
         assert inside(values[index], bounds, 1e-12)
     least = torch.einsum("nbo,so->ns", values[made.graph.output].flatten(2), specification(made).y[0].flatten(1))
     assert bool((rows <= least.amin(0) + 1e-6).all())
-    assert float32_can_be_charged(Engine(made.graph, SingleBackend(made.graph, torch.device("cpu"), 1)))
+    assert float32_has_error_bounds(Engine(made.graph, SingleBackend(made.graph, torch.device("cpu"), 1)))

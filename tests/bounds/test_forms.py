@@ -111,10 +111,10 @@ def test_sum_of_windows(seed: int, first: int, second: int, dy: int, dx: int) ->
     torch.testing.assert_close(dense(add(p, other)), dense(p) + dense(other), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("charged", [True, False], ids=["charged", "plain"])
+@pytest.mark.parametrize("rounding", [True, False], ids=["rounding", "plain"])
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("name", NAMES)
-def test_window_walks_equal_dense_walks(name: str, seed: int, charged: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_window_walks_equal_dense_walks(name: str, seed: int, rounding: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     crossed = 0
     real = Conv.window_backward
 
@@ -129,17 +129,17 @@ def test_window_walks_equal_dense_walks(name: str, seed: int, charged: bool, mon
     case = make(name, seed, batch=2)
     state = crown_hidden(case.engine, case.state())
     box = case.box.to(torch.float64)
-    charges = state.charges
-    engine = case.engine if charged else case.engine.using(Arithmetic(torch.float64, rounding=False))
+    magnitudes = state.magnitudes
+    engine = case.engine if rounding else case.engine.using(Arithmetic(torch.float64, rounding=False))
     for index in preactivations(case.graph):
         node = case.graph.nodes[index]
         planes = relaxations(case.graph, state.bounds, torch.float64, before=index)
         rows = 2 * node.size
         every = torch.arange(node.size, device=DEVICE)
         form = hidden_rows(every, node.shape, Chunk(0, rows, rows + 3), torch.float64)
-        cheap = backward(engine, {index: form}, planes, charges)
-        kept = backward(engine, {index: form}, planes, charges, keep=True)
-        full = backward(engine, {index: Dense(dense(form))}, planes, charges)
+        cheap = backward(engine, {index: form}, planes, magnitudes)
+        kept = backward(engine, {index: form}, planes, magnitudes, keep=True)
+        full = backward(engine, {index: Dense(dense(form))}, planes, magnitudes)
         for other in (cheap, kept):
             torch.testing.assert_close(other.a.expand_as(full.a), full.a, rtol=1e-10, atol=1e-12)
             torch.testing.assert_close(other.constant.expand_as(full.constant), full.constant, rtol=1e-10, atol=1e-12)
@@ -167,10 +167,10 @@ def test_windows_reach_the_input_where_they_stay_small(name: str, monkeypatch: p
     monkeypatch.setattr(Conv, "transpose", counting)
     planes = relaxations(graph, state.bounds, torch.float64, before=index)
     form = hidden_rows(torch.arange(node.size, device=DEVICE), node.shape, Chunk(0, 8, 8), torch.float64)
-    full = backward(Engine(graph, made.backend), {index: Dense(dense(form))}, planes, state.charges)
+    full = backward(Engine(graph, made.backend), {index: Dense(dense(form))}, planes, state.magnitudes)
     assert seen
     seen.clear()
-    walk = backward(Engine(graph, made.backend), {index: form}, planes, state.charges)
+    walk = backward(Engine(graph, made.backend), {index: form}, planes, state.magnitudes)
     assert not seen, "a convolution met a dense form"
     torch.testing.assert_close(walk.a, full.a, rtol=1e-10, atol=1e-12)
 
@@ -195,7 +195,7 @@ def _difference(b: Builder) -> int:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_hidden_bounds_do_not_depend_on_the_form(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("verifier.bounds.crown.float32_can_be_charged", lambda *a: False)
+    monkeypatch.setattr("verifier.bounds.crown.float32_has_error_bounds", lambda *a: False)
     case = make(name, 7, batch=2)
     cheap = crown_hidden(case.engine, case.state())
     monkeypatch.setattr("verifier.bounds.crown.hidden_rows", lambda *a: Dense(dense(hidden_rows(*a))))

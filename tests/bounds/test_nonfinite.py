@@ -85,7 +85,7 @@ def test_bounds_of_hidden_nodes(name: str) -> None:
                 if side != 0:
                     up2.view(-1)[::2] = value
                 bounds = {**state.bounds, index: Interval(low2, up2)}
-                sound(made, BoundState(state.box, bounds, state.charges, True))
+                sound(made, BoundState(state.box, bounds, state.magnitudes, True))
 
 
 @pytest.mark.parametrize("name", ["mlp", "conv", "residual", "smooth"])
@@ -121,7 +121,7 @@ def test_boxes_that_are_huge_or_infinite(name: str) -> None:
         values = made.values(made.samples(100))
         for i, b in state.bounds.items():
             assert bool(((values[i] >= b.lower.double()) & (values[i] <= b.upper.double())).all())
-        sound(Case(made.graph, made.backend, made.box), BoundState(made.box, state.bounds, state.charges, True))
+        sound(Case(made.graph, made.backend, made.box), BoundState(made.box, state.bounds, state.magnitudes, True))
         if size == math.inf:
             for lower in all_bounds(wide, state):
                 assert not bool((lower == math.inf).any() or lower.isnan().any())

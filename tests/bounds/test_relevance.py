@@ -13,7 +13,7 @@ from verifier.bounds.crown import (
     crown_rows,
     open_elements,
     preactivations,
-    settled_by_ibp,
+    tight_by_ibp,
 )
 from verifier.bounds.engine import Engine
 from verifier.bounds.relevance import relevant
@@ -81,8 +81,8 @@ def test_nodes_settled_by_intervals_gain_nothing_from_rows(monkeypatch: pytest.M
         made = make("choice", seed)
         graph, backend = made.graph, made.backend
         state = crown_hidden(Engine(graph, backend), made.state())
-        nodes = [i for i in preactivations(graph) if settled_by_ibp(graph, graph.nodes[i], state.bounds)]
-        monkeypatch.setattr("verifier.bounds.crown.settled_by_ibp", lambda *a: False)
+        nodes = [i for i in preactivations(graph) if tight_by_ibp(graph, graph.nodes[i], state.bounds)]
+        monkeypatch.setattr("verifier.bounds.crown.tight_by_ibp", lambda *a: False)
         other = crown_hidden(Engine(graph, backend), made.state())
         monkeypatch.undo()
         for i in nodes:

@@ -21,7 +21,7 @@ SCHEDULE = Schedule(iterations=4)
 
 
 def copy(state: BoundState) -> BoundState:
-    return BoundState(state.box, dict(state.bounds), state.charges, state.certified)
+    return BoundState(state.box, dict(state.bounds), state.magnitudes, state.certified)
 
 
 def contains(case: Case, bounds: dict[int, Interval], slack: float) -> None:
@@ -41,10 +41,10 @@ def test_interval_bounds_contain_samples(name: str, seed: int) -> None:
     for radius in (0.0, 1e-6, 0.3, 3.0):
         case = make(name, seed, batch=3, radius=radius)
         contains(case, case.state().bounds, F64)
-        found, charges = ibp.propagate(case.engine.using(ROUNDED_32), case.box)
+        found, magnitudes = ibp.propagate(case.engine.using(ROUNDED_32), case.box)
         contains(case, found, F64)
         values = case.values(case.samples(50))
-        for i, m in charges.value.items():
+        for i, m in magnitudes.value.items():
             assert bool((values[i].abs() <= m.double() * (1 + F64) + F64).all())
 
 

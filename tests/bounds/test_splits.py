@@ -45,7 +45,7 @@ class Domain:
                     torch.where(sign < 0, low.clamp(min=0), low), torch.where(sign > 0, up.clamp(max=0), up)
                 )
         self.root = root
-        self.state = BoundState(root.box, bounds, root.charges, root.certified)
+        self.state = BoundState(root.box, bounds, root.magnitudes, root.certified)
         y = torch.randn((1, ROWS, *graph.output_shape), generator=random, dtype=torch.float64).to(DEVICE)
         self.spec = Specification(y)
         rows = torch.einsum("nbo,so->ns", values[graph.output].flatten(2), y[0].flatten(1))

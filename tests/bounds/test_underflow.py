@@ -77,13 +77,13 @@ def test_intervals(name: str, dtype: torch.dtype, stored: torch.dtype) -> None:
         made = extreme(name, seed, dtype, stored)
         if convolves(made, dtype):
             pytest.skip("float32 convolutions have no error bound on this device")
-        found, charges = ibp.propagate(rounded(made, dtype), made.box)
+        found, magnitudes = ibp.propagate(rounded(made, dtype), made.box)
         for node in made.graph.nodes[1:]:
             inputs = [found[i] for i in node.inputs]
             if not isinstance(node.op, AffineOp) or not all(bool(torch.isfinite(torch.stack(x)).all()) for x in inputs):
                 continue
             low, high = affine_image(made, node, inputs)
-            got, size = found[node.index], charges.partial[node.index].flatten()
+            got, size = found[node.index], magnitudes.partial[node.index].flatten()
             for k in range(node.size):
                 below, above = float(got.lower.flatten()[k]), float(got.upper.flatten()[k])
                 assert not np.isfinite(below) or Fraction(below) <= low[k]
@@ -132,7 +132,7 @@ def test_rows_from_single_elements(name: str, dtype: torch.dtype, stored: torch.
     assert total > 0 or not small
 
 
-def test_the_charges_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_accounting_for_rounding_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without them bounds are wrong, in both arithmetics."""
     for module in (walk, ibp, numerics):
         monkeypatch.setattr(module, "underflow", lambda dtype: 0.0, raising=False)
@@ -181,8 +181,8 @@ def test_concretisation(dtype: torch.dtype, decades: tuple[float, float]) -> Non
         # The largest coefficients stand at the smallest numbers, so that products are neither all huge nor all lost.
         small = torch.from_numpy(random.uniform(*decades, (1, 1, 1)))
         a = (wild((1, 4, 6), random, (-8, 8)) * 10.0**small).to(DEVICE, dtype)
-        constant, charge = wild((1, 4), random, decades).to(DEVICE, dtype), torch.zeros((1, 4), dtype=dtype)
-        walked = Walk(a, constant, charge.to(DEVICE), torch.zeros_like(charge, device=DEVICE))
+        constant, rounding_error = wild((1, 4), random, decades).to(DEVICE, dtype), torch.zeros((1, 4), dtype=dtype)
+        walked = Walk(a, constant, rounding_error.to(DEVICE), torch.zeros_like(rounding_error, device=DEVICE))
         got = numerics.finite_lower(concretise(rounded(made, dtype), walked, box))[0]
         least, most = exact(box.lower[0]), exact(box.upper[0])
         for row, offset, value in zip(a[0], constant[0], got.double().tolist(), strict=True):
@@ -218,7 +218,7 @@ def test_planes_of_relus(dtype: torch.dtype, slope: float) -> None:
 
 
 def test_overflow_proves_nothing() -> None:
-    """Coefficients, sums and charges that become infinite leave no bound, in both arithmetics."""
+    """Coefficients, sums and magnitudes that become infinite leave no bound, in both arithmetics."""
     for dtype, scale in ((NARROW, 1e30), (WIDE, 1e200)):
         made = make("mlp", 0)
         grown = {h: v.double() * scale for h, v in made.graph.parameters.items()}

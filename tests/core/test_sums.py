@@ -1,4 +1,4 @@
-"""Very long float32 sums: as exact as short ones, within their charge, without copies of what is summed."""
+"""Very long float32 sums: as exact as short ones, within their rounding_error, without copies of what is summed."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def off(found: Tensor, right: Tensor) -> float:
 
 
 @pytest.mark.parametrize("terms", LENGTHS)
-def test_rounding_stays_within_the_charge(terms: int) -> None:
+def test_rounding_stays_within_its_error_bound(terms: int) -> None:
     g = torch.Generator().manual_seed(terms)
     x, w = torch.randn((5, terms), generator=g), torch.randn((3, terms), generator=g)
     size = gamma(terms, torch.float32) * (x.abs().double() @ w.abs().double().t())

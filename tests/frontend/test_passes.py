@@ -117,7 +117,7 @@ def test_equal_work_is_done_once() -> None:
     assert kinds("twice").count("Relu") == 1 and "Exp" not in kinds("twice")
 
 
-def test_folded_parameters_are_charged() -> None:
+def test_folded_parameters_are_accounted_for() -> None:
     graph = simplify(graph_of(*NETWORKS["conv bias bn"]))
     op = next(n.op for n in graph.nodes if isinstance(n.op, Conv))
     assert op.folded > 0 and op.bias is not None and op.bias_magnitude is not None

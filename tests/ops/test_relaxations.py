@@ -76,7 +76,7 @@ def exact_forward(op: NonlinearOp, zs: list[Tensor]) -> list[Fraction]:
 def test_planes_hold_in_rational_arithmetic(
     sample: Sample, dtype: torch.dtype, seed: int, share: float | None, width: float
 ) -> None:
-    """One-hot rows of either sign: exact linear value minus the charge of its coefficients is below the exact value."""
+    """One-hot rows of either sign: linear value less the error of its coefficients is below the exact value."""
     op = nonlinear.nonlinear(sample)
     boxes = random_boxes(sample, seed, dtype, width, b=1)
     params = parameters(op, boxes, share, 1)
@@ -86,9 +86,9 @@ def test_planes_hold_in_rational_arithmetic(
     one = torch.eye(n, dtype=dtype, device=DEVICE)
     eye = torch.cat([one, -one]).reshape(1, 2 * n, *image.lower.shape[1:])
     coefs, const = relaxation.backward(eye)
-    charge = relaxation.constant_magnitude(eye) * gamma(n + 3, dtype) + 8 * n * tiny(dtype)
+    rounding_error = relaxation.constant_magnitude(eye) * gamma(n + 3, dtype) + 8 * n * tiny(dtype)
     if not isinstance(op, MatMul):
-        charge = torch.zeros_like(charge)
+        rounding_error = torch.zeros_like(rounding_error)
     for corners in (False, True, True):
         zs = [z[0, 0] for z in points(boxes, seed + corners, 1, corners)]
         y = exact_forward(op, zs)
@@ -96,6 +96,6 @@ def test_planes_hold_in_rational_arithmetic(
             assert Fraction(image.lower.flatten()[i].item()) <= value <= Fraction(image.upper.flatten()[i].item())
         for r in range(2 * n):
             exact = y[r] if r < n else -y[r - n]
-            bound = Fraction(const[0, r].item()) - Fraction(charge[0, r].item())
+            bound = Fraction(const[0, r].item()) - Fraction(rounding_error[0, r].item())
             bound += sum((exact_dot(c[0, r], z) for c, z in zip(coefs, zs, strict=True)), Fraction(0))
             assert bound <= exact

@@ -15,7 +15,7 @@ from torch import Tensor
 from tests.ops.samples import AFFINE, NONLINEAR, SAMPLES, Sample
 from tests.support.device import CONV_FLOAT32, DEVICE
 from verifier.core.interval import Interval
-from verifier.core.numerics import CHARGE_SAFETY, gamma
+from verifier.core.numerics import ROUNDING_SAFETY, gamma
 from verifier.graph.linear_forms import Dense, Form, OneHot, Patches, dense, one_window
 from verifier.graph.op import AffineOp, NonlinearOp, Pieces, UnaryPlanes
 
@@ -216,7 +216,7 @@ def test_rounding_of_windows_is_within_their_terms(sample: Sample, seed: int) ->
     """float32 against float64, as for the transpose of dense rows."""
     op = affine(sample)
     if not (CONV_FLOAT32 or op.plain_sums):
-        pytest.skip("float32 convolutions are charged on a CPU alone")
+        pytest.skip("float32 convolutions have error bounds on a CPU alone")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("verifier.graph.linear_forms._SMALLEST_PLANE", 1)
         for form in forms(sample, seed):
@@ -229,9 +229,9 @@ def test_rounding_of_windows_is_within_their_terms(sample: Sample, seed: int) ->
             absolute = tuple(q.abs() if q.is_floating_point() else q for q in sample.params)
             size = op.window_backward(sizes, absolute, sample.in_shapes, torch.float64)
             assert exact is not None and size is not None
-            # Where single elements pick coefficients, the walk charges the product with theirs besides.
+            # Where single elements pick coefficients, the walk magnitudes the product with theirs besides.
             picked = 2 if isinstance(found.form, OneHot) and found.terms else 0
-            rate = gamma(found.terms + picked, torch.float32) * CHARGE_SAFETY
+            rate = gamma(found.terms + picked, torch.float32) * ROUNDING_SAFETY
             for f, e, s in zip(found.parts, exact.parts, size.parts, strict=True):
                 error = (dense(f).double() - dense(e)).abs()
                 assert bool((error <= rate * dense(s).abs() + 1e-37).all())

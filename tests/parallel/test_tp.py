@@ -125,7 +125,7 @@ def around(sample: Sample) -> Case:
 
 @pytest.mark.parametrize("ranks", [2, 3, 5])
 @pytest.mark.parametrize("sample", SAMPLES, ids=[s.name for s in SAMPLES])
-@pytest.mark.usefixtures("exact_charges")
+@pytest.mark.usefixtures("no_float32_proofs")
 def test_every_op(sample: Sample, ranks: int) -> None:
     made = around(sample)
     if sample.name in UNSUPPORTED:
@@ -154,9 +154,9 @@ def test_every_op(sample: Sample, ranks: int) -> None:
 
 
 @pytest.fixture
-def exact_charges(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No pass in charged float32: its charges, not its values, depend on how sums are cut."""
-    monkeypatch.setattr("verifier.bounds.crown.float32_can_be_charged", lambda *a: False)
+def no_float32_proofs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No pass in float32 that accounts for rounding: its magnitudes, not its values, depend on how sums are cut."""
+    monkeypatch.setattr("verifier.bounds.crown.float32_has_error_bounds", lambda *a: False)
 
 
 def compare(want: NetworkBounds, found: list[NetworkBounds], tolerance: float = TOLERANCE) -> None:
@@ -189,13 +189,13 @@ def bounds_of(made: Case, ranks: int, method: Method, steps: int = 10) -> tuple[
 @pytest.mark.parametrize("ranks", [2, 3, 4])
 @pytest.mark.parametrize("method", ["ibp", "crown"])
 @pytest.mark.parametrize("name", list(ARCHITECTURES))
-@pytest.mark.usefixtures("exact_charges")
+@pytest.mark.usefixtures("no_float32_proofs")
 def test_bounds_of_architectures(name: str, method: Method, ranks: int) -> None:
     compare(*bounds_of(make(name, 3), ranks, method))
 
 
 @pytest.mark.parametrize(("name", "ranks"), [(n, 2 + i % 3) for i, n in enumerate(ARCHITECTURES)])
-@pytest.mark.usefixtures("exact_charges")
+@pytest.mark.usefixtures("no_float32_proofs")
 def test_optimised_bounds_and_slopes(name: str, ranks: int) -> None:
     want, found = bounds_of(make(name, 3), ranks, "alpha-crown")
     compare(want, found)
@@ -218,7 +218,7 @@ def deep(seed: int, width: int) -> Graph:
 
 @pytest.mark.parametrize("ranks", [2, 3, 4])
 @pytest.mark.parametrize("width", [64, 61])
-@pytest.mark.usefixtures("exact_charges")
+@pytest.mark.usefixtures("no_float32_proofs")
 def test_wider_networks(width: int, ranks: int) -> None:
     graph = deep(1, width)
     centre = torch.zeros(1, width)
@@ -243,8 +243,8 @@ def test_long_sums(ranks: int) -> None:
     def row(part: Graph, backend: ParallelBackend, dtype: torch.dtype = torch.float32) -> float:
         engine = Engine(part, backend, arithmetic=Arithmetic(dtype, rounding=False))
         box = Interval(*(backend.part(0, end) for end in made.box)).to(dtype)
-        bounds, charges = propagate(engine, box)
-        lower, _ = crown_rows(engine, BoundState(box, bounds, charges, False), spec)
+        bounds, magnitudes = propagate(engine, box)
+        lower, _ = crown_rows(engine, BoundState(box, bounds, magnitudes, False), spec)
         assert lower.dtype == dtype
         return float(lower)
 
@@ -258,12 +258,12 @@ def test_long_sums(ranks: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["mlp", "conv", "dilated", "residual"])
-def test_charged_float32(name: str) -> None:
-    """Certified neurons that charged float32 decides differ by their charges alone."""
+def test_float32_proofs(name: str) -> None:
+    """Certified neurons that float32 proofs decide differ by their magnitudes alone."""
     compare(*bounds_of(make(name, 3), 3, "crown"), tolerance=1e-4)
 
 
-@pytest.mark.usefixtures("exact_charges")
+@pytest.mark.usefixtures("no_float32_proofs")
 def test_hidden_intervals_only() -> None:
     """The mode without hidden rows: nothing but intervals there, so looser outputs, still those of one device."""
     made = make("mlp", 3)
@@ -345,7 +345,7 @@ def test_padding_is_never_bounded() -> None:
         assert found == [list(range(n)) for n in sizes]
 
 
-def test_rounding_of_the_exchange_is_charged() -> None:
+def test_rounding_of_the_exchange_is_accounted_for() -> None:
     """More partial sums cost more: the transposed rule counts a rank's outputs and the ranks."""
     graph = deep(0, 9)
 

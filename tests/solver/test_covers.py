@@ -133,7 +133,7 @@ def test_without_a_run_nothing_changes(tmp_path: Path) -> None:
     plain, runs = (initial_state(Engine(graph, backend, arithmetic=a), box) for a in (ROUNDED_64, RUNS))
     rows = Specification(torch.ones(1, 1, 1, 1, dtype=torch.float64))
     lower, walk = crown_rows(Engine(graph, backend), plain, rows)
-    assert float(walk.error.abs().max()) == 0.0 and not plain.charges.rates
+    assert float(walk.error.abs().max()) == 0.0 and not plain.magnitudes.rates
     below, walk = crown_rows(Engine(graph, backend), runs, rows)
     assert float(below) < float(lower) and float(below + walk.error) <= float(lower)
 
@@ -364,10 +364,10 @@ def test_magnitudes_that_are_no_numbers_may_overflow(tmp_path: Path) -> None:
     backend = backend_of(graph)
     box = Interval(-torch.ones(1, 1, 3, dtype=torch.float64), torch.ones(1, 1, 3, dtype=torch.float64))
     for index in range(len(graph.nodes)):
-        _, charges = ibp.propagate(Engine(graph, backend, arithmetic=RUNS), box)
-        assert not ibp.may_overflow(charges, backend)
-        charges.partial[index] = charges.partial[index] * float("nan")
-        assert ibp.may_overflow(charges, backend)
+        _, magnitudes = ibp.propagate(Engine(graph, backend, arithmetic=RUNS), box)
+        assert not ibp.may_overflow(magnitudes, backend)
+        magnitudes.partial[index] = magnitudes.partial[index] * float("nan")
+        assert ibp.may_overflow(magnitudes, backend)
 
 
 def test_an_answer_that_stands_outlives_its_worker(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from verifier.solver.setup import plain_kernels
 DEVICE = torch.device(os.environ.get("VERIFIER_TEST_DEVICE", "cpu"))
 # What makes a query run there.
 ON_DEVICE: dict[str, object] = {"device": DEVICE.type}
-# Bounds charge float32 convolutions on the CPU alone: a GPU may compute them by transforms without an error bound.
+# float32 convolutions have error bounds on the CPU alone: a GPU may compute them by transforms without an error bound.
 CONV_FLOAT32 = DEVICE.type == "cpu"
 
 plain_kernels(DEVICE)

@@ -52,7 +52,7 @@ class Bounded:
 
     Attributes:
         gap: (B, S) best bounds minus thresholds.
-        theta: (B, S, U) where they were reached.
+        alpha_beta: (B, S, U) where they were reached.
         parameters: relaxation parameters other than those of the columns, or None for the root's.
         coefficients: (B, U) of the best row on the outputs of the columns, in the last walk.
         z: (B, U) pre-activations at that walk's minimiser.
@@ -61,7 +61,7 @@ class Bounded:
     """
 
     gap: Tensor
-    theta: Tensor
+    alpha_beta: Tensor
     parameters: Parameters | None
     coefficients: Tensor
     z: Tensor
@@ -113,7 +113,7 @@ class WalkBounder:
         )
         self.backend.usage.note_rows(found.state)
         slopes = space.collect({i: p["alpha"] for i, p in found.parameters.items() if "alpha" in p}, lead)
-        theta = torch.where(domains.signs[:, None] == 0, slopes, space.collect(found.multipliers, lead))
+        alpha_beta = torch.where(domains.signs[:, None] == 0, slopes, space.collect(found.multipliers, lead))
         gap = found.lower - rounded_up(self.cases.thresholds[domains.case], found.lower.dtype)
         best = gap.argmax(1)
         pick = torch.arange(domains.count, device=best.device)
@@ -125,7 +125,7 @@ class WalkBounder:
         candidate = self.backend.whole(0, found.candidate)
         flat = candidate.expand(*lead, *candidate.shape[2:]).flatten(0, 1)
         slack = self._slack(flat, domains.case)
-        return Bounded(gap, theta, found.parameters, coefficients, columns, slack, lambda index: flat[index])
+        return Bounded(gap, alpha_beta, found.parameters, coefficients, columns, slack, lambda index: flat[index])
 
     def _slack(self, x: Tensor, case: Tensor) -> Tensor:
         """(B, S) by how much points (B * S, *in) violate all rows of their case."""
@@ -156,7 +156,7 @@ class WalkBounder:
         return domain_parameters(self.space, self.cases, domains, found)
 
     def _multipliers(self, domains: NeuronDomains) -> Tensor:
-        return torch.where(domains.signs[:, None] == 0, 0.0, domains.theta)
+        return torch.where(domains.signs[:, None] == 0, 0.0, domains.alpha_beta)
 
     def _forms(self, case: Tensor) -> dict[int, Form]:
         return self.cases.spec.select(case).forms(self.backend, self.graph.output, torch.float32)
@@ -175,5 +175,5 @@ def domain_parameters(
     }
     for g in space.groups:
         if g.owner in out and "alpha" in out[g.owner]:
-            g.write(out[g.owner]["alpha"].flatten(2), domains.theta[..., g.start : g.stop])
+            g.write(out[g.owner]["alpha"].flatten(2), domains.alpha_beta[..., g.start : g.stop])
     return dict(out)

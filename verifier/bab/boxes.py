@@ -2,7 +2,7 @@
 
 Everything of a box is computed in one sweep over the network: interval arithmetic node by node, CROWN rows where a
 relaxation would otherwise be loose, then the specification rows. The arithmetic is chosen by the caller: float32 or
-float64, with or without every rounding charged. A charged result is valid in exact arithmetic.
+float64, with or without every rounding error accounted for. Such a result is valid in exact arithmetic.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from verifier.bounds.crown import (
     row_bytes,
 )
 from verifier.bounds.engine import Engine
-from verifier.bounds.walk import Charges, Walk, backward, concretise
+from verifier.bounds.walk import Magnitudes, Walk, backward, concretise
 from verifier.core.arithmetic import full_precision
 from verifier.core.interval import Interval
-from verifier.core.numerics import CHARGE_SAFETY, finite_lower, float32_proofs, outward, underflow
+from verifier.core.numerics import ROUNDING_SAFETY, finite_lower, float32_proofs, outward, underflow
 from verifier.graph.graph import Graph
 from verifier.graph.op import AffineOp, NonlinearOp, Op, Relaxation
 
-# Charges are positive sums computed in the same arithmetic: their relative error must stay below the safety factor.
+# Magnitudes are positive sums computed in the same arithmetic: their relative error must stay below the safety factor.
 _FLOAT32_WIDTH = 1024
 
 
 Hidden = Literal["interval", "linear", "crown"]
 
 
-def charges_in_float32(graph: Graph) -> bool:
-    """Whether float32 can be charged: plain inner products of moderate length and piecewise linear relaxations, in full
-    precision.
+def float32_suffices(graph: Graph) -> bool:
+    """Whether float32 has useful error bounds: plain inner products of moderate length and piecewise linear
+    relaxations, in full precision.
 
     Convolutions may run as Winograd or FFT kernels in float32, which have no inner-product error bound.
     """
@@ -52,7 +52,7 @@ def charges_in_float32(graph: Graph) -> bool:
 
 
 def _float32_suffices(op: Op) -> bool:
-    """Whether float32 does not charge more than the op is worth: the planes of a curve have errors of their own."""
+    """Whether rounding errors of float32 are small beside the op's own: the planes of a curve have some as well."""
     return op.plain_sums if isinstance(op, AffineOp) else isinstance(op, NonlinearOp) and op.pieces is not None
 
 
@@ -84,7 +84,7 @@ def bound_boxes(
     """
     graph, backend, dtype = engine.graph, engine.backend, engine.dtype
     box = box.to(dtype)
-    bounds, charges = ibp.start(box, engine.arithmetic.run)
+    bounds, magnitudes = ibp.start(box, engine.arithmetic.run)
     batch = box.lower.shape[0]
     wanted = set(preactivations(graph)) if hidden == "crown" else set()
     last = max(preactivations(graph), default=0)
@@ -92,16 +92,16 @@ def bound_boxes(
     if hidden == "linear":
         everything = torch.arange(graph.whole.nodes[0].size, device=backend.device)
         whole = Interval(*backend.whole(0, torch.stack(box)))
-        sweep = Forward(engine, whole, everything if varying is None else varying, charges)
+        sweep = Forward(engine, whole, everything if varying is None else varying, magnitudes)
     planes: dict[int, Relaxation] = {}
     for node in graph.nodes[1:]:
         if backend.size == 1:  # ranks that work together ask equally often
             engine.deadline.check("branch and bound")
-        ibp.step(engine, node, bounds, charges)
+        ibp.step(engine, node, bounds, magnitudes)
         if isinstance(node.op, NonlinearOp):
             planes[node.index] = node.op.relax([bounds[i] for i in node.inputs])
         if sweep is not None and node.index <= last:
-            ibp.replace(node, sweep.step(node, bounds), bounds, charges)
+            ibp.replace(node, sweep.step(node, bounds), bounds, magnitudes)
         if node.index in wanted and not exact_by_ibp(graph, node):
             elements = open_elements(engine, node.index, bounds[node.index])
             positions, here = backend.here(node.index, elements)
@@ -110,23 +110,23 @@ def bound_boxes(
             for chunk in backend.row_chunks(rows, row_bytes(graph, batch, dtype, node.index)):
                 engine.deadline.check("branch and bound")
                 form = hidden_rows(positions, node.shape, chunk, dtype, here)
-                walk = backward(engine, {node.index: form}, planes, charges)
+                walk = backward(engine, {node.index: form}, planes, magnitudes)
                 value = finite_lower(concretise(engine, walk, box))
                 parts.append((chunk, value.expand(batch, -1)))
             if parts:
                 found = _scatter(bounds[node.index], positions, backend.gather_rows(rows, parts), here)
-                ibp.replace(node, found, bounds, charges)
-    walk = backward(engine.unhurried(), spec.forms(backend, graph.output, dtype), planes, charges)
+                ibp.replace(node, found, bounds, magnitudes)
+    walk = backward(engine.unhurried(), spec.forms(backend, graph.output, dtype), planes, magnitudes)
     if engine.rounding:
-        walk.charge = walk.charge + _rounded_rows(engine, spec, charges)
+        walk.rounding_error = walk.rounding_error + _rounded_rows(engine, spec, magnitudes)
     lower = finite_lower(concretise(engine, walk, box)).expand(batch, -1)
     return Bounded(lower, replace(walk, a=backend.whole(0, walk.a)), bounds)
 
 
-def _rounded_rows(engine: Engine, spec: Specification, charges: Charges) -> Tensor:
+def _rounded_rows(engine: Engine, spec: Specification, magnitudes: Magnitudes) -> Tensor:
     """(B or 1, S): what rows lose when their float64 coefficients are rounded to the engine's dtype.
 
-    The walk starts from the rounded row and charges what comes after that.
+    The walk starts from the rounded row and accounts for what comes after that.
     """
     graph, backend, dtype = engine.graph, engine.backend, engine.dtype
     cost = torch.zeros((1, spec.y.shape[1]), dtype=torch.float64, device=backend.device)
@@ -134,10 +134,10 @@ def _rounded_rows(engine: Engine, spec: Specification, charges: Charges) -> Tens
         # Exact: the difference of a float64 number and the nearest float32 one is a float64 number.
         lost = None if rows is None else (rows - rows.to(dtype).double()).abs()
         if lost is not None and bool((lost != 0).any()):
-            size = charges.value[index].double().flatten(1)[:, :, None]
+            size = magnitudes.value[index].double().flatten(1)[:, :, None]
             part = backend.coefficients(index, lost).flatten(2)
             cost = cost + backend.total(torch.matmul(part, size).squeeze(-1)) + underflow(dtype)
-    return cost.to(dtype) * CHARGE_SAFETY
+    return cost.to(dtype) * ROUNDING_SAFETY
 
 
 def _scatter(like: Interval, elements: Tensor, lower: Tensor, here: Tensor | None) -> Interval:

@@ -89,7 +89,7 @@ class Certificates:
         """(n,) bool: whether some row of these domains is refuted, as far as the claims ask."""
         statistics = self.statistics
         others = found.parameters and {i: {k: v[index] for k, v in d.items()} for i, d in found.parameters.items()}
-        part = NeuronDomains(domains.case[index], domains.signs[index], found.theta[index])
+        part = NeuronDomains(domains.case[index], domains.signs[index], found.alpha_beta[index])
         lower, error = self.lower(part, others)
         sure, real = self._refutes(part.case, lower), self._refutes(part.case, real_part(lower, error))
         weak = real & ~sure
@@ -108,7 +108,7 @@ class Certificates:
         """What the bounds of the closed ones among some domains cover."""
         gap, row = (lower - self.cases.thresholds[case]).max(1)
         errors = error.gather(1, row[:, None])[:, 0]
-        if self.state.charges.run is None:
+        if self.state.magnitudes.run is None:
             weak = int(closed.sum())
         self.statistics.covered.note(gap[closed], errors[closed], weak)
 
@@ -140,8 +140,8 @@ class Certificates:
             parameters = domain_parameters(self.space, self.cases, part, own)
             signs = self.space.multiplier_signs(part.signs)
             # A negative multiplier would prove anything; that there is none must not hang on the search.
-            theta = part.theta.clamp(min=0)
-            multipliers = self.space.scatter(torch.where(part.signs[:, None] == 0, 0.0, theta))
+            alpha_beta = part.alpha_beta.clamp(min=0)
+            multipliers = self.space.scatter(torch.where(part.signs[:, None] == 0, 0.0, alpha_beta))
             splits = {i: signs[i].double() * m.double() for i, m in multipliers.items()}
             rows = self.cases.spec.select(part.case)
             lower, walk = crown_rows(self.engine, state, rows, parameters, splits)

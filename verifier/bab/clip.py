@@ -2,11 +2,11 @@
 
 The cuts are those of Zhou et al., *Clip-and-Verify*, NeurIPS 2025, made valid in exact arithmetic.
 
-A row stands for ``a . x + c - charge <= row(x)`` on the box. A counterexample needs row(x) <= d, so it also has
-``a . x <= r`` with r = d - c + charge; for a strict row both are strict. Both steps below work on that halfspace in
-float64, charge their own rounding (Higham, ch. 3) and round outward, so they are valid in exact arithmetic whenever the
-rows are. Boxes are float32, so no coordinate exceeds 2^128; what underflow costs a sum of products with one is a
-constant.
+A row stands for ``a . x + c - slack <= row(x)`` on the box. A counterexample needs row(x) <= d, so it also has
+``a . x <= r`` with r = d - c + slack; for a strict row both are strict. Both steps below work on that halfspace in
+float64, account for their own rounding (Higham, ch. 3) and round outward, so they are valid in exact arithmetic
+whenever the rows are. Boxes are float32, so no coordinate exceeds 2^128; what underflow costs a sum of products with
+one is a constant.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from verifier.bounds.walk import Walk
 from verifier.core.interval import Interval
-from verifier.core.numerics import CHARGE_SAFETY, combined_strict, finite_lower, gamma, outward, proved, underflow
+from verifier.core.numerics import ROUNDING_SAFETY, combined_strict, finite_lower, gamma, outward, proved, underflow
 
 _STEPS = 12
 # One unit per term pays for its product and for a coefficient that is lost whole.
@@ -66,18 +66,18 @@ def halfspaces(
     batch = fixed.lower.shape[0]
     a = walk.a.flatten(2).double()
     constant, error = walk.constant.double(), walk.error.double()
-    charge = walk.charge.double() + error
+    rounding_error = walk.rounding_error.double() + error
     rest = torch.ones(a.shape[-1], dtype=torch.bool, device=a.device)
     rest[varying] = False
     if bool(rest.any()):
         part, low, up = a[:, :, rest], fixed.lower[:, None, rest], fixed.upper[:, None, rest]
         terms = torch.minimum(part * low, part * up)
         constant = constant + terms.sum(-1)
-        charge = charge + gamma(terms.shape[-1] + 2, torch.float64) * terms.abs().sum(-1)
-        charge = charge + (terms.shape[-1] + 2) * _LOST
+        rounding_error = rounding_error + gamma(terms.shape[-1] + 2, torch.float64) * terms.abs().sum(-1)
+        rounding_error = rounding_error + (terms.shape[-1] + 2) * _LOST
     c = constant - threshold
-    usable = torch.isfinite(c) & torch.isfinite(charge) & torch.isfinite(a).all(-1)
-    slack = charge * CHARGE_SAFETY + gamma(4, torch.float64) * (constant.abs() + threshold.abs()) + _LOST
+    usable = torch.isfinite(c) & torch.isfinite(rounding_error) & torch.isfinite(a).all(-1)
+    slack = rounding_error * ROUNDING_SAFETY + gamma(4, torch.float64) * (constant.abs() + threshold.abs()) + _LOST
     a = a[:, :, varying].expand(batch, -1, -1)
     return Halfspaces(
         torch.where(usable[..., None], a, 0.0),
@@ -89,7 +89,7 @@ def halfspaces(
 
 
 def least(half: Halfspaces, box: Interval) -> Tensor:
-    """(B, S) lower bounds of ``a . x + c`` on the boxes, rounding charged; :meth:`Halfspaces.refuted` judges them."""
+    """(B, S) lower bounds of ``a . x + c`` on the boxes, rounding included; :meth:`Halfspaces.refuted` judges them."""
     low, up = box.lower.double()[:, None], box.upper.double()[:, None]
     terms = torch.minimum(half.a * low, half.a * up)
     value = terms.sum(-1) + half.c
@@ -126,7 +126,7 @@ def combine(half: Halfspaces, box: Interval) -> Halfspaces:
     size = ((half.a.abs() * torch.maximum(low.abs(), up.abs())).sum(-1) + c.abs() + half.slack) * (
         weights + underflow(torch.float64)
     )
-    slack = (weights * half.slack).sum(1, keepdim=True) * CHARGE_SAFETY
+    slack = (weights * half.slack).sum(1, keepdim=True) * ROUNDING_SAFETY
     slack = slack + gamma(2 * half.a.shape[1] + 4, torch.float64) * size.sum(1, keepdim=True)
     slack = slack + (half.a.shape[1] + half.a.shape[2] + 4) * _LOST
     known = usable.any(1, keepdim=True)

@@ -72,16 +72,16 @@ class NeuronDomains(Domains):
 
     Attributes:
         signs: int8 (B, U): +1 where the pre-activation is >= 0, -1 where it is <= 0, 0 where the neuron is free.
-        theta: float32 (B, S, U): alpha of a free neuron, the slope of its lower plane; beta of a split one.
+        alpha_beta: float32 (B, S, U): alpha of a free neuron, the slope of its lower plane; beta of a split one.
     """
 
     signs: Tensor
-    theta: Tensor
+    alpha_beta: Tensor
 
     @property
     def plain(self) -> NeuronDomains:
         """Without what an open domain remembers besides."""
-        return NeuronDomains(self.case, self.signs, self.theta)
+        return NeuronDomains(self.case, self.signs, self.alpha_beta)
 
 
 @dataclass(frozen=True)

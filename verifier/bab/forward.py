@@ -4,7 +4,7 @@ After Weng et al., *Fast-Lin*, ICML 2018.
 
 On a box with centre c and radii r a value is written ``sum_i J_i d_i + e`` with |d_i| <= r_i and e in an interval that
 collects what relaxations lose. One sweep costs k + 3 forward passes for k varying inputs, whatever the number of
-neurons. With charges every rounding ends up in e: a computed J is exact by definition, and what it misses is charged
+neurons. With rounding, every error ends up in e: a computed J is exact by definition, and what it misses is added
 where it arises.
 """
 
@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from verifier.bounds.engine import Engine
-from verifier.bounds.walk import Charges
+from verifier.bounds.walk import Magnitudes
 from verifier.core.interval import Interval
-from verifier.core.numerics import CHARGE_SAFETY, gamma, tiny, underflow, unit_roundoff, widen
+from verifier.core.numerics import ROUNDING_SAFETY, gamma, tiny, underflow, unit_roundoff, widen
 from verifier.graph.graph import Node
 from verifier.graph.op import AffineOp, NonlinearOp, UnaryPlanes
 
@@ -38,13 +38,13 @@ class Forward:
     Args:
         box: whole, (B, *input_shape) in the dtype of the sweep.
         varying: (k,) flat coordinates; the others enter by their intervals.
-        charges: those of the interval sweep, which is one node ahead; not looked at unless the engine accounts for
+        magnitudes: those of the interval sweep, which is one node ahead; not looked at unless the engine accounts for
             rounding errors.
     """
 
-    def __init__(self, engine: Engine, box: Interval, varying: Tensor, charges: Charges) -> None:
+    def __init__(self, engine: Engine, box: Interval, varying: Tensor, magnitudes: Magnitudes) -> None:
         graph, backend = engine.graph, engine.backend
-        self._graph, self._backend, self._charges, self._charged = graph, backend, charges, engine.rounding
+        self._graph, self._backend, self._magnitudes, self._rounding = graph, backend, magnitudes, engine.rounding
         low, up = box.lower.flatten(1), box.upper.flatten(1)
         batch, n = low.shape
         self._dtype = low.dtype
@@ -95,9 +95,9 @@ class Forward:
             jacobian = op.linear([v.jacobian.reshape(-1, *s) for v, s in zip(values, shapes, strict=True)], p)
             rest = op.interval([v.rest for v in values], p)
             terms = op.forward_terms(shapes, node.shape)
-            if self._charged and terms:
+            if self._rounding and terms:
                 sizes = [self._size(v.rest, i) for i, v in zip(node.inputs, values, strict=True)]
-                sums = op.magnitude(sizes, p) * CHARGE_SAFETY
+                sums = op.magnitude(sizes, p) * ROUNDING_SAFETY
                 rest = self._widen(rest.lower, rest.upper, sums, 4 * (terms + 4), self._run_rate(node))
         return Affine(jacobian.reshape(batch, k, *node.shape), rest)
 
@@ -127,12 +127,12 @@ class Forward:
         else:
             size = size + (ls.abs() + us.abs()) * at_ends
         rest = self._widen(low, up, size, 12)
-        noise = self._charges.noise.get(node.index)
+        noise = self._magnitudes.noise.get(node.index)
         return Affine(value.jacobian * slope[:, None], rest if noise is None else widen(*rest, noise))
 
     def _run_rate(self, node: Node) -> float:
         """Error of a run of an affine node relative to the magnitude of its sums."""
-        return self._charges.rates.get(node.index, 0.0)
+        return self._magnitudes.rates.get(node.index, 0.0)
 
     def _spread(self, index: int) -> Tensor:
         """sum_i |J_i| r_i, (B, *shape): how far the linear part moves."""
@@ -143,7 +143,7 @@ class Forward:
         return self._reach[index]
 
     def _floored(self, like: Tensor) -> Tensor:
-        """The charge for underflow of an entry, (B, 1, ...), beside (B, *shape)."""
+        """What underflow of an entry costs, (B, 1, ...), beside (B, *shape)."""
         return self._floor.reshape(-1, *[1] * (like.dim() - 1))
 
     def _size(self, rest: Interval, index: int) -> Tensor:
@@ -152,7 +152,7 @@ class Forward:
 
     def _widen(self, low: Tensor, up: Tensor, size: Tensor, terms: int, rate: float = 0.0) -> Interval:
         """Charge ``terms`` roundings of quantities of a size, and ``rate`` times it; NaN becomes no bound at all."""
-        if not self._charged:
+        if not self._rounding:
             return Interval(low, up)
         terms += self._radius.shape[1] + 2
-        return widen(low, up, (gamma(terms, self._dtype) + rate) * size * CHARGE_SAFETY + self._floored(low))
+        return widen(low, up, (gamma(terms, self._dtype) + rate) * size * ROUNDING_SAFETY + self._floored(low))

@@ -65,7 +65,7 @@ class Kernel:
         if found is None:
             out = self._results(domains)
             self._shrinking(out, domains, schedule, deadline)
-            found = (out.gap, out.theta, out.a, out.z, out.x, self._slack(out.x.flatten(0, 1), domains.case))
+            found = (out.gap, out.alpha_beta, out.a, out.z, out.x, self._slack(out.x.flatten(0, 1), domains.case))
         return self._bounded(*found)
 
     def evaluate(self, domains: NeuronDomains) -> Tensor:
@@ -82,7 +82,7 @@ class Kernel:
         work: Callable[[Schedule | None, NeuronDomains], Outputs],
     ) -> Outputs | None:
         """Work on a batch from a recording, or None when it must be done step by step."""
-        inputs = (domains.case, domains.signs, domains.theta)
+        inputs = (domains.case, domains.signs, domains.alpha_beta)
         return self.recordings.run(
             schedule, self.widest * self.rows, inputs, lambda *tensors: work(schedule, NeuronDomains(*tensors))
         )
@@ -122,7 +122,7 @@ class Kernel:
         ascent.bound(self.pass_back)
         out = self._results(domains)
         self._write(out, None, ascent, ratio)
-        return out.gap, out.theta, out.a, out.z, out.x, self._slack(out.x.flatten(0, 1), domains.case)
+        return out.gap, out.alpha_beta, out.a, out.z, out.x, self._slack(out.x.flatten(0, 1), domains.case)
 
     def _valued(self, schedule: Schedule | None, domains: NeuronDomains) -> Outputs:
         """(B,) best gap at the given values."""
@@ -138,24 +138,24 @@ class Kernel:
 
     def _start(self, domains: NeuronDomains, ratio: float) -> _Work:
         net, rows = self.net, self.rows
-        theta, sign = domains.theta.flatten(0, 1).T.contiguous(), domains.signs.to(domains.theta.dtype)
+        alpha_beta, sign = domains.alpha_beta.flatten(0, 1).T.contiguous(), domains.signs.to(domains.alpha_beta.dtype)
         if rows > 1:
             sign = sign.repeat_interleave(rows, 0)
         sign = sign.T.contiguous()
         if not self.plain:
-            shape = (net.size, theta.shape[1])
-            theta = theta.new_zeros(shape).index_copy_(0, net.places, theta)
-            sign = theta.new_zeros(shape).index_copy_(0, net.places, sign)
+            shape = (net.size, alpha_beta.shape[1])
+            alpha_beta = alpha_beta.new_zeros(shape).index_copy_(0, net.places, alpha_beta)
+            sign = alpha_beta.new_zeros(shape).index_copy_(0, net.places, sign)
         free = (1 - sign.abs()) if self.plain else (1 - sign.abs()).mul_((~net.kept[:, None]).to(sign.dtype))
         if ratio != 1:
             # A multiplier is scaled so that one learning rate serves all.
-            theta.mul_(free + (1 - free) * (1 / ratio))
+            alpha_beta.mul_(free + (1 - free) * (1 / ratio))
         row = domains.case if rows == 1 else self._rows_of(domains.case)
         fixed = sign.clamp(min=0)
         if not self.plain:
             fixed.add_(net.kept[:, None])
         return _Work(
-            theta,
+            alpha_beta,
             free,
             torch.addcmul(fixed, free, net.slope[:, None]),
             fixed,
@@ -166,7 +166,7 @@ class Kernel:
 
     def _results(self, domains: NeuronDomains) -> _Results:
         b, s, t = domains.count, self.rows, self.net.places.shape[0]
-        make = domains.theta.new_empty
+        make = domains.alpha_beta.new_empty
         return _Results(
             domains.signs,
             make((b, s)),
@@ -183,20 +183,22 @@ class Kernel:
         if ratio != 1:
             best_theta = best_theta * (work.free + (1 - work.free) * ratio)
         n = gap.shape[0]
-        theta, a, z = (
+        alpha_beta, a, z = (
             (t if self.plain else t.index_select(0, net.places)).T.view(n, s, net.places.shape[0])
             for t in (best_theta, work.a, work.z)
         )
         pick = torch.arange(n, device=gap.device), gap.argmax(1)
         a, z = (a[:, 0], z[:, 0]) if s == 1 else (a[pick], z[pick])
         x = work.x.T.view(n, s, work.x.shape[0])  # no input may be free
-        for place, value in zip((out.gap, out.theta, out.a, out.z, out.x), (gap, theta, -a, z, x), strict=True):
+        for place, value in zip(
+            (out.gap, out.alpha_beta, out.a, out.z, out.x), (gap, alpha_beta, -a, z, x), strict=True
+        ):
             if index is None:
                 place.copy_(value)
             else:
                 place[index] = value
 
-    def _bounded(self, gap: Tensor, theta: Tensor, a: Tensor, z: Tensor, x: Tensor, slack: Tensor) -> Bounded:
+    def _bounded(self, gap: Tensor, alpha_beta: Tensor, a: Tensor, z: Tensor, x: Tensor, slack: Tensor) -> Bounded:
         net, sign = self.net, x.flatten(0, 1)
 
         def points(index: Tensor) -> Tensor:
@@ -204,7 +206,7 @@ class Kernel:
             at[:, net.free] += net.radius[net.free] * sign[index]
             return at.view(-1, *self.input_shape)
 
-        return Bounded(gap, theta, None, a, z, slack, points)
+        return Bounded(gap, alpha_beta, None, a, z, slack, points)
 
     def _slack(self, sign: Tensor, case: Tensor) -> Tensor:
         """(B, S) by how much the corners (B * S, n) violate all rows of their case: the network itself, forward."""
@@ -232,7 +234,7 @@ class _Results:
 
     signs: Tensor
     gap: Tensor
-    theta: Tensor
+    alpha_beta: Tensor
     a: Tensor
     z: Tensor
     x: Tensor
@@ -289,11 +291,11 @@ class _Work:
     """The rows that are being optimised, with every buffer they need.
 
     Attributes:
-        theta: (T, R) slope of a free column, scaled multiplier of a split one, 0 of a kept one.
+        alpha_beta: (T, R) slope of a free column, scaled multiplier of a split one, 0 of a kept one.
         free: (T, R) 1 at free columns, else 0.
         up: (T, R) slope of the upper plane; of a split column the slope of both.
         fixed: (T, R) ``up`` of split columns, 0 at free ones.
-        weight: (T, R) theta times it enters the negated coefficients; 0 at free and kept columns.
+        weight: (T, R) alpha_beta times it enters the negated coefficients; 0 at free and kept columns.
         offset: (T, R) intercept of the upper plane.
         row: (R,) row of the cases.
         slices: views of the buffers, made by the first pass; ``pre_entry`` and ``z_entry`` at the columns that the
@@ -301,13 +303,15 @@ class _Work:
     """
 
     def __init__(
-        self, theta: Tensor, free: Tensor, up: Tensor, fixed: Tensor, weight: Tensor, offset: Tensor, row: Tensor
+        self, alpha_beta: Tensor, free: Tensor, up: Tensor, fixed: Tensor, weight: Tensor, offset: Tensor, row: Tensor
     ) -> None:
-        self.theta, self.free, self.up, self.fixed = theta, free, up, fixed
+        self.alpha_beta, self.free, self.up, self.fixed = alpha_beta, free, up, fixed
         self.weight, self.offset, self.row = weight, offset, row
-        self.a, self.pre, self.m, self.extra, self.z, self.h, self.low = (torch.empty_like(theta) for _ in range(7))
+        self.a, self.pre, self.m, self.extra, self.z, self.h, self.low = (
+            torch.empty_like(alpha_beta) for _ in range(7)
+        )
         self.moments: _Moments | None = None
-        self.x = self.pre_entry = self.z_entry = theta
+        self.x = self.pre_entry = self.z_entry = alpha_beta
         self.slices: list[_Slices] | None = None
         self.start_input: Tensor | None = None
 
@@ -318,7 +322,7 @@ class _Work:
     def select(self, pick: Tensor) -> _Work:
         """Some of the rows, with what an ascent needs."""
         out = _Work(
-            self.theta[:, pick],
+            self.alpha_beta[:, pick],
             self.free[:, pick],
             self.up[:, pick],
             self.fixed[:, pick],
@@ -364,8 +368,8 @@ class _Work:
         """Negated coefficients on every column's output (``a``) and input (``pre``), and on s (``x``)."""
         if self.slices is None:
             self.slices = self._begin(p)
-        torch.mul(self.weight, self.theta, out=self.extra)
-        torch.addcmul(self.fixed, self.free, self.theta, out=self.low)
+        torch.mul(self.weight, self.alpha_beta, out=self.extra)
+        torch.addcmul(self.fixed, self.free, self.alpha_beta, out=self.low)
         torch.sub(self.up, self.low, out=self.h)  # the difference of the two slopes, until the pass forward
         for part in reversed(self.slices):
             if part.pre_consumers is not None:
@@ -413,7 +417,7 @@ class _Work:
         if self.moments is None:
             # A slope ends at 1, a multiplier nowhere; kept columns have no parameter.
             cap = self.free + (self.weight.abs() > 0).to(self.free.dtype).mul_(torch.finfo(self.free.dtype).max)
-            self.moments = _Moments(torch.zeros_like(self.theta), torch.full_like(self.theta, 1e-16), cap)
+            self.moments = _Moments(torch.zeros_like(self.alpha_beta), torch.full_like(self.alpha_beta, 1e-16), cap)
         first, second, cap = self.moments.first, self.moments.second, self.moments.cap
         # The negated gradient: minus the positive part of the coefficient, or the weight of the multiplier, times z.
         gradient = torch.clamp(self.a, max=0, out=self.low)
@@ -423,8 +427,8 @@ class _Work:
         root = torch.rsqrt(second, out=gradient)
         # The corrected second moment is the kept one times 0.999^count / (1 - 0.999^count).
         scale = ((1 - 0.999**count) / 0.999**count) ** 0.5 / (1 - 0.9**count)
-        self.theta.addcmul_(first, root, value=-rate * scale)
-        torch.minimum(self.theta.clamp_(min=0), cap, out=self.theta)
+        self.alpha_beta.addcmul_(first, root, value=-rate * scale)
+        torch.minimum(self.alpha_beta.clamp_(min=0), cap, out=self.alpha_beta)
 
 
 @dataclass
@@ -446,8 +450,8 @@ class _Ascent:
 
     @classmethod
     def begin(cls, work: _Work, schedule: Schedule) -> _Ascent:
-        best = work.theta.new_full((work.count,), float("-inf"))
-        return cls(work, schedule, best, work.theta.clone(), schedule.rate_alpha)
+        best = work.alpha_beta.new_full((work.count,), float("-inf"))
+        return cls(work, schedule, best, work.alpha_beta.clone(), schedule.rate_alpha)
 
     def bound(self, p: _Pass) -> None:
         """Bounds at the current values."""
@@ -455,7 +459,7 @@ class _Ascent:
         work.back(p)
         value = work.forward(p).nan_to_num_(nan=-float("inf"))
         if self.step:
-            self.best_theta.lerp_(work.theta, (value > self.best).to(value.dtype))
+            self.best_theta.lerp_(work.alpha_beta, (value > self.best).to(value.dtype))
         torch.maximum(self.best, value, out=self.best)
 
     def climb(self) -> None:

@@ -298,8 +298,8 @@ def certify(
     arithmetic, by how much, and the error of a run in that.
 
     The combination sum_s lambda_s row_s is itself rounded: its coefficients are off by at most gamma_S times
-    sum_s lambda_s |row_s|, which is charged against the largest output (and input) values on the box, and the threshold
-    is rounded up. Weights and coefficients that are too small count as ``underflow``: all of them may be lost.
+    sum_s lambda_s |row_s|, which counts with the largest output (and input) values on the box, and the threshold is
+    rounded up. Weights and coefficients that are too small count as ``underflow``: all of them may be lost.
 
     Args:
         duals: weights (S,) of the rows, and for every node with splits sign times beta.
@@ -317,7 +317,7 @@ def certify(
 
     def error(part: Tensor, index: int) -> Tensor:
         size = torch.tensordot(w + least, part[0].abs() + least, dims=1)
-        return (size * backend.whole(index, state.charges.value[index][0])).sum()
+        return (size * backend.whole(index, state.magnitudes.value[index][0])).sum()
 
     y = spec.y.to(_F64)
     row = Specification(combine(y), None if spec.x is None else combine(spec.x.to(_F64)))

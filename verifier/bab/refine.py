@@ -291,7 +291,7 @@ class RaisedRows:
         done = splitting.certificates.refuted(domains.case, found.gap)
         index = done.nonzero()[:, 0]
         if index.numel():
-            self._refuted.append(NeuronDomains(domains.case[index], domains.signs[index], found.theta[index]))
+            self._refuted.append(NeuronDomains(domains.case[index], domains.signs[index], found.alpha_beta[index]))
         if sum(part.count for part in self._refuted) >= splitting.batch:
             self._account(splitting.certificates)
         return done

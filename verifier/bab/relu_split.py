@@ -297,11 +297,11 @@ class NeuronSplitting:
         order = torch.argsort(self.pool.gaps, stable=True)
         out = self.pool.take(order[every(self.pool.count, count).to(order.device)])
         small = self.cases.rows * self.space.size * 4 <= _WARM_BYTES
-        return out if small else replace(out, theta=out.theta[..., :0])
+        return out if small else replace(out, alpha_beta=out.alpha_beta[..., :0])
 
     def take(self, domains: OpenNeuronDomains) -> None:
-        if domains.theta.shape[-1] != self.space.size:
-            domains = replace(domains, theta=self._warm(domains.case, domains.signs))
+        if domains.alpha_beta.shape[-1] != self.space.size:
+            domains = replace(domains, alpha_beta=self._warm(domains.case, domains.signs))
         self.pool.push(domains)
 
 
@@ -355,7 +355,7 @@ class Refutation:
         weak = found.real and not found.closed and self.real_suffices
         if found.closed or weak:
             statistics.closed += 1
-            run = splitting.state.charges.run is not None
+            run = splitting.state.magnitudes.run is not None
             statistics.covered.add(Covered(int(weak or not run), found.bound + found.error, found.error))
             return None
         statistics.stuck += 1

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from verifier.bab.boxes import Hidden, bound_boxes, charges_in_float32, cuttable
+from verifier.bab.boxes import Hidden, bound_boxes, cuttable, float32_suffices
 from verifier.bab.case_table import BoxRows, CaseTable
 from verifier.bab.clip import Halfspaces, combine, halfspaces, least
 from verifier.bab.context import SearchContext
@@ -121,7 +121,7 @@ class Sweeps:
         self.table, self.statistics = table, statistics
         certify = context.certify
         self.claims = context.claims if certify else Claims()
-        self.arithmetic = PLAIN if not certify else ROUNDED_32 if charges_in_float32(self.graph) else ROUNDED_64
+        self.arithmetic = PLAIN if not certify else ROUNDED_32 if float32_suffices(self.graph) else ROUNDED_64
         self._look_at_runs()
         self._cheap_kind: Hidden = "linear" if self.table.varying.numel() <= _FEW_INPUTS else "interval"
         self._cheap = Trial(_CHEAP_SHARE)
@@ -137,8 +137,8 @@ class Sweeps:
         hull = Interval(self.table.lower.amin(0), self.table.upper.amax(0))
         shape = (1, *self.graph.whole.input_shape)
         box = Interval(*(self.backend.part(0, b.reshape(shape)) for b in hull))
-        _, charges = ibp.propagate(self.engine.using(replace(ROUNDED_64, run=self.claims.run)), box)
-        self.statistics.covered.overflow = ibp.may_overflow(charges, self.backend)
+        _, magnitudes = ibp.propagate(self.engine.using(replace(ROUNDED_64, run=self.claims.run)), box)
+        self.statistics.covered.overflow = ibp.may_overflow(magnitudes, self.backend)
         if self.statistics.covered.overflow and self.claims.semantics is Semantics.BOTH:
             self.claims = Claims()
         self.arithmetic = replace(self.arithmetic, run=self.claims.run)
@@ -171,7 +171,7 @@ class Sweeps:
         """Close what can be closed: by the cheap sweep first, then with CROWN's hidden rows as far as they pay."""
         left = None
         if self._cheap_kind == "linear" or self._cheap.pays():
-            left = self._charged(batch, self._cheap_kind)
+            left = self._confirmed(batch, self._cheap_kind)
             self._cheap.note(batch.count, batch.count - left.domains.count)
             batch = left.domains
         count = self._crown_count(batch.count)
@@ -181,7 +181,7 @@ class Sweeps:
         some = torch.arange(count, device=batch.case.device) * batch.count // count
         chosen = torch.zeros(batch.count, dtype=torch.bool, device=some.device).index_fill(0, some, True)
         parts = [
-            self._charged(batch[part], "crown") for part in chosen.nonzero()[:, 0].split(min(self.batch, self.most))
+            self._confirmed(batch[part], "crown") for part in chosen.nonzero()[:, 0].split(min(self.batch, self.most))
         ]
         self._crown.note(count, count - sum(p.domains.count for p in parts))
         if count < batch.count:
@@ -195,8 +195,8 @@ class Sweeps:
             return left
         return min(left, _SAMPLE) if self.statistics.rounds % _SAMPLE_ROUNDS == 0 and self._crown.possible else 0
 
-    def _charged(self, batch: BoxDomains, hidden: Hidden) -> Swept:
-        """One sweep. Where float32's charges may be to blame for an open domain, float64 has a go."""
+    def _confirmed(self, batch: BoxDomains, hidden: Hidden) -> Swept:
+        """One sweep. Where float32's rounding errors may be to blame for an open domain, float64 has a go."""
         return self._really_open(self._open(batch, hidden), hidden)
 
     def _open(self, batch: BoxDomains, hidden: Hidden) -> Swept:
@@ -205,8 +205,8 @@ class Sweeps:
         if self.arithmetic.dtype == torch.float64 or not self.arithmetic.rounding or left.domains.count == 0:
             return left
         # The error of a run stays what it is.
-        charges = left.rows.slack - left.rows.error
-        near = (least(left.rows, left.domains.box) + 4 * charges > 0).any(1)
+        magnitudes = left.rows.slack - left.rows.error
+        near = (least(left.rows, left.domains.box) + 4 * magnitudes > 0).any(1)
         if self._exact.pays():
             near = torch.ones_like(near)
         count = int(near.sum())

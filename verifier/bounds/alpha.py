@@ -32,7 +32,7 @@ from verifier.bounds.crown import (
     preactivations,
     relaxations,
     row_bytes,
-    settled_by_ibp,
+    tight_by_ibp,
     tighten,
 )
 from verifier.bounds.engine import PLAIN, Engine
@@ -344,7 +344,7 @@ SHARES = 8
 def alpha_hidden(engine: Engine, state: BoundState, schedule: Schedule, relevant: Relevant | None = None) -> BoundState:
     """Tighten every pre-activation by optimising its own rows (layerwise), in order, on one box.
 
-    Certified states re-evaluate the best slopes in float64 with rounding charged; that value is what is kept.
+    Certified states re-evaluate the best slopes in float64 with rounding errors accounted for, and keep that value.
 
     Args:
         relevant: elements that matter, see :func:`verifier.bounds.relevance.relevant`; default all.
@@ -353,7 +353,7 @@ def alpha_hidden(engine: Engine, state: BoundState, schedule: Schedule, relevant
     exact = engine.certifying().unhurried()
     for index in preactivations(graph):
         node = graph.nodes[index]
-        if settled_by_ibp(graph, node, state.bounds):
+        if tight_by_ibp(graph, node, state.bounds):
             continue
         elements = open_elements(engine, index, state.bounds[index], relevant)
         if elements.shape[0] == 0:

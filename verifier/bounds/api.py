@@ -1,7 +1,8 @@
 """Bounds of a whole network on one box, for ``verifier bounds`` and ``compute_bounds``: plain and certified values.
 
 The plain values are what each method computes in float32 before certification, so that two runs can be compared bit for
-bit; the certified ones re-evaluate the same relaxations in float64 with every rounding charged and are rounded outward.
+bit; the certified ones re-evaluate the same relaxations in float64 with every rounding error accounted for and are
+rounded outward.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ Zhang et al., NeurIPS 2018; on general graphs Xu et al., NeurIPS 2020.
 A ``BoundState`` is what is known about a batch of boxes. Hidden nodes are visited in topological order; rows start only
 at elements that the tighter of IBP and earlier knowledge leaves undecided, and what is found is intersected with it.
 
-When proofs are certified the walk runs in float64 with every rounding charged and the results are rounded outward to
-float32; otherwise it runs in float32 without charges.
+When proofs are certified the walk runs in float64 with every rounding error accounted for, and the results are rounded
+outward to float32; otherwise it runs in plain float32.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from verifier.bounds import ibp
 from verifier.bounds.engine import PLAIN, ROUNDED_32, Engine
-from verifier.bounds.walk import Charges, Walk, backward, concretise
+from verifier.bounds.walk import Magnitudes, Walk, backward, concretise
 from verifier.core.arithmetic import full_precision
 from verifier.core.backend import Chunk, ParallelBackend
 from verifier.core.device import facts
@@ -53,13 +53,13 @@ class BoundState:
     Attributes:
         box: float32 (B, *input_shape).
         bounds: node index to float32 (B, *shape); valid in exact arithmetic when ``certified``.
-        charges: float64 magnitudes for certificates (B, *shape), valid for every sub-box too.
-        certified: whether every bound is charged for rounding.
+        magnitudes: float64 magnitudes for certificates (B, *shape), valid for every sub-box too.
+        certified: whether every bound accounts for rounding errors.
     """
 
     box: Interval
     bounds: dict[int, Interval]
-    charges: Charges
+    magnitudes: Magnitudes
     certified: bool
 
 
@@ -88,21 +88,22 @@ class Specification:
 
 
 def initial_state(engine: Engine, box: Interval) -> BoundState:
-    """IBP of every node, in float64 with rounding charged, rounded outward to float32; it counts as certified, and what
-    follows from it is certified too, when the engine accounts for rounding errors.
+    """IBP of every node, in float64 with rounding errors accounted for, rounded outward to float32.
+
+    It counts as certified, and what follows from it is certified too, when the engine accounts for rounding errors.
 
     Args:
         box: float32 (B, *input_shape).
     """
-    found, charges = ibp.propagate(engine.certifying(), box)
+    found, magnitudes = ibp.propagate(engine.certifying(), box)
     bounds = {i: outward(b) for i, b in found.items()}
-    return BoundState(box, bounds, charges, engine.rounding)
+    return BoundState(box, bounds, magnitudes, engine.rounding)
 
 
 def plain_state(engine: Engine, box: Interval) -> BoundState:
     """IBP of every node in plain float32, which certifies nothing."""
-    bounds, charges = ibp.propagate(engine.using(PLAIN), box)
-    return BoundState(box, bounds, charges, certified=False)
+    bounds, magnitudes = ibp.propagate(engine.using(PLAIN), box)
+    return BoundState(box, bounds, magnitudes, certified=False)
 
 
 def relaxations(
@@ -165,7 +166,7 @@ def exact_by_ibp(graph: Graph, node: Node) -> bool:
     return arithmetic <= 1
 
 
-def settled_by_ibp(graph: Graph, node: Node, bounds: Mapping[int, Interval]) -> bool:
+def tight_by_ibp(graph: Graph, node: Node, bounds: Mapping[int, Interval]) -> bool:
     """Whether rows of a hidden node cannot do better than interval arithmetic on what is known of earlier nodes.
 
     That holds where every element is a function of one element of a pre-activation that has rows of its own: planes
@@ -214,8 +215,8 @@ def lower_bounds(
     splits: Mapping[int, Tensor] | None = None,
 ) -> tuple[Tensor, Walk]:
     """One walk and its concretisation: (B, S) lower bounds in the engine's dtype, NaN turned into -inf."""
-    charges = state.charges.to(engine.dtype) if engine.rounding else None
-    walk = backward(engine, start, planes, charges, splits)
+    magnitudes = state.magnitudes.to(engine.dtype) if engine.rounding else None
+    walk = backward(engine, start, planes, magnitudes, splits)
     return finite_lower(concretise(engine, walk, state.box.to(engine.dtype))), walk
 
 
@@ -281,21 +282,21 @@ def crown_hidden(
     """
     graph = engine.graph
     engine = engine if state.certified else engine.using(PLAIN)
-    charges = state.charges.copy()
-    out = replace(state, bounds=dict(state.bounds), charges=charges, certified=engine.rounding)
+    magnitudes = state.magnitudes.copy()
+    out = replace(state, bounds=dict(state.bounds), magnitudes=magnitudes, certified=engine.rounding)
     planes: dict[int, Relaxation] = {}
     done = 0
     for index in nodes if nodes is not None else preactivations(graph):
         _propagate(engine, out, done, index)
         node = graph.nodes[index]
-        if settled_by_ibp(graph, node, out.bounds):
+        if tight_by_ibp(graph, node, out.bounds):
             continue
         elements = open_elements(engine, index, out.bounds[index], relevant)
         if elements.shape[0] == 0:
             continue
         planes.update(_between(graph, out.bounds, engine.dtype, done, index))
-        if engine.rounding and engine.dtype == torch.float64 and float32_can_be_charged(engine, index):
-            # Most neurons are decided with room to spare: charged float32 is enough for them, and much cheaper.
+        if engine.rounding and engine.dtype == torch.float64 and float32_has_error_bounds(engine, index):
+            # Most neurons are decided with room to spare: float32, its rounding errors included, is enough and cheaper.
             narrow = _between(graph, out.bounds, torch.float32, 0, index)
             _visit(engine.using(ROUNDED_32), out, index, elements, narrow, noise)
             elements = open_elements(engine, index, out.bounds[index], relevant)
@@ -305,7 +306,7 @@ def crown_hidden(
     return out
 
 
-def float32_can_be_charged(engine: Engine, last: int | None = None) -> bool:
+def float32_has_error_bounds(engine: Engine, last: int | None = None) -> bool:
     """Whether float32 kernels obey the inner-product error bound, and long sums can be accumulated in float64, in walks
     that start at node ``last`` or before it (default: at any node).
 
@@ -330,7 +331,9 @@ def _visit(
     graph, backend, dtype = engine.graph, engine.backend, engine.dtype
     batch, rows = out.box.lower.shape[0], 2 * elements.shape[0]
     positions, here = backend.here(index, elements)
-    known = replace(out, charges=out.charges.to(dtype)) if engine.rounding else out  # converted once for all chunks
+    known = (
+        replace(out, magnitudes=out.magnitudes.to(dtype)) if engine.rounding else out
+    )  # converted once for all chunks
     parts, errors = [], []
     for chunk in backend.row_chunks(rows, row_bytes(graph, batch, dtype, index)):
         engine.deadline.check("CROWN")
@@ -362,9 +365,9 @@ def _propagate(engine: Engine, out: BoundState, first: int, last: int) -> None:
     engine = engine.certifying() if out.certified else engine.using(PLAIN)
     dtype = engine.dtype
     wide = {i: b.to(dtype) for i, b in out.bounds.items() if i <= first}
-    charges = out.charges
-    charges.note_value(first, out.bounds[first].to(charges.dtype))
-    known = charges.to(dtype)
+    magnitudes = out.magnitudes
+    magnitudes.note_value(first, out.bounds[first].to(magnitudes.dtype))
+    known = magnitudes.to(dtype)
     for node in traverse.forward(engine.graph.nodes, first, last):
         ibp.step(engine, node, wide, known)
         ibp.replace(node, out.bounds[node.index].to(dtype), wide, known)

@@ -1,10 +1,10 @@
-"""Rows whose least value equals their threshold: bounds in float64 that are exact, not charged.
+"""Rows whose least value equals their threshold: bounds in float64 that are exact.
 
 A strict row that touches, such as ``y > 1`` behind Clip(0, 1), is refuted by a bound equal to its threshold, and the
-smallest charge for rounding hides that. Numbers that matter there are short: weights are taken as they are, slopes are
-0 or 1, and an op that saturates gives 0 or 1. So the row is taken back through affine ops and ReLUs as long as float64
-computes every product and every sum without rounding, which is checked (``numerics.sums_exactly``), and everything
-else enters by its interval. What cannot be shown to be exact proves nothing.
+smallest allowance for rounding hides that. Numbers that matter there are short: weights are taken as they are, slopes
+are 0 or 1, and an op that saturates gives 0 or 1. So the row is taken back through affine ops and ReLUs as long as
+float64 computes every product and every sum without rounding, which is checked (``numerics.sums_exactly``), and
+everything else enters by its interval. What cannot be shown to be exact proves nothing.
 
 Combinations of a case's rows are tried as well, with weights of one: ``y <= 0`` and ``y > 0`` contradict each other
 only together.

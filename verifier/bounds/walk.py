@@ -3,13 +3,13 @@
 CROWN, alpha-CROWN and beta-CROWN differ only in the relaxations and split terms they hand in. The walk returns lower
 bounds; an upper bound is the lower bound of the negated row.
 
-With a ``Charges`` object the walk also sums up what rounding can have cost: replacing the exact row by the computed one
-at a node costs at most gamma_k |A| M, where M = |W| m + |b| bounds every partial sum of the op on the box (Higham,
+With ``Magnitudes`` the walk also sums up what rounding can have cost: replacing the exact row by the computed one at a
+node costs at most gamma_k |A| M, where M = |W| m + |b| bounds every partial sum of the op on the box (Higham,
 ch. 3). After that the computed row is exact by definition, so nothing compounds.
 
 Underflow costs up to t, the smallest normal number, for every operand, product and sum. What grows with the row's own
 coefficients is paid by magnitudes that are never below ``underflow(dtype)``. What does not, t times the magnitudes that
-the lost coefficients stand at, is the same for all rows that cross a node: :meth:`Charges.lost`.
+the lost coefficients stand at, is the same for all rows that cross a node: :meth:`Magnitudes.lost`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from verifier.bounds.engine import Engine
 from verifier.core import sums
 from verifier.core.backend import ParallelBackend
 from verifier.core.interval import Interval
-from verifier.core.numerics import CHARGE_SAFETY, gamma, tiny, underflow, unit_roundoff
+from verifier.core.numerics import ROUNDING_SAFETY, gamma, tiny, underflow, unit_roundoff
 from verifier.core.runtime import RUN_FLOOR, RunModel
 from verifier.graph.graph import Node
 from verifier.graph.linear_forms import Dense, Form, OneHot, Patches, add, dense, form_bytes, windows
@@ -33,7 +33,7 @@ from verifier.graph.traverse import Backward
 
 
 @dataclass
-class Charges:
+class Magnitudes:
     """Magnitudes that bound every value and every partial sum on the box, in the dtype of the walk.
 
     All are at least ``underflow(dtype)``, far above what any of them can have lost itself.
@@ -60,8 +60,8 @@ class Charges:
     def dtype(self) -> torch.dtype:
         return self.value[0].dtype
 
-    def to(self, dtype: torch.dtype) -> Charges:
-        """In another arithmetic; its rounding is far below the safety factor of every charge.
+    def to(self, dtype: torch.dtype) -> Magnitudes:
+        """In another arithmetic; its rounding is far below the safety factor of every error bound.
 
         Weights lose more in a narrower one: up to t each, which every partial sum pays with its whole ``fan``.
         """
@@ -75,11 +75,11 @@ class Charges:
             for i, m in self.partial.items()
         }
         noise = {i: d.to(dtype) + t for i, d in self.noise.items()}
-        return Charges(value, partial, fan, self.run, dict(self.rates), noise)
+        return Magnitudes(value, partial, fan, self.run, dict(self.rates), noise)
 
-    def copy(self) -> Charges:
+    def copy(self) -> Magnitudes:
         """For magnitudes that are going to be replaced by smaller ones."""
-        return Charges(
+        return Magnitudes(
             dict(self.value), dict(self.partial), dict(self.fan), self.run, dict(self.rates), dict(self.noise)
         )
 
@@ -111,7 +111,7 @@ class Charges:
     def note_noise(self, index: int, error: Tensor) -> None:
         """The error of a run's nonlinear node; what is not a number becomes infinite."""
         inf = float("inf")
-        size = error.nan_to_num(nan=inf, posinf=inf) * CHARGE_SAFETY
+        size = error.nan_to_num(nan=inf, posinf=inf) * ROUNDING_SAFETY
         self.noise[index] = size + underflow(size.dtype)
 
     def _forget(self, index: int) -> None:
@@ -123,10 +123,11 @@ class Charges:
         """(B or 1, 1): what underflow can cost a row at some nodes beyond what grows with its coefficients.
 
         Coefficients there and on the inputs may be off by as many t as a sum has terms, and so may the products that
-        charges are sums of.
+        error bounds are sums of.
 
         Args:
-            places: index of a node, and whether the row's value there was charged, or an affine op's partial sums.
+            places: index of a node, and whether it was the row's value there that was rounded, or the partial sums of
+                an affine op.
         """
         if places not in self._sums:
             parts, count = [], 0
@@ -150,19 +151,19 @@ class Charges:
 
 @dataclass
 class Walk:
-    """What a backward walk ends with: rows ``a . x + constant - charge`` that bound the start rows from below.
+    """What a backward walk ends with: rows ``a . x + constant - rounding_error`` that bound the start rows from below.
 
     Attributes:
         a: (B or 1, S, *input_shape), the coefficients of this rank's inputs; the other fields are of the whole row.
         constant: (B or 1, S); float64 also in a float32 walk, when long sums are in it.
-        charge: (B or 1, S), rounding to subtract; zero without ``Charges``.
-        error: (B or 1, S), how far a float32 run can be below the row besides; zero unless the charges are for runs.
+        rounding_error: (B or 1, S), rounding to subtract; zero without ``Magnitudes``.
+        error: (B or 1, S), how far a float32 run can be below the row besides; zero unless the magnitudes are for runs.
         kept: coefficients on the outputs of nonlinear nodes, by node index, when asked for.
     """
 
     a: Tensor
     constant: Tensor
-    charge: Tensor
+    rounding_error: Tensor
     error: Tensor
     kept: dict[int, Tensor] = field(default_factory=dict)
 
@@ -171,7 +172,7 @@ def backward(
     engine: Engine,
     start: Mapping[int, Form],
     relaxations: Mapping[int, Relaxation],
-    charges: Charges | None = None,
+    magnitudes: Magnitudes | None = None,
     splits: Mapping[int, Tensor] | None = None,
     keep: bool = False,
 ) -> Walk:
@@ -180,20 +181,20 @@ def backward(
     Args:
         start: forms by node index, in the engine's dtype; usually one node, two when rows also mention the input.
         relaxations: by index of the nonlinear node.
-        charges: in the engine's dtype; needed when it accounts for rounding errors, and not looked at otherwise.
+        magnitudes: in the engine's dtype; needed when it accounts for rounding errors, and not looked at otherwise.
         splits: node index (of a nonlinear node) to (B, S, *in_shape), added to the coefficients on its input:
             multipliers of split constraints.
         keep: keep the coefficients on nonlinear outputs, for gradients and branching scores.
     """
     graph, backend, dtype = engine.graph, engine.backend, engine.dtype
-    charges = _needed(engine, charges)
+    magnitudes = _needed(engine, magnitudes)
     pending = Backward(graph.nodes, start)
-    state = _State(engine, relaxations, charges, splits or {}, keep, pending)
+    state = _State(engine, relaxations, magnitudes, splits or {}, keep, pending)
     rows = next(iter(start.values()))
     n_rows = rows.index.shape[0] if isinstance(rows, OneHot) else rows.a.shape[1]
     state.hidden = isinstance(rows, OneHot)
     zero = torch.zeros((1, n_rows), dtype=dtype, device=backend.device)
-    state.constants, state.charged, state.errors = [], [zero], []
+    state.constants, state.rounding_errors, state.errors = [], [zero], []
     state.run()
     at_input = pending.at_input()
     a = (
@@ -202,24 +203,26 @@ def backward(
         else zero.reshape(1, n_rows, *[1] * len(graph.input_shape)).expand(1, n_rows, *graph.input_shape)
     )
     constant = _sum(state.constants, zero)
-    if charges is not None:
+    if magnitudes is not None:
         total = _sum([c.abs() for c in state.constants], zero)
-        state.charged.append(gamma(len(state.constants) + 1 + backend.summands, dtype) * total + tiny(dtype))
-        if state.charged_at:
-            state.charged.append(charges.lost(frozenset(state.charged_at)))
+        state.rounding_errors.append(gamma(len(state.constants) + 1 + backend.summands, dtype) * total + tiny(dtype))
+        if state.accounted_at:
+            state.rounding_errors.append(magnitudes.lost(frozenset(state.accounted_at)))
     if not state.errors:
-        constant, charge = _totals(backend, constant, _sum(state.charged, zero))
-        return Walk(a, constant, charge, torch.zeros_like(charge), state.kept)
-    constant, charge, error = _totals(backend, constant, _sum(state.charged, zero), _sum(state.errors, zero))
-    return Walk(a, constant, charge, error, state.kept)
+        constant, rounding_error = _totals(backend, constant, _sum(state.rounding_errors, zero))
+        return Walk(a, constant, rounding_error, torch.zeros_like(rounding_error), state.kept)
+    constant, rounding_error, error = _totals(
+        backend, constant, _sum(state.rounding_errors, zero), _sum(state.errors, zero)
+    )
+    return Walk(a, constant, rounding_error, error, state.kept)
 
 
-def _needed(engine: Engine, charges: Charges | None) -> Charges | None:
+def _needed(engine: Engine, magnitudes: Magnitudes | None) -> Magnitudes | None:
     if not engine.rounding:
         return None
-    if charges is None or charges.dtype != engine.dtype:
+    if magnitudes is None or magnitudes.dtype != engine.dtype:
         raise ValueError("rounding errors are accounted for with magnitudes in the dtype of the walk")
-    return charges
+    return magnitudes
 
 
 def _sum(parts: Sequence[Tensor], zero: Tensor) -> Tensor:
@@ -238,7 +241,7 @@ def _totals(backend: ParallelBackend, *partial: Tensor) -> Sequence[Tensor]:
     return backend.total(torch.stack(torch.broadcast_tensors(*(p.to(dtype) for p in partial)))).unbind(0)
 
 
-# Longer sums of a charged float32 walk are accumulated in float64, where their rounding costs nothing.
+# Longer sums of a float32 walk that accounts for rounding are accumulated in float64, where it costs nothing.
 _LONG_SUM = 512
 
 
@@ -248,13 +251,13 @@ class _State:
 
     engine: Engine
     relaxations: Mapping[int, Relaxation]
-    charges: Charges | None
+    magnitudes: Magnitudes | None
     splits: Mapping[int, Tensor]
     keep: bool
     pending: Backward[Form]
     constants: list[Tensor] = field(default_factory=list)
-    charged: list[Tensor] = field(default_factory=list)
-    charged_at: set[tuple[int, bool]] = field(default_factory=set)
+    rounding_errors: list[Tensor] = field(default_factory=list)
+    accounted_at: set[tuple[int, bool]] = field(default_factory=set)
     errors: list[Tensor] = field(default_factory=list)
     kept: dict[int, Tensor] = field(default_factory=dict)
     hidden: bool = False  # the rows started as single elements, and no op after that looked for windows yet
@@ -327,78 +330,78 @@ class _State:
                 assert isinstance(relaxation, UnaryPlanes)
                 planes = relaxation.under(form)
                 (a,), constant = planes.backward(form.a)
-                self._charge_relaxation(planes, form.a, constant)
+                self._account_for_relaxation(planes, form.a, constant)
                 after = replace(form, a=a)
-                self._charge(node.inputs[0], after, 2)
+                self._account_for_sum(node.inputs[0], after, 2)
                 self._add(node.inputs[0], after)
                 return
         a = dense(form)
         if self.keep:
             self.kept[node.index] = a
         parts, constant = relaxation.backward(a)
-        self._charge_relaxation(relaxation, a, constant)
+        self._account_for_relaxation(relaxation, a, constant)
         for i, part in zip(node.inputs, parts, strict=True):
-            self._charge(i, Dense(part), 3)
+            self._account_for_sum(i, Dense(part), 3)
             if extra is not None:
                 part = part + extra
-                self._charge(i, Dense(part), 1)
+                self._account_for_sum(i, Dense(part), 1)
             self._add(i, Dense(part))
 
     def _long(self, size: int) -> bool:
         """Whether sums over this many elements are accumulated in float64."""
-        return self.charges is not None and self.dtype == torch.float32 and size > _LONG_SUM
+        return self.magnitudes is not None and self.dtype == torch.float32 and size > _LONG_SUM
 
-    def _charge_relaxation(self, relaxation: Relaxation, a: Tensor, constant: Tensor) -> None:
+    def _account_for_relaxation(self, relaxation: Relaxation, a: Tensor, constant: Tensor) -> None:
         terms = a[0, 0].numel() + 3
         if self._long(terms) and isinstance(relaxation, UnaryPlanes):
             constant = relaxation.terms(a).flatten(2).sum(-1, dtype=torch.float64)
             terms = 3
         self.constants.append(constant)
-        if self.charges is not None:
+        if self.magnitudes is not None:
             rate = gamma(terms, self.dtype) * (1 + 2 * gamma(a[0, 0].numel() + 4, self.dtype))
             size = constant.abs().to(self.dtype) if relaxation.one_sign else relaxation.constant_magnitude(a)
-            self.charged.append(rate * size + tiny(self.dtype))
+            self.rounding_errors.append(rate * size + tiny(self.dtype))
 
     def _add(self, index: int, form: Form) -> None:
         def plus(first: Form, second: Form) -> Form:
             total = add(first, second)
-            self._charge(index, total, 1)
+            self._account_for_sum(index, total, 1)
             return total
 
         self.pending.push(index, form, plus)
 
     def _cross(self, node: Node, form: Form, terms: int) -> None:
         """Charge the crossing of an affine node: ``terms`` roundings of ours, and those of a run."""
-        if self.charges is None:
+        if self.magnitudes is None:
             return
-        rate = self.charges.rates.get(node.index, 0.0)
+        rate = self.magnitudes.rates.get(node.index, 0.0)
         if not terms and not rate:
             return
-        self.charged_at.add((node.index, False))
-        m = self.charges.partial[node.index]
+        self.accounted_at.add((node.index, False))
+        m = self.magnitudes.partial[node.index]
         weight = _weight(form, m)
         if terms:
-            self._charge_weight(weight, terms, m[0].numel())
+            self._account_for(weight, terms, m[0].numel())
         if rate:
             self.errors.append(rate * (1 + 2 * gamma(m[0].numel() + 4, self.dtype)) * weight)
 
-    def _charge(self, index: int, form: Form, terms: int) -> None:
+    def _account_for_sum(self, index: int, form: Form, terms: int) -> None:
         """gamma_terms * sum |A| m over the node; what underflow costs all rows alike is noted by the node."""
-        if self.charges is not None:
-            self.charged_at.add((index, True))
-            m = self.charges.value[index]
-            self._charge_weight(_weight(form, m), terms, m[0].numel())
+        if self.magnitudes is not None:
+            self.accounted_at.add((index, True))
+            m = self.magnitudes.value[index]
+            self._account_for(_weight(form, m), terms, m[0].numel())
 
-    def _charge_weight(self, weight: Tensor, terms: int, size: int) -> None:
+    def _account_for(self, weight: Tensor, terms: int, size: int) -> None:
         # The weight is itself a rounded sum of non-negative terms.
         rate = gamma(terms, self.dtype) * (1 + 2 * gamma(size + 4, self.dtype))
-        self.charged.append(rate * weight + tiny(self.dtype) * 4)
+        self.rounding_errors.append(rate * weight + tiny(self.dtype) * 4)
 
     def _note_noise(self, node: Node, form: Form) -> None:
         """What the error of a run's nonlinear node costs the rows."""
-        noise = None if self.charges is None else self.charges.noise.get(node.index)
+        noise = None if self.magnitudes is None else self.magnitudes.noise.get(node.index)
         if noise is not None:
-            self.charged_at.add((node.index, True))
+            self.accounted_at.add((node.index, True))
             self.errors.append((1 + 2 * gamma(noise[0].numel() + 4, self.dtype)) * _weight(form, noise))
 
 
@@ -438,12 +441,12 @@ def concretise(engine: Engine, walk: Walk, box: Interval) -> Tensor:
     value, size, lost = _totals(backend, terms.sum(-1), _weighted(a, m), lost)
     value = value + walk.constant
     total = size + walk.constant.abs()
-    slack = gamma(a.shape[-1] + 3 + backend.summands, a.dtype) * total + walk.charge + walk.error + lost
+    slack = gamma(a.shape[-1] + 3 + backend.summands, a.dtype) * total + walk.rounding_error + walk.error + lost
     return value - slack * (1 + 8 * unit_roundoff(a.dtype)) - value.abs() * 4 * unit_roundoff(a.dtype)
 
 
 def lowest(backend: ParallelBackend, walk: Walk, box: Interval) -> tuple[Tensor, Tensor]:
-    """Minimum of the walk's rows over the input box, (B, S), and the corner where it is; rounding is not charged."""
+    """Minimum of the walk's rows over the input box, (B, S), and the corner where it is; not for proofs."""
     x = minimiser(walk, box)
     return _minimum(backend, (walk.a * x).flatten(2), walk.constant), x
 

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from verifier.core.interval import Interval
 
-# Charges are themselves computed in floating point from non-negative terms; their relative error is far below this.
-CHARGE_SAFETY = 1.0 + 1e-4
+# Magnitudes are themselves computed in floating point from non-negative terms; their relative error is far below this.
+ROUNDING_SAFETY = 1.0 + 1e-4
 
 # Smallest normal numbers: covers underflow, which the relative error model leaves out.
 _TINY = {torch.float32: 2.0**-126, torch.float64: 2.0**-1022}
@@ -32,7 +32,7 @@ def unit_roundoff(dtype: torch.dtype) -> float:
 def gamma(terms: int, dtype: torch.dtype) -> float:
     """Relative error bound of an inner product with ``terms`` rounded operations."""
     ku = terms * unit_roundoff(dtype)
-    return ku / (1.0 - ku) * CHARGE_SAFETY if ku < 0.5 else float("inf")
+    return ku / (1.0 - ku) * ROUNDING_SAFETY if ku < 0.5 else float("inf")
 
 
 def tiny(dtype: torch.dtype) -> float:

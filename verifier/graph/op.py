@@ -100,8 +100,8 @@ class Op(ABC):
 
     @abstractmethod
     def interval(self, xs: Sequence[Interval], p: Params) -> Interval:
-        """Sound interval image in exact arithmetic on the given bounds; rounding is charged by the caller for affine
-        ops (see ``AffineOp``), and must be outward for nonlinear ops."""
+        """Sound interval image in exact arithmetic on the given bounds; the caller adds the rounding errors of affine
+        ops (see ``AffineOp``), and nonlinear ops round outward."""
 
 
 def _split_elementwise(op: Op, dims: Sequence[int], in_shapes: Sequence[Shape], out_shape: Shape) -> Split | None:
@@ -226,7 +226,7 @@ class AffineOp(Op):
         return rate(self.forward_terms(in_shapes, out_shape))
 
     def interval(self, xs: Sequence[Interval], p: Params) -> Interval:
-        """Centre and radius: W c + b -+ |W| r. Exact arithmetic assumed; ``bounds.ibp`` charges the rounding.
+        """Centre and radius: W c + b -+ |W| r. Exact arithmetic assumed; ``bounds.ibp`` adds the rounding error.
 
         What is not a number (infinite bounds) becomes no bound at all.
         """
@@ -292,7 +292,7 @@ class Relaxation(ABC):
 
     @abstractmethod
     def constant_magnitude(self, a: Tensor) -> Tensor:
-        """(B, S): sum over elements of |a| |intercept| for the chosen planes; the certificate charges its rounding."""
+        """(B, S): sum over elements of |a| |intercept| for the chosen planes, rounded by whoever certifies."""
 
     def gradients(self, a: Tensor, zs: Sequence[Tensor]) -> Mapping[str, Tensor]:
         """d(bound)/d(parameter) with intermediate bounds fixed: a+- (dslope/dt z + dintercept/dt); same shapes as the

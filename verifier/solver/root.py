@@ -121,7 +121,7 @@ def _bound_root(context: RootContext, problem: Problem, cases: np.ndarray) -> Ro
     context.report("IBP")
     state = initial_state(engine, box)
     noise: list[float] | None = [] if claims.semantics is Semantics.BOTH else None
-    table.covered.overflow = claims.run is not None and may_overflow(state.charges, backend)
+    table.covered.overflow = claims.run is not None and may_overflow(state.magnitudes, backend)
     if table.covered.overflow and claims.semantics is Semantics.BOTH:
         table.claims = Claims()
         engine = replace(context, claims=Claims()).engine

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from verifier.core.interval import Interval
-from verifier.core.numerics import CHARGE_SAFETY, gamma, tiny, widen
+from verifier.core.numerics import ROUNDING_SAFETY, gamma, tiny, widen
 from verifier.graph.op import AffineOp
 from verifier.testing.samples import Sample, inputs, require
 
@@ -49,7 +49,7 @@ def forward_rounding(s: Sample, seed: int) -> None:
     sums = op.magnitude([x.abs().double() for x in xs], s.cast(torch.float64))
     require(sums.shape[1:] == exact.shape[1:], f"{s.name}: magnitude has the shape {list(sums.shape)}")
     require(terms > 0 or torch.equal(exact, found), f"{s.name}: forward_terms is 0, but forward rounds")
-    room = gamma(terms, torch.float32) * sums * CHARGE_SAFETY + tiny(torch.float32)
+    room = gamma(terms, torch.float32) * sums * ROUNDING_SAFETY + tiny(torch.float32)
     require((exact - found).abs() <= room, f"{s.name}: forward rounds more than forward_terms and magnitude say")
 
 
@@ -96,7 +96,7 @@ def interval_contains(s: Sample, seed: int, size: float, dtype: torch.dtype) -> 
     boxes = [Interval(c - r.abs(), c + r.abs()) for c, r in zip(centres, radii, strict=True)]
     p, p64 = s.cast(dtype), s.cast(torch.float64)
     found = op.interval(boxes, p)
-    sums = op.magnitude([b.magnitude() for b in boxes], p) * CHARGE_SAFETY
+    sums = op.magnitude([b.magnitude() for b in boxes], p) * ROUNDING_SAFETY
     terms = op.forward_terms(s.in_shapes, tuple(sums.shape[1:]))
     wide = widen(found.lower, found.upper, 4 * gamma(terms + 4, dtype) * sums + tiny(dtype)) if terms else found
     g = torch.Generator().manual_seed(seed)

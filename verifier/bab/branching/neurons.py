@@ -61,13 +61,13 @@ class NeuronBrancher:
         Args:
             still: (n,) their positions.
         """
-        signs, theta = domains.signs[still], found.theta[still]
+        signs, alpha_beta = domains.signs[still], found.alpha_beta[still]
         gap, row = found.gap[still].max(1)
-        slopes = theta[torch.arange(still.shape[0], device=row.device), row]
+        slopes = alpha_beta[torch.arange(still.shape[0], device=row.device), row]
         neurons = Neurons(signs, found.coefficients[still], slopes, found.z[still], gap)
         candidates = self.heuristic.candidates(self.space, neurons, self.candidates)
         sides = probing.sides(self.space, neurons, self.probes)
-        return OpenNeuronDomains(domains.case[still], signs, theta, gap, candidates, *sides)
+        return OpenNeuronDomains(domains.case[still], signs, alpha_beta, gap, candidates, *sides)
 
     def branch(self, domains: OpenNeuronDomains, batch: int) -> Branched:
         """Children that cover some domains.
@@ -111,8 +111,8 @@ class NeuronBrancher:
 
     def _sides(self, domains: NeuronDomains, column: Tensor) -> list[NeuronDomains]:
         """Both sides of a split of every domain at one free neuron (B, 1); the new multiplier is zero."""
-        theta = domains.theta.scatter(2, column[:, None].expand(-1, self.rows, 1), 0.0)
-        return [NeuronDomains(domains.case, domains.signs.scatter(1, column, sign), theta) for sign in (1, -1)]
+        alpha_beta = domains.alpha_beta.scatter(2, column[:, None].expand(-1, self.rows, 1), 0.0)
+        return [NeuronDomains(domains.case, domains.signs.scatter(1, column, sign), alpha_beta) for sign in (1, -1)]
 
     def with_forced(self, domains: OpenNeuronDomains, batch: int) -> tuple[OpenNeuronDomains, int, int]:
         """The domains with phases that follow because the other side is refuted, how many, and how many proofs failed.
@@ -138,11 +138,11 @@ class NeuronBrancher:
             return domains, 0, 0
         sure = self.certificates.proved(_sided(parents, parent[hit], side[hit], push[hit]))
         unsure, hit = int((~sure).sum()), hit[sure]
-        signs, theta = parents.signs.clone(), parents.theta.clone()
+        signs, alpha_beta = parents.signs.clone(), parents.alpha_beta.clone()
         column = side[hit] // 2
         signs[parent[hit], column] = _sign(side[hit] ^ 1)
-        theta[parent[hit], :, column] = 0.0  # the new multiplier
-        return replace(domains, signs=signs, theta=theta), hit.numel(), unsure
+        alpha_beta[parent[hit], :, column] = 0.0  # the new multiplier
+        return replace(domains, signs=signs, alpha_beta=alpha_beta), hit.numel(), unsure
 
     def split(self, domains: OpenNeuronDomains, batch: int) -> tuple[NeuronDomains, int, int]:
         """Split every domain at its first candidate, or at several; all signs.
@@ -188,10 +188,10 @@ def _sided(domains: NeuronDomains, parent: Tensor, side: Tensor, push: Tensor) -
     """(n,) domains split to one side each, with the multiplier ``push`` on it."""
     part = domains[parent]
     column, at = side // 2, torch.arange(parent.shape[0], device=parent.device)
-    signs, theta = part.signs.clone(), part.theta.clone()
+    signs, alpha_beta = part.signs.clone(), part.alpha_beta.clone()
     signs[at, column] = _sign(side)
-    theta[at, :, column] = push[:, None]
-    return NeuronDomains(part.case, signs, theta)
+    alpha_beta[at, :, column] = push[:, None]
+    return NeuronDomains(part.case, signs, alpha_beta)
 
 
 def _first(keys: Tensor) -> Tensor:
