@@ -69,7 +69,11 @@ def parts(python: str, minutes: float, image: Path) -> list[Part]:
         Part("types", "type check", ["make", "types"]),
         Part("layers", "which folder may import which", ["make", "layers"]),
         Part("docs", "the site builds without a warning", ["make", "docs"]),
-        Part("tests", "all tests but those that measure time", [*pytest, "-n", "auto", "-m", "not timing"]),
+        Part(
+            "tests",
+            "all tests but those that measure time, with every case",
+            [*pytest, "-n", "auto", "--thorough", "-m", "not timing and not thorough"],
+        ),
         Part("timing", "tests that measure time, alone", [*pytest, "-m", "timing"]),
         Part("opsets", "every ONNX op at all its versions", [*pytest, "-n", "auto", "--thorough", "-m", "thorough"]),
         Part(

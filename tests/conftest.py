@@ -83,7 +83,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     parser.addoption("--every", type=int, default=1, metavar="N", help="run every N-th case of each test")
     parser.addoption("--quick", action="store_true", help="run the selection QUICK of tests/conftest.py")
-    parser.addoption("--thorough", action="store_true", help="run tests marked thorough as well")
+    parser.addoption(
+        "--thorough",
+        action="store_true",
+        help="run what is left out otherwise: tests marked thorough, and all cases of those marked sampled",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -125,13 +129,16 @@ def quick_stride(file: Path) -> int | None:
 
 
 def _thin_out(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep cases 0, N, 2 N, ... of every test function, and tests marked ``thorough`` only if they are asked for."""
+    """Keep cases 0, N, 2 N, ... of every test function, N as the options and a test's mark ``sampled`` say, and tests
+    marked ``thorough`` only if they are asked for; with ``--thorough`` no mark leaves anything out."""
     seen: Counter[str] = Counter()
     kept, left_out = [], []
     for item in items:
         test = item.nodeid.partition("[")[0]
         stride = config.getoption("every") * ((quick_stride(item.path) or 1) if config.getoption("quick") else 1)
-        wanted = config.getoption("thorough") or not item.get_closest_marker("thorough")
+        thorough, sampled = config.getoption("thorough"), item.get_closest_marker("sampled")
+        stride *= 1 if thorough or sampled is None else sampled.args[0]
+        wanted = thorough or not item.get_closest_marker("thorough")
         (kept if wanted and seen[test] % stride == 0 else left_out).append(item)
         seen[test] += 1
     if left_out:

@@ -214,7 +214,7 @@ def _held(
                 for u, v in zip(c[0, k].flatten().tolist(), x.ravel().tolist(), strict=True):
                     total -= Fraction(u) * Fraction(v)
                     size += abs(Fraction(u) * Fraction(v))
-            # Sums of several intercepts and coefficients are rounded; the certificate magnitudes that, not the plane.
+            # Sums of several intercepts and coefficients are rounded; the certificate accounts for that, not the plane.
             many = eps or (0.0 if np.count_nonzero(signs[0, k]) < 2 else 64 * float(torch.finfo(a.dtype).eps))
             height = sum(s * v for s, v in zip(signs[0, k].ravel().tolist(), values, strict=True) if s)
             room = height + _like(total + size * Fraction(many), height)

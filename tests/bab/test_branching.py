@@ -36,10 +36,14 @@ def vandal(space: SplitSpace, neurons: Neurons) -> Tensor:
     return score
 
 
+@pytest.mark.parametrize("added", ["in another package", "in our folder"])
 @pytest.mark.parametrize("found", [vandal, Heuristic((vandal, vandal), tried=True)], ids=["function", "object"])
-def test_scores_of_other_packages_see_copies(found: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_that_nobody_vouches_for_see_copies(found: Any, added: str, monkeypatch: pytest.MonkeyPatch) -> None:
     s = Setting("mlp", 1)
-    foreign(found, monkeypatch)
+    if added == "in our folder":
+        monkeypatch.setattr(branching, "HEURISTICS", {**branching.HEURISTICS, "theirs": found})
+    else:
+        foreign(found, monkeypatch)
     search = s.search(BabConfig())
     search.brancher.heuristic = branching.named("theirs")
     bounds = search.bounder.optimise(s.domains, Schedule(0), Deadline())

@@ -725,6 +725,7 @@ def answers(
 QUESTIONS = [("mlp", 4, 1), ("mlp", 6, 1), ("deep-mlp", 10, 2), ("mlp", 3, 4)]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("ask", [neurons, inputs])
 @pytest.mark.parametrize("sat", [True, False], ids=["sat", "unsat"])
 @pytest.mark.parametrize(("kind", "seed", "copies"), QUESTIONS)

@@ -199,6 +199,7 @@ def test_small_rounds_split_several_columns_at_once() -> None:
     assert depths[-1] == 1
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("name", NAMES)
 def test_refined_bounds_hold_and_are_tighter(name: str, seed: int) -> None:

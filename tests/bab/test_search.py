@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,6 +69,43 @@ def test_where_not_one_box_fits_the_search_ends_soon(monkeypatch: pytest.MonkeyP
     found = tight(monkeypatch, 0, 32)
     assert len(found.ended.open) == 32 and "the device's memory does not hold" in found.ended.reason
     assert found.tried == [32, 16, 8, 4, 2, 1]
+
+
+class Kept(list[tuple[int, int]]):
+    """What a batch leaves open; a list that can be watched."""
+
+
+class Watched(Toy):
+    """Runs out of memory while open domains are put back, once for every batch of more than one, and looks whether
+    what earlier batches left is still there when the next one is bounded."""
+
+    def __init__(self, game: Game, context: SearchContext) -> None:
+        super().__init__(game, context)
+        self.seen: list[weakref.ref[Kept]] = []
+        self.alive: list[int] = []
+
+    def shrink(self, count: int) -> None:
+        """It is as small as it can be."""
+
+    def certify(self, domains: Any, found: Any) -> Any:
+        self.alive.append(sum(ref() is not None for ref in self.seen))
+        left = Kept(super().certify(domains, found))
+        self.seen.append(weakref.ref(left))
+        return left
+
+    def push(self, left: list[tuple[int, int]]) -> None:
+        if len(left) > 1:
+            raise MemoryError
+        super().push(left)
+
+
+def test_what_a_batch_left_is_gone_before_the_next_one_is_bounded() -> None:
+    def play(group: ThreadGroup) -> None:
+        search = Watched(Game(size=64, hard=1.0, take=8), asked_by(group, lambda x: None, Deadline(60.0), 60))
+        search.run()
+        assert len(search.alive) > 10 and not any(search.alive)
+
+    on_ranks(1, play)
 
 
 class Interrupted(Toy):

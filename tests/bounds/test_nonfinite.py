@@ -48,6 +48,7 @@ def sound(made: Case, state: BoundState) -> None:
         assert bool((lower[0].double() <= least + 1e-4 * (1 + least.abs())).all())
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("bad", BAD)
 @pytest.mark.parametrize("name", NAMES)
 def test_parameters(name: str, bad: float) -> None:
@@ -70,6 +71,7 @@ def test_parameters(name: str, bad: float) -> None:
             assert bool(hit.any())
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", NAMES)
 def test_bounds_of_hidden_nodes(name: str) -> None:
     """A node about which nothing is known (NaN or infinite bounds) leaves the result sound."""

@@ -124,3 +124,12 @@ def test_search_precision_takes_the_certificate_away() -> None:
     state = case.state(certified=True)
     assert crown_hidden(case.engine, state).certified
     assert not crown_hidden(case.engine.using(PLAIN), state).certified
+
+
+def test_float32_certifies_nothing_whatever_it_accounts_for() -> None:
+    """Rows are float64: rounded to float32 they are other rows."""
+    case = make("mlp", 0)
+    state = crown_hidden(case.engine.using(ROUNDED_32), case.state(certified=True))
+    plain = crown_hidden(case.engine.using(PLAIN), case.state(certified=True))
+    assert not state.certified
+    assert all(torch.equal(state.bounds[i].lower, b.lower) for i, b in plain.bounds.items())

@@ -37,6 +37,7 @@ def run_task(task: str, ranks: int) -> dict[str, Any]:
     return out
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("ranks", [2, 3, 4])
 def test_bits_do_not_depend_on_the_number_of_ranks(ranks: int) -> None:
     found = run_task("bits", ranks)

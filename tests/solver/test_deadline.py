@@ -101,6 +101,7 @@ def network(kind: str) -> tuple[nn.Module, tuple[int, ...]]:
     return net, shape
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("limit", [0.3, 1.0, 2.0])
 @pytest.mark.parametrize("way", ["neurons", "inputs"])
 @pytest.mark.parametrize("kind", ["dense", "convolutions"])

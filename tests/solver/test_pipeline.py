@@ -63,6 +63,7 @@ def answer(case: Planted, settings: dict, problem: Problem | None = None, second
     return solve(network, problem or problem_of(case), config, Deadline(seconds), SilentProgress())
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("settings", [NEURONS, INPUTS], ids=["kfsb", "input"])
 @pytest.mark.parametrize("kind", sorted(KINDS))
 @pytest.mark.parametrize("seed", range(2))
@@ -78,6 +79,7 @@ def test_never_proves_a_planted_counterexample(kind: str, seed: int, settings: d
         assert result.witness.outputs @ case.row <= case.threshold
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("settings", [NEURONS, BABSR], ids=["kfsb", "babsr"])
 @pytest.mark.parametrize("kind", sorted(KINDS))
 @pytest.mark.parametrize("seed", range(2))

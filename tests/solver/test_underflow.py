@@ -98,6 +98,7 @@ def answer(network: Path, property: Path, attack: bool, ranks: int) -> Verdict:
     return verify(network, property, settings, timeout=40 if ranks > 1 else 12).verdict
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("wide", [False, True], ids=["default", "float64"])
 @pytest.mark.parametrize("attack", [True, False], ids=["attack", "proof"])

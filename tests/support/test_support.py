@@ -39,6 +39,7 @@ def test_minimum_known_by_hand(low: float, high: float, row: float, least: float
     assert found.point == pytest.approx([at], abs=1e-5)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_no_sample_is_below_the_exact_minimum(kind: str, seed: int) -> None:

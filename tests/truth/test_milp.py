@@ -87,6 +87,7 @@ def holds(case: Planted, result: Result) -> bool:
     return inside and value <= case.threshold + 1e-6
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("kind", "seed"), [(k, 1) for k in NAMES] + [(k, s) for k in PLAIN for s in range(2, 10)])
 def test_bounds_stay_below_the_minimum(kind: str, seed: int) -> None:
     case = truth(kind, seed, True)
@@ -120,6 +121,7 @@ def test_bounds_stay_below_the_minimum(kind: str, seed: int) -> None:
     assert max(found) > -np.inf
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("sat", [True, False], ids=["sat", "unsat"])
 @pytest.mark.parametrize(("kind", "gap"), PLANTED)
 def test_verdicts(kind: str, sat: bool, gap: float) -> None:
@@ -128,6 +130,7 @@ def test_verdicts(kind: str, sat: bool, gap: float) -> None:
     assert not sat or holds(truth(kind, 1, sat, gap), result)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("how", sorted(SEARCHES))
 @pytest.mark.parametrize("sat", [True, False], ids=["sat", "unsat"])
 @pytest.mark.parametrize("kind", [*PLAIN, "preactivation"])

@@ -52,7 +52,7 @@ def float32_suffices(graph: Graph) -> bool:
 
 
 def _float32_suffices(op: Op) -> bool:
-    """Whether rounding errors of float32 are small beside the op's own: the planes of a curve have some as well."""
+    """Whether float32 is exact enough: curves are evaluated with errors that would cost more than float64 does."""
     return op.plain_sums if isinstance(op, AffineOp) else isinstance(op, NonlinearOp) and op.pieces is not None
 
 

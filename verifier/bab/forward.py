@@ -151,7 +151,7 @@ class Forward:
         return rest.magnitude() + self._spread(index) + self._floored(rest.lower)
 
     def _widen(self, low: Tensor, up: Tensor, size: Tensor, terms: int, rate: float = 0.0) -> Interval:
-        """Charge ``terms`` roundings of quantities of a size, and ``rate`` times it; NaN becomes no bound at all."""
+        """Account for ``terms`` roundings of quantities of a size, and ``rate`` times it; NaN is no bound."""
         if not self._rounding:
             return Interval(low, up)
         terms += self._radius.shape[1] + 2

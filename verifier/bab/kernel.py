@@ -178,14 +178,14 @@ class Kernel:
 
     def _write(self, out: _Results, index: Tensor | None, ascent: _Ascent, ratio: float) -> None:
         """Put the state of the rows that are left into the results of the batch."""
-        s, net, work, best_theta = self.rows, self.net, ascent.work, ascent.best_theta
+        s, net, work, best_alpha_beta = self.rows, self.net, ascent.work, ascent.best_alpha_beta
         gap = ascent.best.view(-1, s)
         if ratio != 1:
-            best_theta = best_theta * (work.free + (1 - work.free) * ratio)
+            best_alpha_beta = best_alpha_beta * (work.free + (1 - work.free) * ratio)
         n = gap.shape[0]
         alpha_beta, a, z = (
             (t if self.plain else t.index_select(0, net.places)).T.view(n, s, net.places.shape[0])
-            for t in (best_theta, work.a, work.z)
+            for t in (best_alpha_beta, work.a, work.z)
         )
         pick = torch.arange(n, device=gap.device), gap.argmax(1)
         a, z = (a[:, 0], z[:, 0]) if s == 1 else (a[pick], z[pick])
@@ -436,7 +436,7 @@ class _Ascent:
     """Rows on their way up.
 
     Attributes:
-        best: (R,) best bound of every row so far; ``best_theta``: (T, R) where it was reached.
+        best: (R,) best bound of every row so far; ``best_alpha_beta``: (T, R) where it was reached.
         step: steps done.
         rate: learning rate of the next one.
     """
@@ -444,7 +444,7 @@ class _Ascent:
     work: _Work
     schedule: Schedule
     best: Tensor
-    best_theta: Tensor
+    best_alpha_beta: Tensor
     rate: float
     step: int = 0
 
@@ -459,7 +459,7 @@ class _Ascent:
         work.back(p)
         value = work.forward(p).nan_to_num_(nan=-float("inf"))
         if self.step:
-            self.best_theta.lerp_(work.alpha_beta, (value > self.best).to(value.dtype))
+            self.best_alpha_beta.lerp_(work.alpha_beta, (value > self.best).to(value.dtype))
         torch.maximum(self.best, value, out=self.best)
 
     def climb(self) -> None:
@@ -471,4 +471,4 @@ class _Ascent:
     def select(self, pick: Tensor) -> _Ascent:
         """Some of the rows."""
         work = self.work.select(pick)
-        return _Ascent(work, self.schedule, self.best[pick], self.best_theta[:, pick], self.rate, self.step)
+        return _Ascent(work, self.schedule, self.best[pick], self.best_alpha_beta[:, pick], self.rate, self.step)

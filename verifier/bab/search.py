@@ -46,11 +46,10 @@ def branch_and_bound(splitting: Splitting[D, Any, Any], exchange: Exchange[D]) -
             before = time.monotonic()
             with exchange.guarded():
                 step(splitting)
+            longest = max(longest, time.monotonic() - before)
             if exchange.first:
                 splitting.show(exchange.others)
-            now = time.monotonic()
-            longest = max(longest, now - before)
-            if exchange.due(now - began, splitting.statistics.bounded):
+            if exchange.due(time.monotonic() - began, splitting.statistics.bounded):
                 break
         ending = exchange.meet(splitting, stop, longest)
         if ending is not None:
@@ -83,6 +82,7 @@ def settle(splitting: Splitting[Any, C, Any], domains: C) -> None:
     parts = splitting.parts(domains)
     while parts and splitting.witness is None:
         part, before, held = parts.pop(), splitting.statistics.copy(), splitting.pool.count
+        left = None  # nothing of the batch before takes memory while this one is bounded
         try:
             left = splitting.certify(part, splitting.bound(part))
             splitting.witness = splitting.offer(left)

@@ -205,8 +205,8 @@ class Sweeps:
         if self.arithmetic.dtype == torch.float64 or not self.arithmetic.rounding or left.domains.count == 0:
             return left
         # The error of a run stays what it is.
-        magnitudes = left.rows.slack - left.rows.error
-        near = (least(left.rows, left.domains.box) + 4 * magnitudes > 0).any(1)
+        rounding = left.rows.slack - left.rows.error
+        near = (least(left.rows, left.domains.box) + 4 * rounding > 0).any(1)
         if self._exact.pays():
             near = torch.ones_like(near)
         count = int(near.sum())

@@ -43,7 +43,7 @@ class NetworkBounds:
     """Bounds by node name, each float32 of the node's shape.
 
     Attributes:
-        plain: before certification; none when they are not wanted.
+        plain: before certification; none when neither they nor slopes are wanted.
         certified: valid in exact arithmetic; the same nodes, or none when they are not wanted.
         slopes: relaxation parameters of the output rows after optimisation, by node and parameter name.
     """

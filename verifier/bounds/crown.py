@@ -269,8 +269,9 @@ def crown_hidden(
 ) -> BoundState:
     """CROWN bounds of all pre-activations, tightening ``state``; intervals are propagated anew from every one of them.
 
-    What is found in an arithmetic that does not account for rounding errors is not certified, and neither is the state
-    that comes back.
+    Proofs need float64 with rounding errors accounted for; in another arithmetic, plain float32 is used instead, and
+    the state that comes back is not certified. Float32 that accounts for them helps on the way, where it has error
+    bounds.
 
     Args:
         nodes: visit only these; default all pre-activations.
@@ -281,7 +282,7 @@ def crown_hidden(
         NoisyRuns: it has most of it somewhere; only with ``noise``.
     """
     graph = engine.graph
-    engine = engine if state.certified else engine.using(PLAIN)
+    engine = engine if _certifies(engine, state) else engine.using(PLAIN)
     magnitudes = state.magnitudes.copy()
     out = replace(state, bounds=dict(state.bounds), magnitudes=magnitudes, certified=engine.rounding)
     planes: dict[int, Relaxation] = {}
@@ -295,7 +296,7 @@ def crown_hidden(
         if elements.shape[0] == 0:
             continue
         planes.update(_between(graph, out.bounds, engine.dtype, done, index))
-        if engine.rounding and engine.dtype == torch.float64 and float32_has_error_bounds(engine, index):
+        if engine.rounding and float32_has_error_bounds(engine, index):
             # Most neurons are decided with room to spare: float32, its rounding errors included, is enough and cheaper.
             narrow = _between(graph, out.bounds, torch.float32, 0, index)
             _visit(engine.using(ROUNDED_32), out, index, elements, narrow, noise)
@@ -304,6 +305,10 @@ def crown_hidden(
         done = index
     _propagate(engine, out, done, len(graph.nodes) - 1)
     return out
+
+
+def _certifies(engine: Engine, state: BoundState) -> bool:
+    return state.certified and engine.rounding and engine.dtype == torch.float64
 
 
 def float32_has_error_bounds(engine: Engine, last: int | None = None) -> bool:
@@ -331,9 +336,8 @@ def _visit(
     graph, backend, dtype = engine.graph, engine.backend, engine.dtype
     batch, rows = out.box.lower.shape[0], 2 * elements.shape[0]
     positions, here = backend.here(index, elements)
-    known = (
-        replace(out, magnitudes=out.magnitudes.to(dtype)) if engine.rounding else out
-    )  # converted once for all chunks
+    # Magnitudes are converted once for all chunks.
+    known = replace(out, magnitudes=out.magnitudes.to(dtype)) if engine.rounding else out
     parts, errors = [], []
     for chunk in backend.row_chunks(rows, row_bytes(graph, batch, dtype, index)):
         engine.deadline.check("CROWN")
@@ -393,9 +397,9 @@ def crown_rows(
     splits: Mapping[int, Tensor] | None = None,
 ) -> tuple[Tensor, Walk]:
     """Lower bounds (B, S) of specification rows, whatever the clock says; certified when the state is and the engine
-    accounts for rounding errors."""
+    accounts for rounding errors in float64, which is the type of the rows."""
     graph, dtype = engine.graph, engine.dtype
-    if not state.certified:
+    if not _certifies(engine, state):
         engine = engine.using(replace(PLAIN, dtype=dtype))
     planes = relaxations(graph, state.bounds, dtype, parameters)
     cast = {i: s.to(dtype) for i, s in splits.items()} if splits else None

@@ -29,7 +29,7 @@ def propagate(
         known: tighter bounds of some nodes, in the engine's dtype; intersected before they are used.
 
     Returns:
-        bounds by node index, each (B, *shape), and the magnitudes for magnitudes.
+        bounds by node index, each (B, *shape), and the magnitudes of their values and sums.
     """
     state = start(box.to(engine.dtype), engine.arithmetic.run)
     for node in traverse.forward(engine.graph.nodes):

@@ -371,7 +371,7 @@ class _State:
         self.pending.push(index, form, plus)
 
     def _cross(self, node: Node, form: Form, terms: int) -> None:
-        """Charge the crossing of an affine node: ``terms`` roundings of ours, and those of a run."""
+        """Account for the crossing of an affine node: ``terms`` roundings of ours, and those of a run."""
         if self.magnitudes is None:
             return
         rate = self.magnitudes.rates.get(node.index, 0.0)

@@ -61,9 +61,15 @@ class Outputs:
         Raises:
             InputError: one of them cannot be written.
         """
+        for name in _ALWAYS:  # imported now: at the end of a query nothing should have to be
+            FORMATS[name]
         for path, text in self.texts(verdict):
             if not is_stream(path):
                 write_atomic(path, text)
+
+
+# Formats that every query is answered in.
+_ALWAYS = ("vnncomp", "line")
 
 
 class Background:

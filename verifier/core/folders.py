@@ -5,6 +5,7 @@ The settings know the names without importing a module; a module is imported whe
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import pkgutil
 from collections.abc import Iterator, Mapping
@@ -45,6 +46,15 @@ class Folder(Mapping[str, T]):
 
     def __contains__(self, name: object) -> bool:
         return name in self.names
+
+    def digest(self) -> str:
+        """Of the names and contents of its files."""
+        folder, found = _ROOT.joinpath(*self.package.split(".")[1:]), hashlib.sha256()
+        for name in self.names:
+            path = folder / f"{name}.py"
+            content = path.read_bytes() if path.is_file() else b""
+            found.update(f"{name} {len(content)} ".encode() + content)
+        return found.hexdigest()[:12]
 
     def __getitem__(self, name: str) -> T:
         """Import a module.

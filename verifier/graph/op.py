@@ -292,7 +292,7 @@ class Relaxation(ABC):
 
     @abstractmethod
     def constant_magnitude(self, a: Tensor) -> Tensor:
-        """(B, S): sum over elements of |a| |intercept| for the chosen planes, rounded by whoever certifies."""
+        """(B, S): sum over elements of |a| |intercept| for the chosen planes; whoever certifies adds its rounding."""
 
     def gradients(self, a: Tensor, zs: Sequence[Tensor]) -> Mapping[str, Tensor]:
         """d(bound)/d(parameter) with intermediate bounds fixed: a+- (dslope/dt z + dintercept/dt); same shapes as the

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import verifier
+from verifier.core import folders
 from verifier.core.backend import Group
 from verifier.core.deadline import Deadline
 from verifier.core.errors import ConfigError, RankFailed, VerifierError
@@ -364,8 +365,9 @@ def _stores(rendezvous: Rendezvous, listening: socket.socket | None) -> tuple[St
 
 
 def _same_versions(world: World) -> None:
-    """Bits and protocols are promised among equal versions only."""
+    """Bits and protocols are promised among equal versions only; files may have been added to an installation."""
     mine = {"verifier": verifier.__version__, "torch": torch.__version__} | installed_versions((OPS, HEURISTICS))
+    mine |= {f"{f.package} of digest": f.digest() for f in (folders.OPS, folders.HEURISTICS, folders.BACKENDS)}
     for rank, other in enumerate(world.everyone.objects(mine)):
         for name, version in mine.items():
             if other.get(name) != version:

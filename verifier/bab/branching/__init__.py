@@ -31,13 +31,13 @@ def named(name: str) -> Heuristic:
         if not callable(found):
             raise ConfigError(f"the branching heuristic '{name}' is neither a function nor a Heuristic")
         found = Heuristic((found,))
-    if name in HEURISTICS:
+    if name in HEURISTICS and found.trusted:
         return found
-    return replace(found, scores=tuple(map(_on_copies, found.scores)), foreign=True)
+    return replace(found, scores=tuple(map(_on_copies, found.scores)), trusted=False)
 
 
 def _on_copies(rank: Any) -> Score:
-    """A score of another package: what it writes to its arguments does not reach the domains."""
+    """A score that may write to its arguments: that does not reach the domains."""
 
     def score(space: SplitSpace, neurons: Neurons) -> Tensor:
         return rank(space, Neurons(*(t.clone() for t in neurons)))

@@ -41,13 +41,13 @@ class Heuristic:
     Attributes:
         scores: every score proposes as many candidates as the configuration says; none is proposed twice.
         tried: whether the children of all candidates are bounded before one is chosen.
-        foreign: of another package: nobody knows whether equal arguments give equal scores, so that ranks which work on
-            the same domains together take the word of one of them.
+        trusted: its scores leave their arguments alone, and equal arguments give equal scores. Others get copies, and
+            ranks which work on the same domains together take the word of one of them.
     """
 
     scores: tuple[Score, ...]
     tried: bool = False
-    foreign: bool = False
+    trusted: bool = False
 
     def candidates(self, space: SplitSpace, neurons: Neurons, count: int) -> Tensor:
         """(B, k) neurons, best first within each score; the same on all ranks that work on the domains.
@@ -58,7 +58,7 @@ class Heuristic:
         device = neurons.signs.device
         if space.size == 0:
             return torch.zeros((neurons.signs.shape[0], 1), dtype=torch.int64, device=device)
-        if self.foreign and space.backend.size > 1:
+        if not self.trusted and space.backend.size > 1:
             agreed = space.backend.once(lambda: self._proposed(space, neurons, count).cpu().numpy())
             return torch.from_numpy(agreed).to(device)
         return self._proposed(space, neurons, count)

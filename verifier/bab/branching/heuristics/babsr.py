@@ -30,4 +30,4 @@ def gap_scores(space: SplitSpace, neurons: Neurons) -> Tensor:
     return torch.where(signs == 0, (a * (plane - z.clamp(min=0))).abs(), float("-inf"))
 
 
-HEURISTIC = Heuristic((intercept_scores,))
+HEURISTIC = Heuristic((intercept_scores,), trusted=True)

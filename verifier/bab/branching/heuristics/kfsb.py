@@ -8,4 +8,4 @@ from __future__ import annotations
 from verifier.bab.branching.heuristic import Heuristic
 from verifier.bab.branching.heuristics import babsr
 
-HEURISTIC = Heuristic((babsr.intercept_scores, babsr.gap_scores), tried=True)
+HEURISTIC = Heuristic((babsr.intercept_scores, babsr.gap_scores), tried=True, trusted=True)
