@@ -588,11 +588,11 @@ class Lockstep(SingleBackend):
     def agree(self, value: float, op: str = "max") -> float:
         return {"max": max, "min": min, "sum": sum}[op](v[0] for v in self.group.numbers([value]))
 
-    def together(self, deadline: Deadline) -> Deadline:
+    def shared_deadline(self, deadline: Deadline) -> Deadline:
         return _Agreed(deadline, self)
 
-    def once(self, work: Callable[[], T]) -> T:
-        return self.group.share(work() if self.rank == 0 else None)
+    def broadcast_result(self, work: Callable[[], T]) -> T:
+        return self.group.broadcast_object(work() if self.rank == 0 else None)
 
 
 class _Agreed(Deadline):

@@ -19,8 +19,8 @@ def on_grid(groups: int, ranks: int, work: Callable[[Group, Group], T]) -> list[
         mine, place = divmod(everyone.rank, ranks)
         # The first rank of each group and of each team opens its room, and all get to know all rooms.
         room = type(everyone.room)
-        inner = everyone.room.meet(everyone.rank, "groups", room(ranks) if place == 0 else None)[mine * ranks]
-        outer = everyone.room.meet(everyone.rank, "teams", room(groups) if mine == 0 else None)[place]
+        inner = everyone.room.synchronise(everyone.rank, "groups", room(ranks) if place == 0 else None)[mine * ranks]
+        outer = everyone.room.synchronise(everyone.rank, "teams", room(groups) if mine == 0 else None)[place]
         try:
             return work(one(outer, mine, groups), one(inner, place, ranks))
         except BaseException:

@@ -203,7 +203,7 @@ def talk(world: World) -> dict[str, Any]:
             {"rank": r, "data": "x" * r * 1000} for r in range(size)
         ]
         for source in range(size):
-            assert group.share(("from", source) if rank == source else None, source) == ("from", source)
+            assert group.broadcast_object(("from", source) if rank == source else None, source) == ("from", source)
         for dtype in (torch.float32, torch.float64, torch.int64, torch.int8, torch.uint8):
             mine = torch.full((3, 2), rank, dtype=dtype)
             assert torch.equal(group.all_gather(mine)[:, 0, 0], torch.arange(size).to(dtype))

@@ -242,7 +242,7 @@ def test_long_sums(ranks: int) -> None:
 
     def row(part: Graph, backend: ParallelBackend, dtype: torch.dtype = torch.float32) -> float:
         engine = Engine(part, backend, arithmetic=Arithmetic(dtype, rounding=False))
-        box = Interval(*(backend.part(0, end) for end in made.box)).to(dtype)
+        box = Interval(*(backend.local_part(0, end) for end in made.box)).to(dtype)
         bounds, magnitudes = propagate(engine, box)
         lower, _ = crown_rows(engine, BoundState(box, bounds, magnitudes, False), spec)
         assert lower.dtype == dtype
@@ -299,10 +299,10 @@ def test_certificates_stay_below_the_exact_formula(name: str, nasty: bool) -> No
     spec = Specification(y, x)
 
     def work(graph: CutGraph, backend: TensorParallel) -> tuple[dict[int, Interval], Tensor]:
-        box = Interval(backend.part(0, made.box.lower), backend.part(0, made.box.upper))
+        box = Interval(backend.local_part(0, made.box.lower), backend.local_part(0, made.box.upper))
         state = crown_hidden(Engine(graph, backend), initial_state(Engine(graph, backend), box))
         lower, _ = crown_rows(Engine(graph, backend), state, spec)
-        whole = {i: Interval(*backend.whole(i, torch.stack(b))) for i, b in state.bounds.items()}
+        whole = {i: Interval(*backend.gather_features(i, torch.stack(b))) for i, b in state.bounds.items()}
         return whole, lower
 
     for bounds, lower in every_rank(made.graph, 3, work):
@@ -332,7 +332,7 @@ def test_padding_is_never_bounded() -> None:
     made = make("mlp", 1)
 
     def work(graph: CutGraph, backend: TensorParallel) -> list[list[int]]:
-        box = Interval(backend.part(0, made.box.lower), backend.part(0, made.box.upper))
+        box = Interval(backend.local_part(0, made.box.lower), backend.local_part(0, made.box.upper))
         state = initial_state(Engine(graph, backend), box)
         wide = {
             i: Interval(torch.full_like(b.lower, -1.0), torch.full_like(b.upper, 1.0)) for i, b in state.bounds.items()

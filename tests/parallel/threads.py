@@ -28,7 +28,7 @@ class _Room:
         self.meetings = 0
         self.bytes = 0
 
-    def meet(self, rank: int, kind: str, value: Any) -> list[Any]:
+    def synchronise(self, rank: int, kind: str, value: Any) -> list[Any]:
         """Values of all ranks, by rank; a rank that calls something else is an error, not a hang."""
         self.left[rank] = (kind, value)
         self.barrier.wait()
@@ -58,13 +58,13 @@ class ThreadGroup:
         return torch.stack([t[self.rank] for t in all_of_them])
 
     def numbers(self, values: Sequence[float]) -> list[list[float]]:
-        return [list(v) for v in self.room.meet(self.rank, f"numbers {len(values)}", list(values))]
+        return [list(v) for v in self.room.synchronise(self.rank, f"numbers {len(values)}", list(values))]
 
     def objects(self, value: Any) -> list[Any]:
-        return [copy.deepcopy(v) for v in self.room.meet(self.rank, "objects", value)]
+        return [copy.deepcopy(v) for v in self.room.synchronise(self.rank, "objects", value)]
 
-    def share(self, value: Any, source: int = 0) -> Any:
-        return copy.deepcopy(self.room.meet(self.rank, f"share {source}", value)[source])
+    def broadcast_object(self, value: Any, source: int = 0) -> Any:
+        return copy.deepcopy(self.room.synchronise(self.rank, f"share {source}", value)[source])
 
     def call(self) -> None:
         self.room.called = True
@@ -73,7 +73,7 @@ class ThreadGroup:
         return self.room.called
 
     def answered(self) -> None:
-        self.room.meet(self.rank, "answered", None)
+        self.room.synchronise(self.rank, "answered", None)
         self.room.called = False
 
     def check(self) -> None:
@@ -83,7 +83,7 @@ class ThreadGroup:
     def _equal(self, kind: str, tensor: Tensor) -> list[Tensor]:
         # A copy: the owner may write to its tensor while slower ranks still read.
         self.room.bytes += tensor.nbytes
-        return self.room.meet(self.rank, f"{kind} {tuple(tensor.shape)} {tensor.dtype}", tensor.detach().clone())
+        return self.room.synchronise(self.rank, f"{kind} {tuple(tensor.shape)} {tensor.dtype}", tensor.detach().clone())
 
 
 def on_ranks(size: int, work: Callable[[ThreadGroup], T]) -> list[T]:

@@ -33,7 +33,7 @@ class Channel(Solo):
         super().__init__()
         self.told: list[Any] = []
 
-    def share(self, value: Any, source: int = 0) -> Any:
+    def broadcast_object(self, value: Any, source: int = 0) -> Any:
         if value is None and self.told:
             return self.told.pop(0)
         self.told.append(value)
@@ -128,11 +128,11 @@ def test_a_query_that_needs_nobody_ends_at_once(world: World) -> None:
 
 
 def test_what_comes_out_of_turn_is_an_error(world: World, graph: Graph) -> None:
-    world.everyone.share(3)
+    world.everyone.broadcast_object(3)
     with pytest.raises(RuntimeError, match="rank 0 sent a int out of turn"):
         rank_loop(world, Result)
     leader(world, graph)
-    world.everyone.share("bound")
+    world.everyone.broadcast_object("bound")
     with pytest.raises(RuntimeError, match="rank 0 sent a str out of turn"):
         rank_loop(world, Result)
     leader(world, graph)

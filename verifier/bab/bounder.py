@@ -122,7 +122,7 @@ class WalkBounder:
         walk = Walk(found.candidate, found.lower, found.lower, found.lower, found.kept)
         z = sweep(self.engine, walk, planes, found.candidate, torch.Size(lead))
         columns = space.collect({i: v[0] for i, v in z.items()}, lead)[pick, best]
-        candidate = self.backend.whole(0, found.candidate)
+        candidate = self.backend.gather_features(0, found.candidate)
         flat = candidate.expand(*lead, *candidate.shape[2:]).flatten(0, 1)
         slack = self._slack(flat, domains.case)
         return Bounded(gap, alpha_beta, found.parameters, coefficients, columns, slack, lambda index: flat[index])

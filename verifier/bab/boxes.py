@@ -91,7 +91,7 @@ def bound_boxes(
     sweep = None
     if hidden == "linear":
         everything = torch.arange(graph.whole.nodes[0].size, device=backend.device)
-        whole = Interval(*backend.whole(0, torch.stack(box)))
+        whole = Interval(*backend.gather_features(0, torch.stack(box)))
         sweep = Forward(engine, whole, everything if varying is None else varying, magnitudes)
     planes: dict[int, Relaxation] = {}
     for node in graph.nodes[1:]:
@@ -104,7 +104,7 @@ def bound_boxes(
             ibp.replace(node, sweep.step(node, bounds), bounds, magnitudes)
         if node.index in wanted and not exact_by_ibp(graph, node):
             elements = open_elements(engine, node.index, bounds[node.index])
-            positions, here = backend.here(node.index, elements)
+            positions, here = backend.local_index(node.index, elements)
             rows = 2 * elements.shape[0]
             parts = []
             for chunk in backend.row_chunks(rows, row_bytes(graph, batch, dtype, node.index)):
@@ -120,7 +120,7 @@ def bound_boxes(
     if engine.rounding:
         walk.rounding_error = walk.rounding_error + _rounded_rows(engine, spec, magnitudes)
     lower = finite_lower(concretise(engine, walk, box)).expand(batch, -1)
-    return Bounded(lower, replace(walk, a=backend.whole(0, walk.a)), bounds)
+    return Bounded(lower, replace(walk, a=backend.gather_features(0, walk.a)), bounds)
 
 
 def _rounded_rows(engine: Engine, spec: Specification, magnitudes: Magnitudes) -> Tensor:

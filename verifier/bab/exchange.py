@@ -72,7 +72,7 @@ class Exchange(Generic[D]):
 
     def __init__(self, context: SearchContext) -> None:
         self.group, self.backend = context.team, context.backend
-        self.deadline = context.backend.together(context.deadline)
+        self.deadline = context.backend.shared_deadline(context.deadline)
         self._replay, self.max_domains = context.accept, context.config.max_domains
         self._aside: list[np.ndarray] = []
         self._sent = self._received = 0
@@ -127,7 +127,7 @@ class Exchange(Generic[D]):
     def _settle(self, splitting: Splitting[D, Any, Any], reports: list[Report]) -> Witness | None:
         """The witness of this meeting: the first group's own, or one that was put aside and holds."""
         if reports[0].found:
-            return self.group.share(splitting.witness)
+            return self.group.broadcast_object(splitting.witness)
         if not any(r.aside for r in reports):
             return None
         offered = [x for some in self.group.objects(self._aside) for x in some]
@@ -135,7 +135,7 @@ class Exchange(Generic[D]):
         witness = None
         if self.first:
             witness = next((w for w in map(self._judge, offered) if w is not None), None)
-        return self.group.share(witness)
+        return self.group.broadcast_object(witness)
 
     # -- between rounds ---------------------------------------------------------------------------------------------
 
@@ -189,7 +189,7 @@ class Exchange(Generic[D]):
 
     # -- meetings ---------------------------------------------------------------------------------------------------
 
-    def meet(self, splitting: Splitting[D, Any, Any], stop: Stop, longest: float) -> Ending | None:
+    def synchronise(self, splitting: Splitting[D, Any, Any], stop: Stop, longest: float) -> Ending | None:
         """Tell and hear statistics; how the search ends, or None after moving domains.
 
         Args:
@@ -242,7 +242,7 @@ class Exchange(Generic[D]):
         """Carry out a plan; every rank knows all of it, so each knows how many domains to expect from whom."""
         rank, size, device = self.group.rank, self.group.size, self.backend.device
         source = moves[0].source
-        layout = self.group.share(Layout.of(splitting.give(0)) if rank == source else None, source)
+        layout = self.group.broadcast_object(Layout.of(splitting.give(0)) if rank == source else None, source)
         # A row of the message per domain; what does not fit waits for the next meeting.
         most = max(1, _MESSAGE_BYTES // (layout.width * size))
         moves = [replace(m, count=min(m.count, most)) for m in moves]

@@ -62,8 +62,10 @@ class Forward:
         shape = graph.whole.input_shape
         self._values: dict[int, Affine] = {
             0: Affine(
-                backend.part(0, jacobian.expand(batch, -1, -1).reshape(batch, -1, *shape)),
-                Interval(backend.part(0, low.reshape(batch, *shape)), backend.part(0, up.reshape(batch, *shape))),
+                backend.local_part(0, jacobian.expand(batch, -1, -1).reshape(batch, -1, *shape)),
+                Interval(
+                    backend.local_part(0, low.reshape(batch, *shape)), backend.local_part(0, up.reshape(batch, *shape))
+                ),
             )
         }
         self._reach: dict[int, Tensor] = {}

@@ -137,7 +137,7 @@ class LeafSolver:
         if backend.agree(float(_inverted(state.bounds))):
             return LeafResult(True, None, math.inf, True)
         planes = relaxations(graph, state.bounds, _F64)
-        middle, radius = centre = _centre(Interval(*backend.whole(0, torch.stack(state.box))))
+        middle, radius = centre = _centre(Interval(*backend.gather_features(0, torch.stack(state.box))))
         splits: list[_Split] = []
         for owner, sign in signs.items():
             found = self._split_rows(planes, owner, sign, centre, deadline)
@@ -152,12 +152,14 @@ class LeafSolver:
             return open_leaf
 
         # One rank solves for all: they must go on with the same multipliers.
-        solution = backend.once(lambda: self._minimise(objective, constraints, deadline))
+        solution = backend.broadcast_result(lambda: self._minimise(objective, constraints, deadline))
         candidate = None
         if solution.point is not None:
             candidate = np.clip(middle + radius * solution.point, middle - radius, middle + radius)
         if solution.infeasible:
-            solution = backend.once(lambda: self._minimise(constraints, _stack([], middle.shape[0]), deadline))
+            solution = backend.broadcast_result(
+                lambda: self._minimise(constraints, _stack([], middle.shape[0]), deadline)
+            )
             weights, beta = np.zeros(len(objective.c)), solution.weights
         elif solution.weights is not None:
             weights, beta = np.split(solution.weights, [len(objective.c)])
@@ -182,9 +184,9 @@ class LeafSolver:
         graph, backend = self.graph, self.backend
         index = graph.nodes[owner].inputs[0]
         node = graph.nodes[index]
-        flat = backend.whole(index, sign[0, 0].to(device=backend.device, dtype=_F64).sign()).flatten()
+        flat = backend.gather_features(index, sign[0, 0].to(device=backend.device, dtype=_F64).sign()).flatten()
         elements = backend.elements(index, sign[0, 0] != 0)
-        positions, here = backend.here(index, elements)
+        positions, here = backend.local_index(index, elements)
         values = flat[elements] if here is None else flat[elements] * here
         parts: list[_Affine] = []
         for chunk in canonical_chunks(elements.shape[0], row_bytes(graph.whole, 1, _F64, index), _CHUNK_BYTES):
@@ -246,7 +248,7 @@ def _centre(box: Interval) -> tuple[np.ndarray, np.ndarray]:
 def _affine(backend: ParallelBackend, walk: Walk, centre: tuple[np.ndarray, np.ndarray]) -> _Affine:
     """A walk's rows as functions of u = (x - middle) / radius."""
     middle, radius = centre
-    a = backend.whole(0, walk.a).flatten(2)[0].cpu().numpy()
+    a = backend.gather_features(0, walk.a).flatten(2)[0].cpu().numpy()
     return _Affine(a * radius, a @ middle + walk.constant[0].cpu().numpy())
 
 
@@ -317,7 +319,7 @@ def certify(
 
     def error(part: Tensor, index: int) -> Tensor:
         size = torch.tensordot(w + least, part[0].abs() + least, dims=1)
-        return (size * backend.whole(index, state.magnitudes.value[index][0])).sum()
+        return (size * backend.gather_features(index, state.magnitudes.value[index][0])).sum()
 
     y = spec.y.to(_F64)
     row = Specification(combine(y), None if spec.x is None else combine(spec.x.to(_F64)))

@@ -63,7 +63,7 @@ def search(context: SearchContext, state: BoundState, cases: CaseRows) -> Search
     that search apart divide the neurons of a layer among them, and all go on with the bounds that any of them found.
     """
     graph, backend, config, group = context.graph, context.backend, context.config, context.team
-    limit: float = group.share(min(context.deadline.remaining(), 600.0))
+    limit: float = group.broadcast_object(min(context.deadline.remaining(), 600.0))
     net = compact(graph, backend, state.box, split_space(graph, backend, state.bounds), cases.spec, cases.thresholds)
     rate = 0.0 if net is None else children_per_second(net.multiplications, backend.device)
     stages = [Stage(0.0, math.inf)]
@@ -76,7 +76,7 @@ def search(context: SearchContext, state: BoundState, cases: CaseRows) -> Search
             before = _width(graph, state)
             state = refine(context, state, stage.refinement)
             idle = _width(graph, state) > (1 - _WORTHWHILE) * before
-            last = group.share(last or (number > 1 and idle))
+            last = group.broadcast_object(last or (number > 1 and idle))
         most = None if last else max(100, int(stage.search * rate))
         part = config if most is None else config.model_copy(update={"max_domains": most})
         found = relu_split.search(replace(context, config=part), state, cases)

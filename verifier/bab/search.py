@@ -51,7 +51,7 @@ def branch_and_bound(splitting: Splitting[D, Any, Any], exchange: Exchange[D]) -
                 splitting.show(exchange.others)
             if exchange.due(time.monotonic() - began, splitting.statistics.bounded):
                 break
-        ending = exchange.meet(splitting, stop, longest)
+        ending = exchange.synchronise(splitting, stop, longest)
         if ending is not None:
             return ending
 

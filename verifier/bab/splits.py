@@ -133,8 +133,8 @@ def split_space(graph: Graph, backend: ParallelBackend, bounds: Mapping[int, Int
         low, up = bounds[value].lower, bounds[value].upper
         elements = backend.elements(value, ((low < 0) & (up > 0))[0])
         if elements.shape[0]:
-            low, up = backend.whole(value, torch.stack((low[0], up[0]))).flatten(1)[:, elements]
-            positions, here = backend.here(value, elements)
+            low, up = backend.gather_features(value, torch.stack((low[0], up[0]))).flatten(1)[:, elements]
+            positions, here = backend.local_index(value, elements)
             stop = start + elements.shape[0]
             groups.append(Group(value, node.index, positions, start, stop, low, up, here))
             start = stop

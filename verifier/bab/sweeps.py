@@ -136,7 +136,7 @@ class Sweeps:
             return
         hull = Interval(self.table.lower.amin(0), self.table.upper.amax(0))
         shape = (1, *self.graph.whole.input_shape)
-        box = Interval(*(self.backend.part(0, b.reshape(shape)) for b in hull))
+        box = Interval(*(self.backend.local_part(0, b.reshape(shape)) for b in hull))
         _, magnitudes = ibp.propagate(self.engine.using(replace(ROUNDED_64, run=self.claims.run)), box)
         self.statistics.covered.overflow = ibp.may_overflow(magnitudes, self.backend)
         if self.statistics.covered.overflow and self.claims.semantics is Semantics.BOTH:
@@ -262,7 +262,7 @@ class Sweeps:
         box = self.table.boxes(batch)
         shape = (batch.count, *self.graph.whole.input_shape)
         given = self.table.rows_of(batch.case, self.graph)
-        reshaped = Interval(*(self.backend.part(0, b.reshape(shape)) for b in box))
+        reshaped = Interval(*(self.backend.local_part(0, b.reshape(shape)) for b in box))
         varying = self.table.varying
         found = bound_boxes(self.engine.using(arithmetic), reshaped, given.spec, hidden, varying)
         rows = halfspaces(found.walk, given.thresholds, box.to(torch.float64), varying, given.strict)

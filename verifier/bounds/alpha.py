@@ -358,7 +358,7 @@ def alpha_hidden(engine: Engine, state: BoundState, schedule: Schedule, relevant
         elements = open_elements(engine, index, state.bounds[index], relevant)
         if elements.shape[0] == 0:
             continue
-        positions, here = backend.here(index, elements)
+        positions, here = backend.local_index(index, elements)
         rows = 2 * elements.shape[0]
         parts = []
         total = RowState()

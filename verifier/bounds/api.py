@@ -82,9 +82,9 @@ def compute_graph_bounds(engine: Engine, box: Interval, wanted: Wanted) -> Netwo
         box: float32 (*input_shape) or flat.
     """
     graph, backend = engine.graph, engine.backend
-    engine = replace(engine, deadline=backend.together(engine.deadline)).certifying()
+    engine = replace(engine, deadline=backend.shared_deadline(engine.deadline)).certifying()
     shape = (1, *graph.whole.input_shape)
-    own = Interval(*(backend.part(0, b.reshape(shape).to(backend.device)) for b in box))
+    own = Interval(*(backend.local_part(0, b.reshape(shape).to(backend.device)) for b in box))
     names = _names(graph, wanted.intermediate)
     kept: Parameters = {}
 
@@ -103,13 +103,17 @@ def compute_graph_bounds(engine: Engine, box: Interval, wanted: Wanted) -> Netwo
     return NetworkBounds(
         plain,
         certified,
-        {f"{graph.nodes[i].name}.{k}": backend.whole(i, v[0]) for i, group in kept.items() for k, v in group.items()},
+        {
+            f"{graph.nodes[i].name}.{k}": backend.gather_features(i, v[0])
+            for i, group in kept.items()
+            for k, v in group.items()
+        },
     )
 
 
 def _one(backend: ParallelBackend, index: int, bounds: Interval) -> Interval:
     """The whole node's bounds on the one box, on the CPU; what is not a number is no bound."""
-    low, up = backend.whole(index, torch.stack((bounds.lower[0], bounds.upper[0])))
+    low, up = backend.gather_features(index, torch.stack((bounds.lower[0], bounds.upper[0])))
     inf = float("inf")
     return Interval(low.cpu().nan_to_num(-inf, inf, -inf), up.cpu().nan_to_num(inf, inf, -inf))
 
@@ -158,7 +162,7 @@ def _output(engine: Engine, state: BoundState, wanted: Wanted) -> tuple[BoundSta
     backend.usage.note_rows(total)
     lower = backend.gather_rows(2 * n, parts)
     both = torch.stack((lower[:, :n], -lower[:, n:])).reshape(2, 1, *output.shape)
-    found = outward(Interval(*backend.part(graph.output, both)))
+    found = outward(Interval(*backend.local_part(graph.output, both)))
     out = replace(state, bounds={**state.bounds, graph.output: state.bounds[graph.output].intersect(found)})
     slopes: Parameters = {}
     for i in groups[0][1] if groups else {}:

@@ -335,7 +335,7 @@ def _visit(
     """CROWN rows of some elements of one node, intersected into the state."""
     graph, backend, dtype = engine.graph, engine.backend, engine.dtype
     batch, rows = out.box.lower.shape[0], 2 * elements.shape[0]
-    positions, here = backend.here(index, elements)
+    positions, here = backend.local_index(index, elements)
     # Magnitudes are converted once for all chunks.
     known = replace(out, magnitudes=out.magnitudes.to(dtype)) if engine.rounding else out
     parts, errors = [], []

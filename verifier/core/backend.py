@@ -95,7 +95,7 @@ class Group(Protocol):
         """One picklable object (tensors on the CPU) of every rank, by rank."""
         ...
 
-    def share(self, value: Any, source: int = 0) -> Any:
+    def broadcast_object(self, value: Any, source: int = 0) -> Any:
         """The object that rank ``source`` gives, on all ranks."""
         ...
 
@@ -144,7 +144,7 @@ class ParallelBackend(Protocol):
         """Assemble (B, n_rows, ...) from this and the other ranks' (B, chunk, ...) parts, in chunk order."""
         ...
 
-    def together(self, deadline: Deadline) -> Deadline:
+    def shared_deadline(self, deadline: Deadline) -> Deadline:
         """A deadline that expires for all ranks at the same question; they must ask equally often."""
         ...
 
@@ -163,23 +163,23 @@ class ParallelBackend(Protocol):
         """(n,) positions in the whole flat value of a node where a mask of this rank's part, (*shape), is set."""
         ...
 
-    def here(self, index: int, elements: Tensor) -> tuple[Tensor, Tensor | None]:
+    def local_index(self, index: int, elements: Tensor) -> tuple[Tensor, Tensor | None]:
         """Positions of whole elements in this rank's flat part, and which of them are in it (None: all of them)."""
         ...
 
-    def whole(self, index: int, value: Tensor) -> Tensor:
+    def gather_features(self, index: int, value: Tensor) -> Tensor:
         """(..., *shape of the part) to (..., *whole shape)."""
         ...
 
-    def part(self, index: int, value: Tensor) -> Tensor:
+    def local_part(self, index: int, value: Tensor) -> Tensor:
         """(..., *whole shape) to (..., *shape of the part)."""
         ...
 
     def coefficients(self, index: int, value: Tensor) -> Tensor:
-        """Like :meth:`part`, for coefficients of linear functions: what pads a part must not count."""
+        """Like :meth:`local_part`, for coefficients of linear functions: what pads a part must not count."""
         ...
 
-    def once(self, work: Callable[[], T]) -> T:
+    def broadcast_result(self, work: Callable[[], T]) -> T:
         """What one rank gets from work that is done on the CPU, on all ranks; picklable."""
         ...
 

@@ -85,11 +85,11 @@ class DistributedBackend(WholeValues):
         # Chunks have equal sizes and padding comes last: all ranks' rows in order are the rows in order.
         return self._everyone.all_gather(mine).transpose(0, 1).flatten(1, 2)[:, :n_rows].contiguous()
 
-    def once(self, work: Callable[[], T]) -> T:
-        return self._everyone.share(work() if self._everyone.rank == 0 else None)
+    def broadcast_result(self, work: Callable[[], T]) -> T:
+        return self._everyone.broadcast_object(work() if self._everyone.rank == 0 else None)
 
     def agree(self, value: float, op: str = "max") -> float:
         return AGREEMENTS[op]([v for (v,) in self._everyone.numbers([value])])
 
-    def together(self, deadline: Deadline) -> Deadline:
+    def shared_deadline(self, deadline: Deadline) -> Deadline:
         return AgreedDeadline(deadline, self.agree) if self.size > 1 else deadline

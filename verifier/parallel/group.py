@@ -29,7 +29,7 @@ class Solo:
     def objects(self, value: Any) -> list[Any]:
         return [value]
 
-    def share(self, value: Any, source: int = 0) -> Any:
+    def broadcast_object(self, value: Any, source: int = 0) -> Any:
         return value
 
     def call(self) -> None:

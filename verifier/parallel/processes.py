@@ -79,7 +79,7 @@ class ProcessGroup:
         _gather(out, padded, group=self._control)
         return [_object(part[:n]) for part, n in zip(out.view(self.size, -1), lengths, strict=True)]
 
-    def share(self, value: Any, source: int = 0) -> Any:
+    def broadcast_object(self, value: Any, source: int = 0) -> Any:
         data = _bytes(value) if self.rank == source else torch.empty(0, dtype=torch.uint8)
         length = torch.tensor([len(data)])
         dist.broadcast(length, self._members[source], group=self._control)

@@ -31,13 +31,13 @@ class WholeValues:
     def elements(self, index: int, mask: Tensor) -> Tensor:
         return mask.flatten().nonzero()[:, 0]
 
-    def here(self, index: int, elements: Tensor) -> tuple[Tensor, Tensor | None]:
+    def local_index(self, index: int, elements: Tensor) -> tuple[Tensor, Tensor | None]:
         return elements, None
 
-    def whole(self, index: int, value: Tensor) -> Tensor:
+    def gather_features(self, index: int, value: Tensor) -> Tensor:
         return value
 
-    def part(self, index: int, value: Tensor) -> Tensor:
+    def local_part(self, index: int, value: Tensor) -> Tensor:
         return value
 
     def coefficients(self, index: int, value: Tensor) -> Tensor:
@@ -74,11 +74,11 @@ class SingleBackend(WholeValues):
     def gather_rows(self, n_rows: int, parts: Sequence[tuple[Chunk, Tensor]]) -> Tensor:
         return torch.cat([value[:, : chunk.stop - chunk.start] for chunk, value in parts], dim=1)
 
-    def once(self, work: Callable[[], T]) -> T:
+    def broadcast_result(self, work: Callable[[], T]) -> T:
         return work()
 
     def agree(self, value: float, op: str = "max") -> float:
         return value
 
-    def together(self, deadline: Deadline) -> Deadline:
+    def shared_deadline(self, deadline: Deadline) -> Deadline:
         return deadline

@@ -395,9 +395,9 @@ class TensorParallel(DistributedBackend):
         # Partial sums have the width of the whole value.
         return super().row_chunks(n_rows, row_bytes * self._group.size, fewest)
 
-    def once(self, work: Callable[[], T]) -> T:
+    def broadcast_result(self, work: Callable[[], T]) -> T:
         # To the first ranks of all groups, and from there to the others.
-        return self._group.share(super().once(work) if self._group.rank == 0 else None)
+        return self._group.broadcast_object(super().broadcast_result(work) if self._group.rank == 0 else None)
 
     def agree(self, value: float, op: str = "max") -> float:
         return super().agree(AGREEMENTS[op]([v for (v,) in self._group.numbers([value])]), op)
@@ -410,15 +410,15 @@ class TensorParallel(DistributedBackend):
         return _ordered_sum(self._group.all_gather(partial.contiguous()))
 
     def elements(self, index: int, mask: Tensor) -> Tensor:
-        return self.whole(index, mask.to(torch.uint8)).flatten().nonzero()[:, 0]
+        return self.gather_features(index, mask.to(torch.uint8)).flatten().nonzero()[:, 0]
 
-    def here(self, index: int, elements: Tensor) -> tuple[Tensor, Tensor | None]:
+    def local_index(self, index: int, elements: Tensor) -> tuple[Tensor, Tensor | None]:
         return self.graph.layouts[index].place(elements, self._group.rank)
 
-    def whole(self, index: int, value: Tensor) -> Tensor:
+    def gather_features(self, index: int, value: Tensor) -> Tensor:
         return _gathered(self._group, self.graph.layouts[index], value)
 
-    def part(self, index: int, value: Tensor) -> Tensor:
+    def local_part(self, index: int, value: Tensor) -> Tensor:
         return self.graph.layouts[index].take(value, self._group.rank, repeat=True).contiguous()
 
     def coefficients(self, index: int, value: Tensor) -> Tensor:

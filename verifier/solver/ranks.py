@@ -48,18 +48,18 @@ class _End:
 
 def broadcast_query(world: World, graph: Graph, problem: Problem | None, config: Config) -> None:
     """Rank 0 tells the others what the query is."""
-    world.everyone.share(_Query(structure(graph), problem, config))
+    world.everyone.broadcast_object(_Query(structure(graph), problem, config))
 
 
 def run_on_all(state: RankState, phase: Phase[T]) -> T:
     """Rank 0 has everyone run a phase, and runs it too."""
-    state.world.everyone.share(_Run(phase, state.deadline.remaining()))
+    state.world.everyone.broadcast_object(_Run(phase, state.deadline.remaining()))
     return phase.run(state)
 
 
 def broadcast_end(world: World, result: object) -> None:
     """Rank 0 lets the others go, with what came out."""
-    world.everyone.share(_End(result))
+    world.everyone.broadcast_object(_End(result))
 
 
 def rank_loop(world: World, kind: type[T]) -> T:
@@ -88,7 +88,7 @@ def rank_loop(world: World, kind: type[T]) -> T:
 
 
 def _rank_loop(world: World) -> object:
-    query = world.everyone.share(None)
+    query = world.everyone.broadcast_object(None)
     if isinstance(query, _End):  # rank 0 needed nobody
         return query.result
     if not isinstance(query, _Query):
@@ -100,7 +100,7 @@ def _rank_loop(world: World) -> object:
             setup = None
         state = None if setup is None else RankState(query.problem, query.config, world, setup)
         while True:
-            message = world.everyone.share(None)
+            message = world.everyone.broadcast_object(None)
             if isinstance(message, _End):
                 return message.result
             if state is None or not isinstance(message, _Run):

@@ -104,7 +104,7 @@ def bound_root(context: RootContext, problem: Problem, cases: np.ndarray) -> Roo
     Args:
         cases: indices of cases that share one box.
     """
-    context = replace(context, deadline=context.backend.together(context.deadline))
+    context = replace(context, deadline=context.backend.shared_deadline(context.deadline))
     try:
         return _bound_root(context, problem, cases)
     except NoisyRuns:
@@ -136,7 +136,7 @@ def _bound_root(context: RootContext, problem: Problem, cases: np.ndarray) -> Ro
     state = crown_hidden(engine, state, nodes=None if rows else (), relevant=matters, noise=noise)
     lower, walk = crown_rows(engine, state, table.spec)
     found = _RowBounds(lower, walk.error)
-    candidates = backend.whole(0, minimiser(walk, box.to(torch.float64)))
+    candidates = backend.gather_features(0, minimiser(walk, box.to(torch.float64)))
     table.touch(engine, state)
     if noise and max(noise) > _NOISIEST and not table.refuted(lower).all():
         raise NoisyRuns(max(noise))
@@ -155,7 +155,7 @@ def _bound_root(context: RootContext, problem: Problem, cases: np.ndarray) -> Ro
             found = _alpha(context, state, table, found)
             table.touch(engine, state)
     assert found.minimisers is not None
-    return table.root(state, replace(found, minimisers=backend.whole(0, found.minimisers)), "alpha-crown")
+    return table.root(state, replace(found, minimisers=backend.gather_features(0, found.minimisers)), "alpha-crown")
 
 
 def hidden_by_rows(config: Config) -> bool:
@@ -234,12 +234,14 @@ def _box(graph: Graph, backend: ParallelBackend, problem: Problem, index: int) -
     """This rank's part of a box, (1, *input_shape)."""
     shape = (1, *graph.whole.input_shape)
     low, up = (torch.from_numpy(b[index]).reshape(shape).to(backend.device) for b in (problem.lower, problem.upper))
-    return Interval(backend.part(0, low), backend.part(0, up))
+    return Interval(backend.local_part(0, low), backend.local_part(0, up))
 
 
 def _output_ibp(graph: Graph, backend: ParallelBackend, state: BoundState, table: _RowTable) -> Tensor:
     """Interval bounds of the rows from those of the output; a relative margin accounts for rounding errors."""
-    out, box = (Interval(*backend.whole(i, torch.stack(state.bounds[i]))).to(torch.float64) for i in (graph.output, 0))
+    out, box = (
+        Interval(*backend.gather_features(i, torch.stack(state.bounds[i]))).to(torch.float64) for i in (graph.output, 0)
+    )
     y = table.spec.y.flatten(2)
     low, up = out.lower.flatten(1)[:, None], out.upper.flatten(1)[:, None]
     value = (y.clamp(min=0) * low + y.clamp(max=0) * up).sum(-1)

@@ -59,7 +59,7 @@ class Heuristic:
         if space.size == 0:
             return torch.zeros((neurons.signs.shape[0], 1), dtype=torch.int64, device=device)
         if not self.trusted and space.backend.size > 1:
-            agreed = space.backend.once(lambda: self._proposed(space, neurons, count).cpu().numpy())
+            agreed = space.backend.broadcast_result(lambda: self._proposed(space, neurons, count).cpu().numpy())
             return torch.from_numpy(agreed).to(device)
         return self._proposed(space, neurons, count)
 

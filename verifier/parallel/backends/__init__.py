@@ -61,7 +61,7 @@ class Place:
         from verifier.parallel.processes import ProcessGroup
 
         everyone, first = self.world.everyone, self.world.rank == 0
-        handles: list[Handle] = everyone.share(list(self.graph.parameters) if first else None)
+        handles: list[Handle] = everyone.broadcast_object(list(self.graph.parameters) if first else None)
         for handle in handles:
             if first:
                 tensor = self.graph.parameters[handle].detach().contiguous()
