@@ -225,6 +225,110 @@ def test_the_list_of_what_is_supported_marks_other_packages(extras: Path) -> Non
     assert any(line[:1] == ["Asinh"] and "log(z" in " ".join(line) for line in lines)
 
 
+# -------------------------------------------------------------------------------------------- what plug-ins get wrong
+
+MISH = """
+import torch
+from verifier.contrib.softsign import Softsign
+from verifier.frontend.lower_nonlinear import unary
+TRANSLATORS = {'mish': unary(Softsign)}
+CONVERTERS = {'Mish': lambda attributes: torch.nn.functional.mish}
+"""
+
+
+@pytest.mark.parametrize("name", ["verify", "inspect", "bounds"])
+def test_a_translation_of_ours_is_not_taken_over_unnoticed(name: str, tmp_path: Path) -> None:
+    """The converter is for an operator that we lack, what it returns is translated by us."""
+    source = MISH.replace("'Mish'", "'Asinh'")
+    site = install(tmp_path / "site", "mine", {"verifier.ops": {"mine": "my_mish"}}, my_mish=source)
+    network, prop = curved(tmp_path), above(tmp_path, 1.0)
+    arguments = {
+        "verify": ["--onnx", network, "--vnnlib", prop, *CPU],
+        "inspect": [network],
+        "bounds": ["--onnx", network, "--vnnlib", prop, "--device", "cpu"],
+    }
+    done = command(site, name, *arguments[name])
+    why = "the set of ops 'mine' of package mine brings the translator 'mish', and so do we; it must leave it out\n"
+    assert done.returncode == 2 and done.stderr.endswith(why) and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_a_converter_of_ours_is_not_taken_over_unnoticed(tmp_path: Path) -> None:
+    """Only the translator is asked for: the operator has a converter."""
+    source = MISH.replace("'mish'", "'atan'").replace("'Mish'", "'Softsign'")
+    site = install(tmp_path / "site", "mine", {"verifier.ops": {"mine": "my_atan"}}, my_atan=source)
+    done = command(site, "inspect", curved(tmp_path, "Atan"))
+    assert done.returncode == 2 and "brings the converter 'Softsign', and so do we" in done.stderr, done.stderr
+
+
+OWN = """
+from torch import Tensor, asinh
+import torch
+from verifier.frontend.lower_nonlinear import unary
+from my_asinh import Asinh
+LIBRARY = torch.library.Library('mine', 'DEF')
+LIBRARY.define('curved(Tensor x) -> Tensor')
+LIBRARY.impl('curved', asinh, 'CompositeExplicitAutograd')
+TRANSLATORS = {'curved': unary(Asinh)}
+CONVERTERS = {'Asinh': lambda attributes: torch.ops.mine.curved}
+"""
+
+
+def test_the_argument_of_a_unary_function_may_have_any_name(tmp_path: Path) -> None:
+    install(tmp_path / "site", "mine", {"verifier.ops": {"mine": "my_curve"}}, my_curve=OWN + "OPS = [Asinh]\n")
+    (tmp_path / "site" / "my_asinh.py").write_text((EXTRAS / "asinh.py").read_text())
+    done = command(tmp_path / "site", "inspect", curved(tmp_path))
+    assert done.returncode == 0 and "not supported" not in done.stdout and "Asinh" in done.stdout, done
+
+
+FAILING = {
+    "translator": ("    x = state.the_node(", "its translator 'asinh'"),
+    "converter": ("    return torch.asinh\n", "its converter of 'Asinh'"),
+    "interval": ("    @property\n    def curve(", "Asinh.interval"),
+    "helper": ("    return 1 / torch.hypot(", "Asinh."),
+}
+
+
+@pytest.mark.parametrize("part", FAILING)
+def test_a_failure_names_the_package_and_the_op(part: str, tmp_path: Path) -> None:
+    place, what = FAILING[part]
+    new = (
+        "    def interval(self, xs, p):\n        raise KeyError('self')\n" if part == "interval" else "    {}['self']\n"
+    )
+    source = (EXTRAS / "asinh.py").read_text().replace(place, new + place)
+    site = install(tmp_path / "site", "mine", {"verifier.ops": {"mine": "failing"}}, failing=source)
+    network, prop, record = curved(tmp_path), above(tmp_path, 2.95), tmp_path / "r.json"
+    files = ["--onnx", network, "--vnnlib", prop]
+    done = command(site, "verify", *files, *CPU, "--json", record)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+    assert f"Error: the set of ops 'mine' of package mine failed in {what}" in done.stderr
+    assert done.stderr.endswith(": KeyError: 'self'\n")
+    found = json.loads(record.read_text())
+    assert found["error"]["kind"] == "PluginFailed" and [p["name"] for p in found["plugins"]] == ["mine"]
+    if part == "interval":
+        assert "    raise KeyError('self')\n" in command(site, "verify", *files, *CPU, "-v").stderr
+        assert "failed in Asinh.interval" in command(site, "bounds", *files, "--device", "cpu").stderr
+
+
+def test_a_query_that_is_cut_off_names_what_was_loaded(tmp_path: Path) -> None:
+    slow = "    import time; time.sleep(60)\n"
+    source = (EXTRAS / "asinh.py").read_text().replace("    return torch.asinh\n", slow)
+    site = install(tmp_path / "site", "mine", {"verifier.ops": {"mine": "slow_asinh"}}, slow_asinh=source)
+    record = tmp_path / "r.json"
+    files = ["--onnx", curved(tmp_path), "--vnnlib", above(tmp_path, 2.95), "--json", record]
+    done = command(site, "verify", *files, "--device", "cpu", "--timeout", "8")
+    found = json.loads(record.read_text())
+    assert (done.stdout, found["verdict"]) == ("timeout\n", "timeout")
+    assert [p["name"] for p in found["plugins"]] == ["mine"]
+
+
+def test_a_name_of_ours_means_ours(tmp_path: Path) -> None:
+    """Nobody looks for the plug-in, and the record says nothing of it."""
+    site = install(tmp_path / "site", "mine", {"verifier.attacks": {"pgd": "nothing:here"}})
+    query = (absolute(tmp_path), above(tmp_path, 1.9))
+    verdict, record = verify(site, tmp_path, *query, "--set", "attack.methods=pgd", "-v")
+    assert verdict == "sat" and record["plugins"] == [] and record["notes"] == []
+
+
 # -------------------------------------------------------------------------------------------- heuristics and attacks
 
 

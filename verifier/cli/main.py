@@ -25,7 +25,8 @@ from verifier.cli.options import (
     Settings,
     WarmServerOptions,
 )
-from verifier.core.errors import InputError, VerifierError
+from verifier.core.errors import InputError, PluginFailed, VerifierError
+from verifier.core.plugins import blamed
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -62,19 +63,18 @@ def invoke(argv: Sequence[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         click.echo("Error: interrupted", err=True)
         return 130
-    except VerifierError as error:
-        click.echo(f"Error: {error}", err=True)
-        return error.exit_code
     except BrokenPipeError:
         return 1
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno in _FULL and error.filename is None:
-            click.echo(f"Error: cannot write to stdout: {error.strerror}", err=True)
+    except Exception as raised:
+        if isinstance(raised, OSError) and raised.errno in _FULL and raised.filename is None:
+            click.echo(f"Error: cannot write to stdout: {raised.strerror}", err=True)
             return InputError.exit_code
-        click.echo(f"Error: internal error: {type(error).__name__}: {error}", err=True)
-        if any(a in ("-v", "--verbose") for a in args):
+        error = blamed(raised)
+        known = isinstance(error, VerifierError)
+        click.echo(f"Error: {error}" if known else f"Error: internal error: {type(error).__name__}: {error}", err=True)
+        if any(a in ("-v", "--verbose") for a in args) and (isinstance(error, PluginFailed) or not known):
             traceback.print_exc()
-        return 1
+        return error.exit_code if isinstance(error, VerifierError) else 1
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

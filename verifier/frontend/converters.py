@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -17,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from verifier.core.errors import ConfigError, InputError, UnsupportedOpError
-from verifier.core.plugins import Plugin
+from verifier.core.plugins import Plugin, answerable
 from verifier.frontend.builder import broadcast
 from verifier.frontend.windows import auto_pad, pool_windows
 from verifier.ops.registry import foreign_table, our_table
@@ -45,17 +47,23 @@ Converts = Callable[[Attributes], Function]
 """A converter: reads the attributes of a node of its operator, of any version, and gives a function of its inputs."""
 
 
+Guard = Callable[[], AbstractContextManager[None]]
+"""What a converter and its function run in."""
+
+
 class Rule(nn.Module):
     """A converted node: calls ``function`` with ``None`` in the places of absent inputs."""
 
-    def __init__(self, function: Function, present: Sequence[bool]) -> None:
+    def __init__(self, function: Function, present: Sequence[bool], guard: Guard = nullcontext) -> None:
         super().__init__()
         self.function = function
         self.present = tuple(present)
+        self.guard = guard
 
     def forward(self, *tensors: Tensor) -> Any:
         given = iter(tensors)
-        return self.function(*(next(given) if here else None for here in self.present))
+        with self.guard():
+            return self.function(*(next(given) if here else None for here in self.present))
 
 
 class Constant(nn.Module):
@@ -853,7 +861,8 @@ def adopt(tool: Converter) -> None:
             raise ConfigError(f"the {plugin} has a converter for '{op}', which is no operator of the ONNX standard")
     for op, (plugin, rule) in theirs.items():
         for version in versions[op]:
-            convert = Foreign(plugin, _adapt(rule, version, tool))
+            guard = partial(answerable, plugin, f"its converter of '{op}'", (NotImplementedError,))
+            convert = Foreign(plugin, _adapt(rule, version, tool, guard))
             tool.add_converter(operation_type=op, version=version)(convert)
 
 
@@ -881,13 +890,14 @@ def register(tool: Converter) -> None:
                 tool.add_converter(operation_type=op, version=version)(known[op, have[-1]])
 
 
-def _adapt(rule: Converts, version: int, tool: Converter) -> Function:
+def _adapt(rule: Converts, version: int, tool: Converter, guard: Guard = nullcontext) -> Function:
     def convert(node: Any, graph: Any) -> Any:
         names = node.input_values
-        function = rule(Attributes(dict(node.attributes), version, sum(map(bool, node.output_values))))
+        with guard():
+            function = rule(Attributes(dict(node.attributes), version, sum(map(bool, node.output_values))))
         present = [bool(name) for name in names]
         mapping = tool.mapping(tuple(name for name in names if name), node.output_values)
-        return tool.result(Rule(function, present), mapping)
+        return tool.result(Rule(function, present, guard), mapping)
 
     return convert
 

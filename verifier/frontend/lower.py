@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
 from verifier.core.deadline import Deadline
-from verifier.core.plugins import Plugin, note
+from verifier.core.plugins import Plugin, answerable, note
 from verifier.frontend.builder import Builder
 from verifier.frontend.capture import Call, Record, Ref
 from verifier.frontend.lower_affine import AFFINE
@@ -62,7 +62,8 @@ def _foreign_rule(name: str) -> Translator | None:
     def run(s: Lowering, call: Call) -> int | Sequence[int | None]:
         note(plugin)
         before = len(s.builder.nodes)
-        made = rule(s, call)
+        with answerable(plugin, f"its translator '{name}'", (CannotLower, NotImplementedError)):
+            made = rule(s, call)
         for node in s.builder.nodes[before:]:
             check_listed(plugin, node.op)
         return made
