@@ -216,6 +216,16 @@ def test_what_is_ours_is_not_taken_over(name: str, tmp_path: Path, monkeypatch: 
     assert done.returncode == 2 and why in done.stderr and done.stderr.count("\n") == 1, done.stderr
 
 
+def test_the_list_has_all_that_can_be_used(extras: Path, tmp_path: Path) -> None:
+    broken = {"verifier.ops": {"broken": "nothing_of_this_name", "taken": "taken_names"}}
+    install(tmp_path, "mine", broken, taken_names="TRANSLATORS = {'relu': len}\n")
+    done = command(extras, "ops", PYTHONPATH=os.pathsep.join([str(tmp_path), environment()["PYTHONPATH"]]))
+    assert done.returncode == 2 and "Relu" in done.stdout and "(package verifier-extras)" in done.stdout
+    first, second = done.stderr.splitlines()
+    assert "'broken' of package mine (nothing_of_this_name) cannot be imported" in first
+    assert "'taken' of package mine brings the translator 'relu'" in second
+
+
 def test_the_list_of_what_is_supported_marks_other_packages(extras: Path) -> None:
     done = command(extras, "ops")
     assert done.returncode == 0, done.stderr

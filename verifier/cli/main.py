@@ -181,11 +181,18 @@ def check(files: QueryFiles, results_file: Path) -> int:
 
 @cli.command()
 @click.option("--markdown", is_flag=True, help="As the page docs/operators.md.")
-def ops(markdown: bool) -> None:
-    """ONNX operators, ATen functions and relaxations that are supported; those of other packages are marked."""
+def ops(markdown: bool) -> int:
+    """ONNX operators, ATen functions and relaxations that are supported; those of other packages are marked.
+
+    A package whose ops cannot be used is named on stderr, and the exit code is 2.
+    """
     from verifier.cli.ops import overview
 
-    click.echo(overview(markdown), nl=False)
+    text, wrong = overview(markdown)
+    click.echo(text, nl=False)
+    for error in wrong:
+        click.echo(f"Error: {error}", err=True)
+    return InputError.exit_code if wrong else 0
 
 
 @cli.command()

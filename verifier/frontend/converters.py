@@ -8,7 +8,7 @@ handled inside the rule.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +22,7 @@ from verifier.core.errors import ConfigError, InputError, UnsupportedOpError
 from verifier.core.plugins import Plugin, answerable
 from verifier.frontend.builder import broadcast
 from verifier.frontend.windows import auto_pad, pool_windows
-from verifier.ops.registry import foreign_table, our_table
+from verifier.ops.registry import OpSet, foreign_table, op_sets, our_table
 
 if TYPE_CHECKING:
     from verifier.frontend.onnx2torch_loader import Converter
@@ -766,6 +766,16 @@ RULES: dict[str, Converts] = {
     "Upsample": _resize,
 }
 
+CONSTANTS_ONLY = frozenset(
+    [
+        *("Acos", "ArgMax", "ArgMin", "Asin", "Atan", "Constant", "ConstantOfShape", "CumSum", "Equal", "EyeLike"),
+        *("IsInf", "IsNaN", "Mod", "NonZero", "OneHot", "Range", "ReduceLogSumExp", "ReduceProd", "Shape", "Size"),
+        *("Tan", "TopK", "Xor"),
+    ]
+)
+"""Operators that are evaluated where they depend on constants or shapes alone: nothing bounds them, unless a set of ops
+has a converter for one, which replaces ours."""
+
 ACCEPTS_NEWER = [
     "Abs",
     "Acos",
@@ -853,17 +863,27 @@ def adopt(tool: Converter) -> None:
     Raises:
         ConfigError: one is for an operator that has a converter, or that there is not; or it cannot be imported.
     """
-    versions = since_versions()
-    ours = {k.operation_type for k, v in tool.registry.items() if k.domain == "" and not isinstance(v, Foreign)}
-    theirs = foreign_table("converters", ours)
-    for op, (plugin, _) in theirs.items():
-        if op not in versions:
-            raise ConfigError(f"the {plugin} has a converter for '{op}', which is no operator of the ONNX standard")
+    theirs, versions = check_converters(tool, op_sets()), since_versions()
     for op, (plugin, rule) in theirs.items():
         for version in versions[op]:
             guard = partial(answerable, plugin, f"its converter of '{op}'", (NotImplementedError,))
             convert = Foreign(plugin, _adapt(rule, version, tool, guard))
             tool.add_converter(operation_type=op, version=version)(convert)
+
+
+def check_converters(tool: Converter, sets: Iterable[OpSet]) -> dict[str, tuple[Plugin, Converts]]:
+    """The converters of sets of other packages, with whose they are.
+
+    Raises:
+        ConfigError: one is for an operator that has a converter, or that there is not.
+    """
+    versions = since_versions()
+    ours = {k.operation_type for k, v in tool.registry.items() if k.domain == "" and not isinstance(v, Foreign)}
+    found = foreign_table("converters", ours, sets)
+    for op, (plugin, _) in found.items():
+        if op not in versions:
+            raise ConfigError(f"the {plugin} has a converter for '{op}', which is no operator of the ONNX standard")
+    return found
 
 
 def register(tool: Converter) -> None:
@@ -873,7 +893,7 @@ def register(tool: Converter) -> None:
         ConfigError: a set of ops has one for an operator that has one already.
     """
     versions = since_versions()
-    for op, rule in (*RULES.items(), *our_table("converters", RULES).items()):
+    for op, rule in (*RULES.items(), *our_table("converters", RULES.keys() - CONSTANTS_ONLY).items()):
         for key in [k for k in tool.registry if k.operation_type == op and k.domain == ""]:
             del tool.registry[key]
         for version in versions.get(op, ()):
