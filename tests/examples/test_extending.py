@@ -53,7 +53,7 @@ def command(site: Path | None, *args: object, **variables: str) -> subprocess.Co
     )
 
 
-def curved(folder: Path, op: str = "Asinh") -> Path:
+def curved(folder: Path, op: str = "Asinh", opset: int = 13) -> Path:
     """y = LAST asinh(FIRST x), on [-1, 1]^2 at most 2.91: asinh 3 + asinh 0 + asinh 1 + ..."""
     nodes = [
         helper.make_node("MatMul", ["x", "w"], ["z"]),
@@ -67,7 +67,7 @@ def curved(folder: Path, op: str = "Asinh") -> Path:
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 1])],
         [numpy_helper.from_array(FIRST.T.copy(), "w"), numpy_helper.from_array(LAST.T.copy(), "v")],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
     path = folder / f"{op.lower()}.onnx"
     path.write_bytes(model.SerializeToString())
     return path
@@ -101,15 +101,27 @@ def test_examples_are_short() -> None:
     assert len(lengths) >= 5 and max(lengths.values()) <= 60, lengths
 
 
-def test_python_of_the_page_runs() -> None:
+def test_python_of_the_page_runs(extras: Path) -> None:
     text = (EXTRAS.parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")
     blocks = [textwrap.dedent(block) for block in re.findall(r"^ *```python\n(.*?)^ *```", text, re.S | re.M)]
     assert len(blocks) == 2
     for block in blocks:
         done = subprocess.run(
-            [sys.executable, "-c", block], capture_output=True, text=True, check=False, env=environment()
+            [sys.executable, "-c", block], capture_output=True, text=True, check=False, env=environment(), cwd=extras
         )
         assert done.returncode == 0, done.stderr
+
+
+def test_the_project_of_the_page_is_complete() -> None:
+    text = (EXTRAS.parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```toml\n(.*?)^```", text, re.S | re.M)
+    shown, ours = tomllib.loads(block), tomllib.loads((EXTRAS / "pyproject.toml").read_text(encoding="utf-8"))
+    assert shown.keys() == ours.keys() and shown["build-system"] == ours["build-system"]
+    assert shown["project"].keys() == ours["project"].keys()
+    points = shown["project"]["entry-points"]
+    modules = [target.partition(":")[0] for group in points.values() for target in group.values()]
+    assert points.keys() < ours["project"]["entry-points"].keys()
+    assert modules == shown["tool"]["setuptools"]["py-modules"]
 
 
 def test_the_page_names_every_example_and_entry_point() -> None:
@@ -283,11 +295,31 @@ CONVERTERS = {'Asinh': lambda attributes: torch.ops.mine.curved}
 """
 
 
-def test_the_argument_of_a_unary_function_may_have_any_name(tmp_path: Path) -> None:
-    install(tmp_path / "site", "mine", {"verifier.ops": {"mine": "my_curve"}}, my_curve=OWN + "OPS = [Asinh]\n")
+RECORDED = """
+from torch import asinh
+from verifier.frontend.lower_nonlinear import unary
+from verifier.frontend.recorded import recorded
+from my_asinh import Asinh
+whole = recorded('whole_asinh', asinh)
+TRANSLATORS = {'whole_asinh': unary(Asinh)}
+CONVERTERS = {'Asinh': lambda attributes: whole}
+"""
+
+
+@pytest.mark.parametrize("source", [OWN, RECORDED], ids=["any name", "recorded"])
+def test_a_function_of_its_own_becomes_one_node(source: str, tmp_path: Path) -> None:
+    """Whatever the name of its argument is."""
+    install(tmp_path / "site", "mine", {"verifier.ops": {"mine": "my_curve"}}, my_curve=source + "OPS = [Asinh]\n")
     (tmp_path / "site" / "my_asinh.py").write_text((EXTRAS / "asinh.py").read_text())
     done = command(tmp_path / "site", "inspect", curved(tmp_path))
     assert done.returncode == 0 and "not supported" not in done.stdout and "Asinh" in done.stdout, done
+
+
+def test_a_converter_is_enough_where_torch_has_the_function(tmp_path: Path) -> None:
+    source = MISH.replace("TRANSLATORS", "ignored")
+    site = install(tmp_path / "site", "mine", {"verifier.ops": {"mine": "only_mish"}}, only_mish=source)
+    done = command(site, "inspect", curved(tmp_path, "Mish", 18))
+    assert done.returncode == 0 and "Softplus" in done.stdout and "not supported" not in done.stdout, done
 
 
 FAILING = {
@@ -317,6 +349,16 @@ def test_a_failure_names_the_package_and_the_op(part: str, tmp_path: Path) -> No
     if part == "interval":
         assert "    raise KeyError('self')\n" in command(site, "verify", *files, *CPU, "-v").stderr
         assert "failed in Asinh.interval" in command(site, "bounds", *files, "--device", "cpu").stderr
+
+
+def test_a_failing_attack_is_named(tmp_path: Path) -> None:
+    site = install(
+        tmp_path / "site", "mine", {"verifier.attacks": {"bad": "bad_attack:go"}}, bad_attack="def go(t): 1 / 0\n"
+    )
+    files = ["--onnx", absolute(tmp_path), "--vnnlib", above(tmp_path, 1.9)]
+    done = command(site, "verify", *files, *CPU, "--set", "attack.methods=bad")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "Error: the attack 'bad' of package mine failed in go: ZeroDivisionError: division by zero\n"
 
 
 def test_a_query_that_is_cut_off_names_what_was_loaded(tmp_path: Path) -> None:

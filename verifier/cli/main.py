@@ -83,7 +83,7 @@ def cli() -> None:
     """Prove properties of neural networks, or find counterexamples.
 
     Exit codes: 0 a verdict (also unknown and timeout), 2 bad usage, configuration or input, 3 an unsupported network or
-    property, 1 an internal error.
+    property, 1 an internal error, or one of a plug-in. inspect describes an unsupported network, and exits with 0.
     """
 
 
@@ -198,7 +198,7 @@ def ops(markdown: bool) -> int:
 @cli.command()
 @click.argument("network", type=FILE)
 def inspect(network: Path) -> None:
-    """Nodes, shapes and parameters of an ONNX file, and what is not supported."""
+    """Nodes, shapes and parameters of an ONNX file, and what is not supported (exit 0 all the same)."""
     from verifier.cli.inspect import describe
 
     click.echo(describe(network))
