@@ -858,12 +858,14 @@ def since_versions() -> dict[str, list[int]]:
 
 
 def adopt(tool: Converter) -> None:
-    """Add the converters of other packages.
+    """Add the converters of other packages, in place of those that were added before.
 
     Raises:
         ConfigError: one is for an operator that has a converter, or that there is not; or it cannot be imported.
     """
     theirs, versions = check_converters(tool, op_sets()), since_versions()
+    for key in [k for k, v in tool.registry.items() if isinstance(v, Foreign)]:
+        del tool.registry[key]
     for op, (plugin, rule) in theirs.items():
         for version in versions[op]:
             guard = partial(answerable, plugin, f"its converter of '{op}'", (NotImplementedError,))
