@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from fractions import Fraction
+from functools import cache
 from typing import Any
 
 import mpmath
@@ -98,9 +99,27 @@ _ANYWHERE = ("lower_point", "upper_point")
 
 
 def op_of(name: str, **fields: Any) -> Any:
-    from verifier.ops.registry import op_classes
+    from verifier.ops.registry import our_classes
 
-    return {cls.__name__: cls for cls in op_classes()}[name](**fields)
+    return {cls.__name__: cls for cls in our_classes()}[name](**fields)
+
+
+@cache
+def added() -> dict[str, Any]:
+    """Samples of the unary ops in ``verifier/contrib`` that say what their function is, by name."""
+    from verifier.ops.registry import our_sets
+
+    return {s.name: s for found in our_sets() for s in found.samples if s.exact is not None}
+
+
+def _exactly(sample: Any) -> Callable[..., _Number]:
+    """A sample's function, in as many digits as others have here."""
+
+    def value(z: Fraction, op: Any) -> Any:
+        with mpmath.workdps(_MP.dps):
+            return _MP.mpf(sample.exact(mpmath.mpf(z.numerator) / z.denominator))
+
+    return value
 
 
 # ------------------------------------------------------------------------------------------------------ random boxes
@@ -164,8 +183,14 @@ def parameters(rng: np.random.Generator, op: Any, xs: list[Any]) -> dict[str, An
 
 def relaxation(rng: np.random.Generator) -> str | None:
     """One nonlinear op: its interval and its planes hold every exact value in the box."""
-    name = str(rng.choice([*UNARY, *SEVERAL]))
+    name = str(rng.choice([*UNARY, *SEVERAL, *added()]))
     dtype = np.float32 if rng.random() < 0.5 else np.float64
+    if name in added():
+        sample = added()[name]
+        low, up = box(rng, (int(rng.integers(1, 5)),), dtype, 0.0 if 0.0 in sample.domain else -np.inf)
+        low, up = (-up, -low) if sample.domain[1] == 0 else (low, up)
+        limits = np.array(sample.domain, dtype)
+        return _held(rng, sample.op, [(low.clip(*limits), up.clip(*limits))], _exactly(sample))
     if name in UNARY:
         fields, function, _, start = UNARY[name]
         op, shapes = op_of(name, **fields(rng)), [(int(rng.integers(1, 5)),)]

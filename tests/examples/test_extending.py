@@ -53,7 +53,7 @@ def command(site: Path | None, *args: object, **variables: str) -> subprocess.Co
     )
 
 
-def curved(folder: Path, op: str = "Asinh") -> Path:
+def curved(folder: Path, op: str = "Asinh", opset: int = 13) -> Path:
     """y = LAST asinh(FIRST x), on [-1, 1]^2 at most 2.91: asinh 3 + asinh 0 + asinh 1 + ..."""
     nodes = [
         helper.make_node("MatMul", ["x", "w"], ["z"]),
@@ -67,7 +67,7 @@ def curved(folder: Path, op: str = "Asinh") -> Path:
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 1])],
         [numpy_helper.from_array(FIRST.T.copy(), "w"), numpy_helper.from_array(LAST.T.copy(), "v")],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
     path = folder / f"{op.lower()}.onnx"
     path.write_bytes(model.SerializeToString())
     return path
@@ -101,15 +101,27 @@ def test_examples_are_short() -> None:
     assert len(lengths) >= 5 and max(lengths.values()) <= 60, lengths
 
 
-def test_python_of_the_page_runs() -> None:
+def test_python_of_the_page_runs(extras: Path) -> None:
     text = (EXTRAS.parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")
     blocks = [textwrap.dedent(block) for block in re.findall(r"^ *```python\n(.*?)^ *```", text, re.S | re.M)]
     assert len(blocks) == 2
     for block in blocks:
         done = subprocess.run(
-            [sys.executable, "-c", block], capture_output=True, text=True, check=False, env=environment()
+            [sys.executable, "-c", block], capture_output=True, text=True, check=False, env=environment(), cwd=extras
         )
         assert done.returncode == 0, done.stderr
+
+
+def test_the_project_of_the_page_is_complete() -> None:
+    text = (EXTRAS.parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```toml\n(.*?)^```", text, re.S | re.M)
+    shown, ours = tomllib.loads(block), tomllib.loads((EXTRAS / "pyproject.toml").read_text(encoding="utf-8"))
+    assert shown.keys() == ours.keys() and shown["build-system"] == ours["build-system"]
+    assert shown["project"].keys() == ours["project"].keys()
+    points = shown["project"]["entry-points"]
+    modules = [target.partition(":")[0] for group in points.values() for target in group.values()]
+    assert points.keys() < ours["project"]["entry-points"].keys()
+    assert modules == shown["tool"]["setuptools"]["py-modules"]
 
 
 def test_the_page_names_every_example_and_entry_point() -> None:
@@ -216,6 +228,16 @@ def test_what_is_ours_is_not_taken_over(name: str, tmp_path: Path, monkeypatch: 
     assert done.returncode == 2 and why in done.stderr and done.stderr.count("\n") == 1, done.stderr
 
 
+def test_the_list_has_all_that_can_be_used(extras: Path, tmp_path: Path) -> None:
+    broken = {"verifier.ops": {"broken": "nothing_of_this_name", "taken": "taken_names"}}
+    install(tmp_path, "mine", broken, taken_names="TRANSLATORS = {'relu': len}\n")
+    done = command(extras, "ops", PYTHONPATH=os.pathsep.join([str(tmp_path), environment()["PYTHONPATH"]]))
+    assert done.returncode == 2 and "Relu" in done.stdout and "(package verifier-extras)" in done.stdout
+    first, second = done.stderr.splitlines()
+    assert "'broken' of package mine (nothing_of_this_name) cannot be imported" in first
+    assert "'taken' of package mine brings the translator 'relu'" in second
+
+
 def test_the_list_of_what_is_supported_marks_other_packages(extras: Path) -> None:
     done = command(extras, "ops")
     assert done.returncode == 0, done.stderr
@@ -223,6 +245,140 @@ def test_the_list_of_what_is_supported_marks_other_packages(extras: Path) -> Non
     assert ["Asinh", "9", "on", "(package", "verifier-extras)"] in lines
     assert "asinh (package verifier-extras)" in " ".join(done.stdout.split())
     assert any(line[:1] == ["Asinh"] and "log(z" in " ".join(line) for line in lines)
+
+
+# -------------------------------------------------------------------------------------------- what plug-ins get wrong
+
+MISH = """
+import torch
+from verifier.contrib.softsign import Softsign
+from verifier.frontend.lower_nonlinear import unary
+TRANSLATORS = {'mish': unary(Softsign)}
+CONVERTERS = {'Mish': lambda attributes: torch.nn.functional.mish}
+"""
+
+
+@pytest.mark.parametrize("name", ["verify", "inspect", "bounds"])
+def test_a_translation_of_ours_is_not_taken_over_unnoticed(name: str, tmp_path: Path) -> None:
+    """The converter is for an operator that we lack, what it returns is translated by us."""
+    source = MISH.replace("'Mish'", "'Asinh'")
+    site = install(tmp_path / "site", "mine", {"verifier.ops": {"mine": "my_mish"}}, my_mish=source)
+    network, prop = curved(tmp_path), above(tmp_path, 1.0)
+    arguments = {
+        "verify": ["--onnx", network, "--vnnlib", prop, *CPU],
+        "inspect": [network],
+        "bounds": ["--onnx", network, "--vnnlib", prop, "--device", "cpu"],
+    }
+    done = command(site, name, *arguments[name])
+    why = "the set of ops 'mine' of package mine brings the translator 'mish', and so do we; it must leave it out\n"
+    assert done.returncode == 2 and done.stderr.endswith(why) and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_a_converter_of_ours_is_not_taken_over_unnoticed(tmp_path: Path) -> None:
+    """Only the translator is asked for: the operator has a converter."""
+    source = MISH.replace("'mish'", "'atan'").replace("'Mish'", "'Softsign'")
+    site = install(tmp_path / "site", "mine", {"verifier.ops": {"mine": "my_atan"}}, my_atan=source)
+    done = command(site, "inspect", curved(tmp_path, "Atan"))
+    assert done.returncode == 2 and "brings the converter 'Softsign', and so do we" in done.stderr, done.stderr
+
+
+OWN = """
+from torch import Tensor, asinh
+import torch
+from verifier.frontend.lower_nonlinear import unary
+from my_asinh import Asinh
+LIBRARY = torch.library.Library('mine', 'DEF')
+LIBRARY.define('curved(Tensor x) -> Tensor')
+LIBRARY.impl('curved', asinh, 'CompositeExplicitAutograd')
+TRANSLATORS = {'curved': unary(Asinh)}
+CONVERTERS = {'Asinh': lambda attributes: torch.ops.mine.curved}
+"""
+
+
+RECORDED = """
+from torch import asinh
+from verifier.frontend.lower_nonlinear import unary
+from verifier.frontend.recorded import recorded
+from my_asinh import Asinh
+whole = recorded('whole_asinh', asinh)
+TRANSLATORS = {'whole_asinh': unary(Asinh)}
+CONVERTERS = {'Asinh': lambda attributes: whole}
+"""
+
+
+@pytest.mark.parametrize("source", [OWN, RECORDED], ids=["any name", "recorded"])
+def test_a_function_of_its_own_becomes_one_node(source: str, tmp_path: Path) -> None:
+    """Whatever the name of its argument is."""
+    install(tmp_path / "site", "mine", {"verifier.ops": {"mine": "my_curve"}}, my_curve=source + "OPS = [Asinh]\n")
+    (tmp_path / "site" / "my_asinh.py").write_text((EXTRAS / "asinh.py").read_text())
+    done = command(tmp_path / "site", "inspect", curved(tmp_path))
+    assert done.returncode == 0 and "not supported" not in done.stdout and "Asinh" in done.stdout, done
+
+
+def test_a_converter_is_enough_where_torch_has_the_function(tmp_path: Path) -> None:
+    source = MISH.replace("TRANSLATORS", "ignored")
+    site = install(tmp_path / "site", "mine", {"verifier.ops": {"mine": "only_mish"}}, only_mish=source)
+    done = command(site, "inspect", curved(tmp_path, "Mish", 18))
+    assert done.returncode == 0 and "Softplus" in done.stdout and "not supported" not in done.stdout, done
+
+
+FAILING = {
+    "translator": ("    x = state.the_node(", "its translator 'asinh'"),
+    "converter": ("    return torch.asinh\n", "its converter of 'Asinh'"),
+    "interval": ("    @property\n    def curve(", "Asinh.interval"),
+    "helper": ("    return 1 / torch.hypot(", "Asinh."),
+}
+
+
+@pytest.mark.parametrize("part", FAILING)
+def test_a_failure_names_the_package_and_the_op(part: str, tmp_path: Path) -> None:
+    place, what = FAILING[part]
+    new = (
+        "    def interval(self, xs, p):\n        raise KeyError('self')\n" if part == "interval" else "    {}['self']\n"
+    )
+    source = (EXTRAS / "asinh.py").read_text().replace(place, new + place)
+    site = install(tmp_path / "site", "mine", {"verifier.ops": {"mine": "failing"}}, failing=source)
+    network, prop, record = curved(tmp_path), above(tmp_path, 2.95), tmp_path / "r.json"
+    files = ["--onnx", network, "--vnnlib", prop]
+    done = command(site, "verify", *files, *CPU, "--json", record)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+    assert f"Error: the set of ops 'mine' of package mine failed in {what}" in done.stderr
+    assert done.stderr.endswith(": KeyError: 'self'\n")
+    found = json.loads(record.read_text())
+    assert found["error"]["kind"] == "PluginFailed" and [p["name"] for p in found["plugins"]] == ["mine"]
+    if part == "interval":
+        assert "    raise KeyError('self')\n" in command(site, "verify", *files, *CPU, "-v").stderr
+        assert "failed in Asinh.interval" in command(site, "bounds", *files, "--device", "cpu").stderr
+
+
+def test_a_failing_attack_is_named(tmp_path: Path) -> None:
+    site = install(
+        tmp_path / "site", "mine", {"verifier.attacks": {"bad": "bad_attack:go"}}, bad_attack="def go(t): 1 / 0\n"
+    )
+    files = ["--onnx", absolute(tmp_path), "--vnnlib", above(tmp_path, 1.9)]
+    done = command(site, "verify", *files, *CPU, "--set", "attack.methods=bad")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "Error: the attack 'bad' of package mine failed in go: ZeroDivisionError: division by zero\n"
+
+
+def test_a_query_that_is_cut_off_names_what_was_loaded(tmp_path: Path) -> None:
+    slow = "    import time; time.sleep(60)\n"
+    source = (EXTRAS / "asinh.py").read_text().replace("    return torch.asinh\n", slow)
+    site = install(tmp_path / "site", "mine", {"verifier.ops": {"mine": "slow_asinh"}}, slow_asinh=source)
+    record = tmp_path / "r.json"
+    files = ["--onnx", curved(tmp_path), "--vnnlib", above(tmp_path, 2.95), "--json", record]
+    done = command(site, "verify", *files, "--device", "cpu", "--timeout", "8")
+    found = json.loads(record.read_text())
+    assert (done.stdout, found["verdict"]) == ("timeout\n", "timeout")
+    assert [p["name"] for p in found["plugins"]] == ["mine"]
+
+
+def test_a_name_of_ours_means_ours(tmp_path: Path) -> None:
+    """Nobody looks for the plug-in, and the record says nothing of it."""
+    site = install(tmp_path / "site", "mine", {"verifier.attacks": {"pgd": "nothing:here"}})
+    query = (absolute(tmp_path), above(tmp_path, 1.9))
+    verdict, record = verify(site, tmp_path, *query, "--set", "attack.methods=pgd", "-v")
+    assert verdict == "sat" and record["plugins"] == [] and record["notes"] == []
 
 
 # -------------------------------------------------------------------------------------------- heuristics and attacks

@@ -32,10 +32,12 @@ from scripts.fuzzing import (
     vnnlib,
     written,
 )
+from verifier.contrib.softsign import Softsign
+from verifier.core.interval import Interval
 from verifier.core.result import Result, Verdict
 from verifier.graph.op import NonlinearOp
 from verifier.ops import curves, linear
-from verifier.ops.registry import op_classes
+from verifier.ops.registry import our_classes, our_sets
 from verifier.spec import replay
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -209,8 +211,20 @@ def test_a_judge_that_takes_strict_rows_loosely_is_found(monkeypatch: pytest.Mon
 
 
 def test_every_nonlinear_op_has_a_truth() -> None:
-    nonlinear = {c.__name__ for c in op_classes() if issubclass(c, NonlinearOp)}
-    assert nonlinear == {*planes.UNARY, *planes.SEVERAL}
+    nonlinear = {c.__name__ for c in our_classes() if issubclass(c, NonlinearOp)}
+    several = {type(s.op).__name__ for found in our_sets() for s in found.samples if s.exact is None}
+    assert nonlinear - several == {*planes.UNARY, *planes.SEVERAL, *(s.op.kind for s in planes.added().values())}
+
+
+def test_ops_in_one_file_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = Softsign.interval
+
+    def wrong(self: Softsign, xs: Any, p: Any) -> Interval:
+        low, up = right(self, xs, p)
+        return Interval(low, up - 0.01)
+
+    monkeypatch.setattr(Softsign, "interval", wrong)
+    assert _found("relaxation", 400)
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -19,9 +19,13 @@ from verifier.contrib.softsign import CONVERTERS, Softsign
 from verifier.core import folders
 from verifier.core.errors import ConfigError
 from verifier.core.plugins import OPS, noted
-from verifier.frontend.converters import RULES, Attributes
+from verifier.frontend import lower, onnx_module
+from verifier.frontend.catalogue import onnx_operators
+from verifier.frontend.converters import RULES, Attributes, register
 from verifier.frontend.lower import translators
+from verifier.frontend.lower_nonlinear import unary
 from verifier.frontend.network import from_module
+from verifier.frontend.onnx2torch_loader import load_privately
 from verifier.ops import registry
 from verifier.ops.relu import Relu
 from verifier.testing import checks
@@ -83,6 +87,31 @@ def test_what_cannot_be_a_set(sets: Sets, why: str, monkeypatch: pytest.MonkeyPa
     with pytest.raises(ConfigError, match=why):
         registry.our_table("translators", ["relu"])
         registry.our_table("converters", RULES)
+
+
+def test_an_operator_of_constants_becomes_one_of_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its file alone, also where we have a converter for constants."""
+    added = {"Atan": lambda attributes: torch.atan, "ReduceProd": lambda attributes: torch.prod}
+    monkeypatch.setattr(folders, "OPS", Sets(a={"CONVERTERS": added, "TRANSLATORS": {"atan": unary(Softsign)}}))
+    loaded, caches = load_privately(), (registry.our_sets, lower.translators)
+    for cache in caches:
+        cache.cache_clear()
+    try:
+        register(loaded)
+        monkeypatch.setattr(onnx_module, "converter", lambda: loaded)
+        bounded = {entry.name: entry.bounded for entry in onnx_operators()}
+        assert bounded["Atan"] and bounded["ReduceProd"] and not bounded["Tan"]
+        network = from_module(nn.Sequential(nn.Linear(2, 2), Arc()), input_shape=(1, 2))
+        assert [node.op.kind for node in network.graph.nodes] == ["Input", "Linear", "Softsign"]
+    finally:
+        monkeypatch.undo()
+        for cache in caches:
+            cache.cache_clear()
+
+
+class Arc(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.atan(x)
 
 
 def test_other_packages_cannot_take_over_a_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

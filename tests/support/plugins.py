@@ -42,7 +42,7 @@ def install_extras(folder: Path) -> Path:
 
 
 def forget() -> None:
-    """What this process knows of plug-ins; converters that it has adopted stay."""
+    """What this process knows of plug-ins; converters that it has adopted stay until it adopts others."""
     plugins._installed.cache_clear()
     plugins.load.cache_clear()
     lower.foreign_translators.cache_clear()

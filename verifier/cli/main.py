@@ -25,7 +25,8 @@ from verifier.cli.options import (
     Settings,
     WarmServerOptions,
 )
-from verifier.core.errors import InputError, VerifierError
+from verifier.core.errors import InputError, PluginFailed, VerifierError
+from verifier.core.plugins import blamed
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -62,19 +63,18 @@ def invoke(argv: Sequence[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         click.echo("Error: interrupted", err=True)
         return 130
-    except VerifierError as error:
-        click.echo(f"Error: {error}", err=True)
-        return error.exit_code
     except BrokenPipeError:
         return 1
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno in _FULL and error.filename is None:
-            click.echo(f"Error: cannot write to stdout: {error.strerror}", err=True)
+    except Exception as raised:
+        if isinstance(raised, OSError) and raised.errno in _FULL and raised.filename is None:
+            click.echo(f"Error: cannot write to stdout: {raised.strerror}", err=True)
             return InputError.exit_code
-        click.echo(f"Error: internal error: {type(error).__name__}: {error}", err=True)
-        if any(a in ("-v", "--verbose") for a in args):
+        error = blamed(raised)
+        known = isinstance(error, VerifierError)
+        click.echo(f"Error: {error}" if known else f"Error: internal error: {type(error).__name__}: {error}", err=True)
+        if any(a in ("-v", "--verbose") for a in args) and (isinstance(error, PluginFailed) or not known):
             traceback.print_exc()
-        return 1
+        return error.exit_code if isinstance(error, VerifierError) else 1
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -83,7 +83,7 @@ def cli() -> None:
     """Prove properties of neural networks, or find counterexamples.
 
     Exit codes: 0 a verdict (also unknown and timeout), 2 bad usage, configuration or input, 3 an unsupported network or
-    property, 1 an internal error.
+    property, 1 an internal error, or one of a plug-in. inspect describes an unsupported network, and exits with 0.
     """
 
 
@@ -181,17 +181,24 @@ def check(files: QueryFiles, results_file: Path) -> int:
 
 @cli.command()
 @click.option("--markdown", is_flag=True, help="As the page docs/operators.md.")
-def ops(markdown: bool) -> None:
-    """ONNX operators, ATen functions and relaxations that are supported; those of other packages are marked."""
+def ops(markdown: bool) -> int:
+    """ONNX operators, ATen functions and relaxations that are supported; those of other packages are marked.
+
+    A package whose ops cannot be used is named on stderr, and the exit code is 2.
+    """
     from verifier.cli.ops import overview
 
-    click.echo(overview(markdown), nl=False)
+    text, wrong = overview(markdown)
+    click.echo(text, nl=False)
+    for error in wrong:
+        click.echo(f"Error: {error}", err=True)
+    return InputError.exit_code if wrong else 0
 
 
 @cli.command()
 @click.argument("network", type=FILE)
 def inspect(network: Path) -> None:
-    """Nodes, shapes and parameters of an ONNX file, and what is not supported."""
+    """Nodes, shapes and parameters of an ONNX file, and what is not supported (exit 0 all the same)."""
     from verifier.cli.inspect import describe
 
     click.echo(describe(network))

@@ -7,29 +7,27 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from verifier.core.errors import ConfigError
     from verifier.frontend.catalogue import Entry
 
 _WIDTH = 100
 
 
-def overview(markdown: bool) -> str:
-    """All operators, functions and ops; those of other packages with the package's name.
-
-    Raises:
-        ConfigError: something of another package cannot be used.
-    """
+def overview(markdown: bool) -> tuple[str, list[ConfigError]]:
+    """All operators, functions and ops, with the names of other packages; and what is wrong with those left out."""
     from verifier.frontend import catalogue
     from verifier.report.record import versions
 
-    operators = catalogue.onnx_operators()
+    others, wrong = catalogue.usable_sets()
+    operators = catalogue.onnx_operators(others)
     made_with = {name: versions()[name] for name in ("onnx", "onnx2torch", "torch")}
     parts = (
         [entry for entry in operators if entry.bounded],
         [entry for entry in operators if not entry.bounded],
-        catalogue.aten_functions(),
-        catalogue.graph_ops(),
+        catalogue.aten_functions(others),
+        catalogue.graph_ops(others),
     )
-    return _page(*parts, made_with) if markdown else _text(*parts)
+    return _page(*parts, made_with) if markdown else _text(*parts), wrong
 
 
 def _text(operators: Sequence[Entry], constants: Sequence[Entry], aten: Sequence[Entry], ops: Sequence[Entry]) -> str:

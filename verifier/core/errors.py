@@ -46,6 +46,10 @@ class UnsupportedPropertyError(UnsupportedError):
     """The property uses a construct outside the supported fragment; the line is named."""
 
 
+class PluginFailed(VerifierError):
+    """Code of another package raised an exception; the message names the package and what it was doing."""
+
+
 class DeadlineExceeded(VerifierError):
     """The time limit was reached; the pipeline turns it into the verdict ``timeout``."""
 

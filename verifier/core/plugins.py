@@ -8,14 +8,15 @@ processes are names, and op classes that can be imported by theirs.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
+from types import TracebackType
 from typing import Any, TypeVar
 
-from verifier.core.errors import ConfigError
+from verifier.core.errors import ConfigError, PluginFailed, VerifierError
 
 T = TypeVar("T")
 
@@ -117,6 +118,9 @@ def choices(ours: Iterable[str], others: Mapping[str, Plugin]) -> str:
     return ", ".join((*ours, *theirs))
 
 
+_loaded: list[Plugin] = []
+
+
 @cache
 def load(plugin: Plugin) -> Any:
     """Import what a plug-in names.
@@ -126,6 +130,7 @@ def load(plugin: Plugin) -> Any:
     """
     from importlib import metadata
 
+    _loaded.append(plugin)
     try:
         return metadata.EntryPoint(plugin.name, plugin.target, plugin.group).load()
     except Exception as error:
@@ -166,14 +171,20 @@ def installed_versions(groups: Iterable[str]) -> dict[str, str]:
 
 # ------------------------------------------------------------------------------------------------------- taking part
 
-_listening: ContextVar[tuple[list[Plugin], ...]] = ContextVar("_listening", default=())
+Told = Callable[[Sequence[Plugin]], object]
+
+_listening: ContextVar[tuple[tuple[list[Plugin], Told], ...]] = ContextVar("_listening", default=())
 
 
 @contextmanager
-def noted() -> Iterator[list[Plugin]]:
-    """The plug-ins that are asked for inside, each once, in that order."""
+def noted(told: Told = len) -> Iterator[list[Plugin]]:
+    """The plug-ins that are asked for inside, each once, in that order.
+
+    Args:
+        told: called with all of them so far whenever there are more.
+    """
     found: list[Plugin] = []
-    token = _listening.set((*_listening.get(), found))
+    token = _listening.set((*_listening.get(), (found, told)))
     try:
         yield found
     finally:
@@ -182,10 +193,69 @@ def noted() -> Iterator[list[Plugin]]:
 
 def note(*plugins: Plugin) -> None:
     """Plug-ins take part in what is going on."""
-    for found in _listening.get():
-        found.extend(plugin for plugin in dict.fromkeys(plugins) if plugin not in found)
+    for found, told in _listening.get():
+        new = [plugin for plugin in dict.fromkeys(plugins) if plugin not in found]
+        if new:
+            found.extend(new)
+            told(found)
 
 
 def taking_part() -> tuple[Plugin, ...]:
     """The plug-ins noted so far by the outermost :func:`noted`, that of the query."""
-    return tuple(next(iter(_listening.get()), ()))
+    return tuple(next((found for found, _ in _listening.get()), ()))
+
+
+# --------------------------------------------------------------------------------------------------------- failures
+
+
+@contextmanager
+def answerable(plugin: Plugin, what: str, refusals: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """A plug-in's code runs inside; an exception that is no refusal becomes a sentence that names it.
+
+    Args:
+        what: what it is doing, in words.
+        refusals: exceptions that pass besides those that this package raises on purpose.
+
+    Raises:
+        PluginFailed: with the exception as its cause.
+    """
+    try:
+        yield
+    except (VerifierError, MemoryError, *refusals):
+        raise
+    except Exception as error:
+        raise _failed(plugin, what, error) from error
+
+
+def blamed(error: Exception) -> Exception:
+    """The exception itself, or a :class:`PluginFailed` with it as its cause when it came out of a plug-in's code.
+
+    That is code of a plug-in's package, or a method of an object whose class is from there.
+    """
+    if isinstance(error, VerifierError):
+        return error
+    trace: TracebackType | None = error.__traceback__
+    while trace is not None:
+        frame, trace = trace.tb_frame, trace.tb_next
+        kind = type(frame.f_locals.get("self"))
+        plugin = _owner(kind.__module__)
+        where = f"{kind.__name__}.{frame.f_code.co_name}"
+        if plugin is None:
+            plugin, where = _owner(frame.f_globals.get("__name__", "")), frame.f_code.co_qualname
+        if plugin is not None:
+            found = _failed(plugin, where, error)
+            found.__cause__ = error
+            return found
+    return error
+
+
+def _failed(plugin: Plugin, what: str, error: Exception) -> PluginFailed:
+    why = " ".join(str(error).split())[:200]
+    return PluginFailed(f"the {plugin} failed in {what}: {type(error).__name__}{f': {why}' if why else ''}")
+
+
+def _owner(module: str) -> Plugin | None:
+    """The loaded plug-in that a module belongs to; of several of a package the one whose own module it is."""
+    targets = {plugin.target.partition(":")[0]: plugin for plugin in _loaded}
+    top = module.partition(".")[0]
+    return targets.get(module) or next((p for target, p in targets.items() if target.partition(".")[0] == top), None)

@@ -6,17 +6,11 @@ import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from verifier.core import folders
+from verifier.core.errors import ConfigError
+from verifier.core.plugins import OPS, foreign
 from verifier.graph.op import AffineOp, Op
-from verifier.ops.registry import op_sets, our_classes
-
-# Operators that are evaluated where they depend on constants or shapes alone: nothing bounds them.
-CONSTANTS_ONLY = frozenset(
-    [
-        *("Acos", "ArgMax", "ArgMin", "Asin", "Atan", "Constant", "ConstantOfShape", "CumSum", "Equal", "EyeLike"),
-        *("IsInf", "IsNaN", "Mod", "NonZero", "OneHot", "Range", "ReduceLogSumExp", "ReduceProd", "Shape", "Size"),
-        *("Tan", "TopK", "Xor"),
-    ]
-)
+from verifier.ops.registry import OpSet, check_classes, op_set, our_classes, our_sets
 
 
 @dataclass(frozen=True)
@@ -35,25 +29,27 @@ class Entry:
     bounded: bool = True
 
 
-def onnx_operators() -> list[Entry]:
+def onnx_operators(others: Sequence[OpSet] = ()) -> list[Entry]:
     """The operators of the ONNX standard that are read, with the opsets in which they are, sorted by name.
 
-    Raises:
-        ConfigError: a converter of another package cannot be used.
+    Args:
+        others: sets of other packages.
     """
-    from verifier.frontend.converters import Foreign, since_versions
-    from verifier.frontend.onnx_module import extended
+    from verifier.frontend.converters import CONSTANTS_ONLY, Foreign, since_versions
+    from verifier.frontend.onnx_module import converter
 
-    versions, registry = since_versions(), extended().registry
-    have: dict[str, dict[int, str]] = {}
-    for key, converter in registry.items():
-        if key.domain == "" and key.version in versions.get(key.operation_type, ()):
-            package = converter.plugin.distribution if isinstance(converter, Foreign) else ""
-            have.setdefault(key.operation_type, {})[key.version] = package
-    return [
-        Entry(name, opsets(sorted(versions[name]), set(found)), next(iter(found.values())), name not in CONSTANTS_ONLY)
-        for name, found in sorted(have.items())
-    ]
+    versions = since_versions()
+    have: dict[str, set[int]] = {}
+    for key, found in converter().registry.items():
+        ours = key.domain == "" and not isinstance(found, Foreign)
+        if ours and key.version in versions.get(key.operation_type, ()):
+            have.setdefault(key.operation_type, set()).add(key.version)
+    bounded = {name for s in our_sets() for name in s.converters} | (have.keys() - CONSTANTS_ONLY)
+    entries = [Entry(name, opsets(sorted(versions[name]), found), "", name in bounded) for name, found in have.items()]
+    for s in others:
+        every = ((name, sorted(versions[name])) for name in s.converters)
+        entries += [Entry(name, opsets(since, set(since)), s.plugin.distribution) for name, since in every]
+    return sorted(entries, key=lambda e: e.name)
 
 
 def opsets(since: Sequence[int], have: set[int]) -> str:
@@ -76,24 +72,55 @@ def opsets(since: Sequence[int], have: set[int]) -> str:
     return ", ".join(parts)
 
 
-def aten_functions() -> list[Entry]:
+def aten_functions(others: Sequence[OpSet] = ()) -> list[Entry]:
     """The functions that are translated when torch records them, sorted by name.
 
-    Raises:
-        ConfigError: a translator of another package cannot be used.
+    Args:
+        others: sets of other packages.
     """
-    from verifier.frontend.lower import foreign_translators, translators
+    from verifier.frontend.lower import translators
 
-    theirs = [Entry(name, package=plugin.distribution) for name, (plugin, _) in foreign_translators().items()]
+    theirs = [Entry(name, package=s.plugin.distribution) for s in others for name in s.translators]
     return sorted([*map(Entry, translators()), *theirs], key=lambda e: e.name)
 
 
-def graph_ops() -> list[Entry]:
-    """The ops that graphs consist of and bounds are computed for: affine ones first, each sorted by name."""
+def graph_ops(others: Sequence[OpSet] = ()) -> list[Entry]:
+    """The ops that graphs consist of and bounds are computed for: affine ones first, each sorted by name.
+
+    Args:
+        others: sets of other packages.
+    """
     packages: dict[type[Op], str] = dict.fromkeys(our_classes(), "")
-    packages |= {cls: found.plugin.distribution for found in op_sets() for cls in found.ops}
+    packages |= {cls: s.plugin.distribution for s in others for cls in s.ops}
     ordered = sorted(packages, key=lambda cls: (not issubclass(cls, AffineOp), cls.__name__))
     return [Entry(cls.__name__, _first_sentence(cls), packages[cls]) for cls in ordered]
+
+
+def usable_sets() -> tuple[list[OpSet], list[ConfigError]]:
+    """The sets of other packages that can be used, and what is wrong with the others.
+
+    Each is looked at with those before it: of two that share a name the first can be used.
+    """
+    from verifier.frontend.converters import check_converters
+    from verifier.frontend.lower import check_translators
+    from verifier.frontend.onnx_module import converter
+
+    usable: list[OpSet] = []
+    wrong: list[ConfigError] = []
+    try:
+        plugins = foreign(OPS, folders.OPS).values()
+    except ConfigError as error:
+        return [], [error]
+    for plugin in plugins:
+        try:
+            found = op_set(plugin)
+            check_classes([*usable, found])
+            check_translators([*usable, found])
+            check_converters(converter(), [*usable, found])
+            usable.append(found)
+        except ConfigError as error:
+            wrong.append(error)
+    return usable, wrong
 
 
 def _first_sentence(cls: type) -> str:

@@ -8,8 +8,10 @@ handled inside the rule.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -17,10 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from verifier.core.errors import ConfigError, InputError, UnsupportedOpError
-from verifier.core.plugins import Plugin
+from verifier.core.plugins import Plugin, answerable
 from verifier.frontend.builder import broadcast
 from verifier.frontend.windows import auto_pad, pool_windows
-from verifier.ops.registry import foreign_table, our_table
+from verifier.ops.registry import OpSet, foreign_table, op_sets, our_table
 
 if TYPE_CHECKING:
     from verifier.frontend.onnx2torch_loader import Converter
@@ -45,17 +47,23 @@ Converts = Callable[[Attributes], Function]
 """A converter: reads the attributes of a node of its operator, of any version, and gives a function of its inputs."""
 
 
+Guard = Callable[[], AbstractContextManager[None]]
+"""What a converter and its function run in."""
+
+
 class Rule(nn.Module):
     """A converted node: calls ``function`` with ``None`` in the places of absent inputs."""
 
-    def __init__(self, function: Function, present: Sequence[bool]) -> None:
+    def __init__(self, function: Function, present: Sequence[bool], guard: Guard = nullcontext) -> None:
         super().__init__()
         self.function = function
         self.present = tuple(present)
+        self.guard = guard
 
     def forward(self, *tensors: Tensor) -> Any:
         given = iter(tensors)
-        return self.function(*(next(given) if here else None for here in self.present))
+        with self.guard():
+            return self.function(*(next(given) if here else None for here in self.present))
 
 
 class Constant(nn.Module):
@@ -758,6 +766,16 @@ RULES: dict[str, Converts] = {
     "Upsample": _resize,
 }
 
+CONSTANTS_ONLY = frozenset(
+    [
+        *("Acos", "ArgMax", "ArgMin", "Asin", "Atan", "Constant", "ConstantOfShape", "CumSum", "Equal", "EyeLike"),
+        *("IsInf", "IsNaN", "Mod", "NonZero", "OneHot", "Range", "ReduceLogSumExp", "ReduceProd", "Shape", "Size"),
+        *("Tan", "TopK", "Xor"),
+    ]
+)
+"""Operators that are evaluated where they depend on constants or shapes alone: nothing bounds them, unless a set of ops
+has a converter for one, which replaces ours."""
+
 ACCEPTS_NEWER = [
     "Abs",
     "Acos",
@@ -840,21 +858,34 @@ def since_versions() -> dict[str, list[int]]:
 
 
 def adopt(tool: Converter) -> None:
-    """Add the converters of other packages.
+    """Add the converters of other packages, in place of those that were added before.
 
     Raises:
         ConfigError: one is for an operator that has a converter, or that there is not; or it cannot be imported.
     """
-    versions = since_versions()
-    ours = {k.operation_type for k, v in tool.registry.items() if k.domain == "" and not isinstance(v, Foreign)}
-    theirs = foreign_table("converters", ours)
-    for op, (plugin, _) in theirs.items():
-        if op not in versions:
-            raise ConfigError(f"the {plugin} has a converter for '{op}', which is no operator of the ONNX standard")
+    theirs, versions = check_converters(tool, op_sets()), since_versions()
+    for key in [k for k, v in tool.registry.items() if isinstance(v, Foreign)]:
+        del tool.registry[key]
     for op, (plugin, rule) in theirs.items():
         for version in versions[op]:
-            convert = Foreign(plugin, _adapt(rule, version, tool))
+            guard = partial(answerable, plugin, f"its converter of '{op}'", (NotImplementedError,))
+            convert = Foreign(plugin, _adapt(rule, version, tool, guard))
             tool.add_converter(operation_type=op, version=version)(convert)
+
+
+def check_converters(tool: Converter, sets: Iterable[OpSet]) -> dict[str, tuple[Plugin, Converts]]:
+    """The converters of sets of other packages, with whose they are.
+
+    Raises:
+        ConfigError: one is for an operator that has a converter, or that there is not.
+    """
+    versions = since_versions()
+    ours = {k.operation_type for k, v in tool.registry.items() if k.domain == "" and not isinstance(v, Foreign)}
+    found = foreign_table("converters", ours, sets)
+    for op, (plugin, _) in found.items():
+        if op not in versions:
+            raise ConfigError(f"the {plugin} has a converter for '{op}', which is no operator of the ONNX standard")
+    return found
 
 
 def register(tool: Converter) -> None:
@@ -864,7 +895,7 @@ def register(tool: Converter) -> None:
         ConfigError: a set of ops has one for an operator that has one already.
     """
     versions = since_versions()
-    for op, rule in (*RULES.items(), *our_table("converters", RULES).items()):
+    for op, rule in (*RULES.items(), *our_table("converters", RULES.keys() - CONSTANTS_ONLY).items()):
         for key in [k for k in tool.registry if k.operation_type == op and k.domain == ""]:
             del tool.registry[key]
         for version in versions.get(op, ()):
@@ -881,13 +912,14 @@ def register(tool: Converter) -> None:
                 tool.add_converter(operation_type=op, version=version)(known[op, have[-1]])
 
 
-def _adapt(rule: Converts, version: int, tool: Converter) -> Function:
+def _adapt(rule: Converts, version: int, tool: Converter, guard: Guard = nullcontext) -> Function:
     def convert(node: Any, graph: Any) -> Any:
         names = node.input_values
-        function = rule(Attributes(dict(node.attributes), version, sum(map(bool, node.output_values))))
+        with guard():
+            function = rule(Attributes(dict(node.attributes), version, sum(map(bool, node.output_values))))
         present = [bool(name) for name in names]
         mapping = tool.mapping(tuple(name for name in names if name), node.output_values)
-        return tool.result(Rule(function, present), mapping)
+        return tool.result(Rule(function, present, guard), mapping)
 
     return convert
 

@@ -8,7 +8,7 @@ in one error.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
 from verifier.core.deadline import Deadline
-from verifier.core.plugins import Plugin, note
+from verifier.core.plugins import Plugin, answerable, note
 from verifier.frontend.builder import Builder
 from verifier.frontend.capture import Call, Record, Ref
 from verifier.frontend.lower_affine import AFFINE
@@ -26,7 +26,7 @@ from verifier.frontend.lower_nonlinear import NONLINEAR
 from verifier.frontend.lower_shape import MOVEMENT, PERMUTES, RESHAPES
 from verifier.frontend.lowering import CannotLower, Lowering, MissingRules, Translator
 from verifier.graph.graph import Graph
-from verifier.ops.registry import check_listed, foreign_table, our_table
+from verifier.ops.registry import OpSet, check_listed, foreign_table, op_sets, our_table
 from verifier.ops.shape import Reshape
 
 
@@ -48,7 +48,16 @@ def foreign_translators() -> dict[str, tuple[Plugin, Translator]]:
     Raises:
         ConfigError: one has a name that is taken, or cannot be imported.
     """
-    return foreign_table("translators", {*translators(), *(f"{name}_" for name in translators())})
+    return check_translators(op_sets())
+
+
+def check_translators(sets: Iterable[OpSet]) -> dict[str, tuple[Plugin, Translator]]:
+    """The translators of sets of other packages, with whose they are.
+
+    Raises:
+        ConfigError: one has a name that is taken.
+    """
+    return foreign_table("translators", {*translators(), *(f"{name}_" for name in translators())}, sets)
 
 
 def _foreign_rule(name: str) -> Translator | None:
@@ -62,7 +71,8 @@ def _foreign_rule(name: str) -> Translator | None:
     def run(s: Lowering, call: Call) -> int | Sequence[int | None]:
         note(plugin)
         before = len(s.builder.nodes)
-        made = rule(s, call)
+        with answerable(plugin, f"its translator '{name}'", (CannotLower, NotImplementedError)):
+            made = rule(s, call)
         for node in s.builder.nodes[before:]:
             check_listed(plugin, node.op)
         return made

@@ -42,10 +42,11 @@ MAX_SOFTMAX_TERMS = 1 << 20
 
 
 def unary(op: type, **fixed: object) -> Translator:
-    """An op without constants of its own."""
+    """An op without constants of its own, of the call's first tensor."""
 
     def run(s: Lowering, call: Call) -> int:
-        x = s.the_node(call.args["self"])
+        first = next((name for name, a in call.args.items() if isinstance(a, Ref | Tensor)), "self")
+        x = s.the_node(call.args[first])
         return s.emit(op(**fixed), [x], s.shape(x), call.names[0])
 
     return run

@@ -115,9 +115,12 @@ def translate(file: OnnxFile) -> tuple[Graph, Shape]:
     """Graph and output shape of a parsed model, its uncommon nodes compared with onnxruntime; errors name the file."""
     from verifier.frontend.crosscheck import check_nodes
     from verifier.frontend.normalise import constants_folded
+    from verifier.frontend.onnx_module import extended
 
     with constants_folded(file), noted() as used:
         found = _translated(file)
+        if used:
+            extended()  # a name of ours among all that they bring, also where this network has no use for it
         check_nodes(file, lambda alone: _translated(alone)[0], every=bool(used))
     return found
 
@@ -175,6 +178,10 @@ def from_module(
     record = capture(module, x.to(dtype), deadline=deadline)
     with noted() as used:
         graph = simplify(lower(record, "input", f"torch {torch.__version__}", deadline=deadline), deadline)
+    if used:
+        from verifier.frontend.onnx_module import extended
+
+        extended()  # as for ONNX files
     own = copy.deepcopy(module).eval().cpu()
 
     def run(p: np.ndarray, optimised: bool) -> np.ndarray:

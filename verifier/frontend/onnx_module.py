@@ -5,9 +5,10 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING
 
-from verifier.core.errors import InputError, UnsupportedOpError
+from verifier.core.errors import InputError, PluginFailed, UnsupportedOpError
 from verifier.core.plugins import note
 from verifier.frontend.converters import Foreign, adopt, register
+from verifier.frontend.lower import foreign_translators
 from verifier.frontend.lowering import MissingRules
 from verifier.frontend.onnx2torch_loader import Converter, load_privately
 
@@ -31,8 +32,9 @@ def extended() -> Converter:
     """The same, with the converters of other packages as well.
 
     Raises:
-        ConfigError: one of them cannot be used.
+        ConfigError: one of them, or of the translators that come with them, cannot be used.
     """
+    foreign_translators()
     adopt(converter())
     return converter()
 
@@ -82,6 +84,8 @@ def to_module(file: OnnxFile) -> nn.Module:
         return converter().convert(_single_output(file), attach_onnx_mapping=True)
     except NotImplementedError as error:
         raise UnsupportedOpError(f"{file.path}: {' '.join(str(error).split())}") from error
+    except PluginFailed:
+        raise
     except Exception as error:
         raise explain(file, error) from error
 

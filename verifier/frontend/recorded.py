@@ -17,7 +17,7 @@ def recorded(name: str, value: Callable[[Tensor], Tensor]) -> Callable[[Tensor],
     It has no gradient: networks are recorded and run, but never differentiated before they are a graph.
 
     Args:
-        name: no function of ATen's.
+        name: no function of ATen's, and none that has a translator already.
         value: makes a new tensor of the same type and shape.
     """
     _LIBRARY.define(f"{name}(Tensor self) -> Tensor")

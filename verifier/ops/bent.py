@@ -36,25 +36,34 @@ class _Sampled:
 
 
 class BentOp(NonlinearOp):
-    """A smooth unary op. Parameters: ``lower_point`` and ``upper_point``, where tangents touch."""
+    """A smooth unary op. Parameters: ``lower_point`` and ``upper_point``, where tangents touch.
+
+    A subclass gives ``value``, ``slope``, ``bend``, ``bends`` and ``interval``. Planes are widened here, by ``error``;
+    ``bends`` and ``interval`` are taken as they are, so they widen their results themselves. Ends of boxes may be
+    infinite: ``value`` and ``slope`` may give inf or NaN there, and so may ``bends``, but ``interval`` never NaN. Where
+    no plane is finite, a constant of ``interval`` stands in.
+    """
 
     elementwise = True
 
     @abstractmethod
-    def value(self, z: Tensor) -> Tensor: ...
+    def value(self, z: Tensor) -> Tensor:
+        """f(z) as evaluated in floating point, with an error of at most :meth:`error`."""
 
     @abstractmethod
-    def slope(self, z: Tensor) -> Tensor: ...
+    def slope(self, z: Tensor) -> Tensor:
+        """f'(z), with an error of at most :meth:`error`."""
 
     @abstractmethod
-    def bend(self, z: Tensor) -> Tensor: ...
+    def bend(self, z: Tensor) -> Tensor:
+        """f''(z), for gradients alone: no bound depends on how exact it is."""
 
     @abstractmethod
     def bends(self, low: Tensor, up: Tensor) -> Interval:
-        """Range of f'' on [low, up], outward."""
+        """Range of f'' on [low, up], outward: all roundings included."""
 
     def error(self, z: Tensor) -> Tensor:
-        """Absolute error of a computed value or slope at z."""
+        """Absolute error of a computed value or slope at z; by default 16 (1 + abs z) eps of z's type."""
         return (1 + z.abs()) * (_ULPS * torch.finfo(z.dtype).eps)
 
     def forward(self, xs: Sequence[Tensor], p: Params) -> Tensor:

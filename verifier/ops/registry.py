@@ -9,7 +9,7 @@ import importlib
 import inspect
 import pkgutil
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, is_dataclass
 from functools import cache
 from typing import Any
@@ -68,9 +68,27 @@ def op_sets() -> tuple[OpSet, ...]:
     Raises:
         ConfigError: one cannot be imported or used, or has something under a name that is taken.
     """
-    found = tuple(_op_set(plugin, load(plugin), our_classes()) for plugin in foreign(OPS, folders.OPS).values())
-    united("op class", {cls.__name__ for cls in our_classes()}, [(s.plugin, s.by_name) for s in found])
+    found = tuple(map(op_set, foreign(OPS, folders.OPS).values()))
+    check_classes(found)
     return found
+
+
+def op_set(plugin: Plugin) -> OpSet:
+    """The set of another package, imported and checked on its own.
+
+    Raises:
+        ConfigError: it cannot be imported or used.
+    """
+    return _op_set(plugin, load(plugin), our_classes())
+
+
+def check_classes(sets: Iterable[OpSet]) -> None:
+    """Op classes of other packages all have names of their own.
+
+    Raises:
+        ConfigError: a name is one of ours, or in two sets.
+    """
+    united("op class", {cls.__name__ for cls in our_classes()}, [(s.plugin, s.by_name) for s in sets])
 
 
 @cache
@@ -141,16 +159,16 @@ def _unfit(cls: Any, taken: Collection[type[Op]]) -> str | None:
     return None
 
 
-def foreign_table(part: str, ours: Collection[str]) -> dict[str, tuple[Plugin, Any]]:
-    """The ``translators`` or ``converters`` of all other packages, by name, with whose they are.
+def foreign_table(part: str, ours: Collection[str], sets: Iterable[OpSet]) -> dict[str, tuple[Plugin, Any]]:
+    """The ``translators`` or ``converters`` of sets of other packages, by name, with whose they are.
 
     Args:
         ours: names that are taken.
 
     Raises:
-        ConfigError: a name is taken, or in two sets; or as of :func:`op_sets`.
+        ConfigError: a name is taken, or in two sets.
     """
-    tables = [(s.plugin, {key: (s.plugin, value) for key, value in getattr(s, part).items()}) for s in op_sets()]
+    tables = [(s.plugin, {key: (s.plugin, value) for key, value in getattr(s, part).items()}) for s in sets]
     return united(part[:-1], ours, tables)
 
 

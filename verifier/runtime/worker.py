@@ -9,19 +9,22 @@ then.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from verifier.core.allocator import keep_freed_blocks
-from verifier.core.errors import DeadlineExceeded, MemoryExceeded, VerifierError
+from verifier.core.errors import DeadlineExceeded, MemoryExceeded, PluginFailed, VerifierError
 from verifier.core.messages import Json, encode
+from verifier.core.plugins import Plugin, blamed, noted
 from verifier.parallel.heartbeat import HEARTBEAT_SECONDS
 from verifier.report.record import Outcome, plain
 from verifier.runtime.clock import solver_deadline
@@ -123,20 +126,38 @@ def solve(query: Query, send: Send) -> Outcome:
     logger.propagate = False
     if not query.verbose:
         warnings.simplefilter("ignore")
-    try:
-        outcome = _answer(query, progress, _LostRank(progress, notes, send))
-    except DeadlineExceeded as error:
-        outcome = Outcome("timeout", str(error))
-    except (MemoryExceeded, MemoryError) as error:
-        outcome = Outcome("unknown", f"not enough memory: {error}")
-    except VerifierError as error:
-        outcome = _failure(error, str(error), error.exit_code)
-    except Exception as error:
-        first = str(error).strip().splitlines()[:1]
-        outcome = _failure(error, f"internal error: {type(error).__name__}: {' '.join(first)}", 1)
+
+    def told(found: Sequence[Plugin]) -> None:
+        """At once, for the record of a query that is cut off; figures are numbers and texts."""
+        send(Figures({"plugins": json.dumps([plugin.entry() for plugin in found])}))
+
+    with noted(told) as used:
+        outcome = _ended(query, progress, _LostRank(progress, notes, send, used=used))
+    if used and "plugins" not in outcome.statistics:
+        outcome = replace(outcome, statistics={**outcome.statistics, **_listed(used)})
     progress.finish()
     logger.removeHandler(notes)
     return replace(outcome, notes=tuple(notes.texts), seconds={**progress.seconds, **outcome.seconds})
+
+
+def _ended(query: Query, progress: PipeProgress, lost: _LostRank) -> Outcome:
+    try:
+        return _answer(query, progress, lost)
+    except DeadlineExceeded as error:
+        return Outcome("timeout", str(error))
+    except (MemoryExceeded, MemoryError) as error:
+        return Outcome("unknown", f"not enough memory: {error}")
+    except Exception as raised:
+        error = blamed(raised)
+        if isinstance(error, VerifierError):
+            return _failure(error, str(error), error.exit_code)
+        first = str(error).strip().splitlines()[:1]
+        return _failure(error, f"internal error: {type(error).__name__}: {' '.join(first)}", 1)
+
+
+def _listed(used: Sequence[Plugin]) -> dict[str, Json]:
+    """Plug-ins as they stand among the statistics."""
+    return {"plugins": [dict(plugin.entry()) for plugin in used]} if used else {}
 
 
 @dataclass
@@ -147,6 +168,7 @@ class _LostRank:
     notes: _Notes
     send: Send
     witness: Callable[[], Witness | None] = lambda: None
+    used: Sequence[Plugin] = field(default_factory=list)
 
     def send_heartbeats(self) -> None:
         """From now on the parent hears from this process every second, or ends it: other ranks wait for it."""
@@ -161,15 +183,16 @@ class _LostRank:
     def end(self, message: str) -> None:
         """Send the outcome and end the process. A witness that was replayed stands, nothing else does."""
         seconds, notes = dict(self.progress.seconds), tuple(self.notes.texts)
+        known = partial(Outcome, seconds=seconds, notes=notes, statistics=_listed(self.used))
         witness = self.witness()
         if witness is not None:
             text, numbers = _witness_texts(witness)
-            outcome = Outcome("sat", message, witness_text=text, witness=numbers, seconds=seconds, notes=notes)
+            outcome = known("sat", message, witness_text=text, witness=numbers)
         elif self.progress.stands is not None:
             outcome = self.progress.stands
         else:
             error = {"kind": "RankFailed", "message": message}
-            outcome = Outcome("error", message, error=error, exit_code=1, seconds=seconds, notes=notes)
+            outcome = known("error", message, error=error, exit_code=1)
         self.send(Finished(outcome))
         os._exit(outcome.exit_code)
 
@@ -234,7 +257,7 @@ def _failure(error: Exception, message: str, exit_code: int) -> Outcome:
         reason=message,
         error={"kind": type(error).__name__, "message": message},
         exit_code=exit_code,
-        trace="" if isinstance(error, VerifierError) else traceback.format_exc(),
+        trace=traceback.format_exc() if isinstance(error, PluginFailed) or not isinstance(error, VerifierError) else "",
     )
 
 

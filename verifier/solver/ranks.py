@@ -9,6 +9,7 @@ from verifier.config import Config
 from verifier.core.deadline import Deadline
 from verifier.core.errors import DeadlineExceeded, MemoryExceeded
 from verifier.core.memory import out_of_memory
+from verifier.core.plugins import blamed
 from verifier.core.problem import Problem
 from verifier.graph.graph import Graph
 from verifier.parallel.world import World
@@ -76,11 +77,12 @@ def rank_loop(world: World, kind: type[T]) -> T:
     try:
         result = _rank_loop(world)
     except Exception as error:
-        first = (str(error).strip().splitlines() or [""])[0]
+        named = blamed(error)
+        first = (str(named).strip().splitlines() or [""])[0]
         if isinstance(error, MemoryExceeded) or out_of_memory(error):
             world.heartbeat.report(first, out_of_memory=True)
         else:
-            world.heartbeat.report(f"{type(error).__name__}: {first}")
+            world.heartbeat.report(f"{type(named).__name__}: {first}")
         raise
     if not isinstance(result, kind):
         raise TypeError(f"rank 0 ended with a {type(result).__name__}, expected was a {kind.__name__}")
