@@ -101,6 +101,36 @@ def test_no_point_is_in_a_set_that_is_called_empty(block: int) -> None:
     assert said > 5
 
 
+def test_whole_numbers_on_boxes_beside_the_origin() -> None:
+    """Everything is exact there, so that a wrong interval on the way would show as a set wrongly called empty."""
+    said = 0
+    for seed in range(40):
+        random = np.random.default_rng(seed)
+        low = random.integers(-4, 5, 2).astype(np.float64)
+        up = low + random.integers(0, 3, 2)
+        b, x = Builder((2,), 0), 0
+        values = np.array(list(product(*(np.linspace(low[i], up[i], 9) for i in range(2)))))
+        for i, width in enumerate((3, 3, 2)):
+            weight, bias = b.tensor((width, b.nodes[x].shape[-1]), 1.0), b.tensor((width,), 1.0)
+            for handle, least, most in ((weight, -2, 3), (bias, -4, 5)):
+                b.parameters[handle] = torch.from_numpy(random.integers(least, most, tuple(handle.shape))).float()
+            values = values @ b.parameters[weight].double().numpy().T + b.parameters[bias].double().numpy()
+            x = b.op(Linear(weight, bias), x)
+            if i < 2:
+                x, values = b.relu(x), np.maximum(values, 0)
+        made = case(b.graph(), Interval(*(torch.from_numpy(v).float()[None] for v in (low, up))))
+        yes = torch.ones((1, 1), dtype=torch.bool, device=DEVICE)
+        for row in ([1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0], [1.0, 1.0]):
+            spec = Specification(torch.tensor([[row]], dtype=torch.float64, device=DEVICE))
+            found = float((values @ np.array(row)).min())
+            for more in (0.0, 0.5, 3.0):
+                limit = torch.full((1, 1), found + more, dtype=torch.float64, device=DEVICE)
+                empty = bool(touched(made.engine, made.state().bounds, spec, limit, yes)[0])
+                assert not (empty and more), (seed, row, more)
+                said += empty
+    assert said > 100
+
+
 def test_positive_combinations_of_relus_only_reach_zero() -> None:
     """Whatever the weights before them: their last layer is taken back without rounding."""
     for seed in range(10):
