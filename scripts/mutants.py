@@ -168,7 +168,7 @@ def noticed(tree: Path, tests: Sequence[str], every: int = 3) -> bool:
         RuntimeError: there are no such tests.
     """
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "auto", "-p", "no:cacheprovider"]
-    command += ["-m", "not timing and not slow", "--every", str(every), *tests]
+    command += ["--thorough", "-m", "not timing and not slow and not thorough", "--every", str(every), *tests]
     environment = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
     try:
         done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, timeout=SECONDS, check=False)

@@ -74,7 +74,16 @@ def arguments_of(options: argparse.Namespace, others: Sequence[str], files: bool
     """pytest's arguments."""
     chosen = any((ROOT / word.split("::")[0]).exists() for word in others if not word.startswith("-"))
     words = [] if chosen else [*SUITE, *(WITH_FILES if files else ())]
-    words += ["--device", options.device, "-m", "not timing", "-q", "--rootdir", str(ROOT)]
+    words += [
+        "--device",
+        options.device,
+        "--thorough",
+        "-m",
+        "not timing and not thorough",
+        "-q",
+        "--rootdir",
+        str(ROOT),
+    ]
     if options.quick:
         words += ["--every", str(QUICK)]
     if not missing({"xdist": ""}):

@@ -20,6 +20,8 @@ from hypothesis import HealthCheck, settings
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = ROOT.parent / "shared" / "vnncomp"
 
+# Of tests with more cases than this every second one runs, unless ``--thorough`` asks for all of them.
+FEW_CASES = 8
 # What ``make quick`` runs: a file or folder, and which cases of each of its tests (every N-th; ``slow`` and
 # ``timing`` ones are left out). Behind it CPU seconds of one process on a busy machine.
 QUICK: dict[str, int] = {
@@ -86,7 +88,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--thorough",
         action="store_true",
-        help="run what is left out otherwise: tests marked thorough, and all cases of those marked sampled",
+        help="run what is left out otherwise: tests marked thorough, and all cases of every test",
     )
 
 
@@ -129,15 +131,23 @@ def quick_stride(file: Path) -> int | None:
 
 
 def _thin_out(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep cases 0, N, 2 N, ... of every test function, N as the options and a test's mark ``sampled`` say, and tests
-    marked ``thorough`` only if they are asked for; with ``--thorough`` no mark leaves anything out."""
+    """Keep cases 0, N, 2 N, ... of every test function, and tests marked ``thorough`` only if they are asked for.
+
+    N is what the options and a test's mark ``sampled`` say; without such a mark every second case of a test with many
+    of them runs. With ``--thorough`` nothing but ``--every`` leaves cases out.
+    """
+    cases = Counter(item.nodeid.partition("[")[0] for item in items)
     seen: Counter[str] = Counter()
     kept, left_out = [], []
+    quick, thorough = config.getoption("quick"), config.getoption("thorough")
     for item in items:
         test = item.nodeid.partition("[")[0]
-        stride = config.getoption("every") * ((quick_stride(item.path) or 1) if config.getoption("quick") else 1)
-        thorough, sampled = config.getoption("thorough"), item.get_closest_marker("sampled")
-        stride *= 1 if thorough or sampled is None else sampled.args[0]
+        sampled = item.get_closest_marker("sampled")
+        stride = config.getoption("every") * ((quick_stride(item.path) or 1) if quick else 1)
+        if not thorough and sampled is not None:
+            stride *= sampled.args[0]
+        elif not thorough and not quick and cases[test] > FEW_CASES:
+            stride *= 2
         wanted = thorough or not item.get_closest_marker("thorough")
         (kept if wanted and seen[test] % stride == 0 else left_out).append(item)
         seen[test] += 1

@@ -19,6 +19,7 @@ import torch
 import verifier
 import verifier.api
 from scripts.networks import save_mlp
+from tests.parallel.failing import PATIENCE
 from verifier.core.errors import ConfigError, DeadlineExceeded, RankFailed
 from verifier.parallel import launch, world
 
@@ -149,7 +150,7 @@ def test_stopped_leader(tmp_path: Path, hard: list[str]) -> None:
     os.kill(leader, signal.SIGSTOP)
     verdict, text, seconds = run.end(25)
     assert verdict == "error" and seconds < 10
-    assert "Error: rank 0 has not responded for 5 s during branch and bound on neurons" in text
+    assert f"Error: rank 0 has not responded for {PATIENCE:g} s during branch and bound on neurons" in text
     until = time.monotonic() + 5
     while Path(f"/proc/{follower}").exists() and time.monotonic() < until:
         time.sleep(0.1)
