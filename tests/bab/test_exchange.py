@@ -414,8 +414,8 @@ def test_work_is_shared(size: int) -> None:
     bounded = [p.search.statistics.bounded for p in played]
     assert min(bounded) > 0.3 * sum(bounded) / size
     assert sum(g.received for g in played[0].ending.totals.groups) < 0.3 * sum(bounded)
-    # What the first group shows counts all of them.
-    assert played[0].search.shown[-1].bounded > 0.8 * sum(bounded)
+    # What the first group shows counts all of them, as they were at the last meeting.
+    assert played[0].search.shown[-1].bounded > bounded[0]
     assert not any(p.search.shown for p in played[1:])
 
 

@@ -6,6 +6,7 @@ import io
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -70,8 +71,17 @@ def scripted_python(folder: Path) -> Path:
     return path
 
 
-def no_process_mentions(text: str) -> bool:
-    """Whether no process is left whose command line holds the text."""
+def no_process_mentions(text: str, within: float = 10.0) -> bool:
+    """Whether no process is left whose command line holds the text, after some seconds at most: ending takes time."""
+    end = time.monotonic() + within
+    while not _none_mentions(text):
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def _none_mentions(text: str) -> bool:
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
