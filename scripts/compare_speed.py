@@ -16,20 +16,26 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import os
 import statistics
-import subprocess
 import sys
 import time
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+# Only for this import: a process that measures takes the verifier from the tree that PYTHONPATH names.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from scripts import measure
+
+del sys.path[0]
+
 TIMED = 2
 
+Line = Mapping[str, Any]
 
-def measure(instances: list[list[str]], device: str, domains: int) -> None:
-    """In a process of one tree: a line of JSON for every timed query."""
+
+def timed(instances: Iterable[Sequence[str]], device: str, domains: int) -> Iterable[dict[str, Any]]:
+    """In a process of one tree: what every timed query took and did."""
     from verifier.api import verify
 
     values = {"device": device, "attack.enabled": False, "bab.max_domains": domains, "seed": 0}
@@ -39,68 +45,72 @@ def measure(instances: list[list[str]], device: str, domains: int) -> None:
             result = verify(onnx, vnnlib, values)
             seconds = time.perf_counter() - began
             counts = [part["domains"] for part in result.statistics.values() if "domains" in part]
-            line = {"onnx": onnx, "vnnlib": vnnlib, "seconds": seconds, "phases": result.seconds}
             if number:
-                print(json.dumps({**line, "verdict": str(result.verdict), "domains": sum(counts)}), flush=True)
+                work = {"verdict": str(result.verdict), "domains": sum(counts)}
+                yield {"onnx": onnx, "vnnlib": vnnlib, "seconds": seconds, "phases": result.seconds, **work}
 
 
 def one(tree: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """What a fresh process of a tree measures."""
-    command = [sys.executable, str(Path(__file__).resolve()), "-", str(arguments.instances), "--measure"]
-    command += ["--device", arguments.device, "--domains", str(arguments.domains)]
-    path = os.pathsep.join([str(tree), *filter(None, [os.environ.get("PYTHONPATH")])])
-    done = subprocess.run(
-        command, env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.PIPE, text=True, check=True, cwd=tree
-    )
-    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    """What a fresh process of a tree measures.
+
+    Raises:
+        measure.Failed: it did not end well.
+    """
+    words = [sys.executable, __file__, tree, arguments.instances, "--measure"]
+    words += ["--device", arguments.device, "--domains", str(arguments.domains)]
+    done = measure.call(words, measure.environment(tree=tree), cwd=tree)
+    if done.code:
+        raise measure.Failed(f"{tree}: {done.complaint}")
+    return [json.loads(line) for line in done.out.splitlines() if line.startswith("{")]
 
 
-def table(found: dict[str, list[dict[str, Any]]]) -> bool:
-    """Print medians and their ratios; whether both trees did the same work."""
-    same, ratios = True, []
+def compared(found: Mapping[str, Sequence[Line]]) -> tuple[str, bool]:
+    """A table of medians and their ratios, and whether both trees did the same work."""
+    same, ratios, rows = True, [], []
     for key in dict.fromkeys((line["onnx"], line["vnnlib"]) for line in found["old"]):
-        times, work = {}, {}
-        for name, lines in found.items():
-            own = [line for line in lines if (line["onnx"], line["vnnlib"]) == key]
-            times[name] = statistics.median(line["seconds"] for line in own)
-            work[name] = {(line["verdict"], line["domains"]) for line in own}
-        ratios.append(times["new"] / times["old"])
-        same &= work["old"] == work["new"]
-        note = "" if work["old"] == work["new"] else f"  DIFFERENT WORK: {work}"
-        names = f"{Path(key[0]).stem[:40]} {Path(key[1]).stem[:30]}"
-        domains = max(count for _, count in work["new"])
-        print(f"{names:72} {domains:9} {times['old']:8.3f} {times['new']:8.3f} {ratios[-1]:7.3f}{note}")
-    print(f"median of {len(ratios)} ratios new/old: {statistics.median(ratios):.3f}")
-    return same
+        own = {name: [x for x in lines if (x["onnx"], x["vnnlib"]) == key] for name, lines in found.items()}
+        old, new = (statistics.median(x["seconds"] for x in own[name]) for name in ("old", "new"))
+        before, after = ({(x["verdict"], x["domains"]) for x in own[name]} for name in ("old", "new"))
+        same &= before == after
+        ratios.append(new / old)
+        work = ", ".join(f"{verdict} {count}" for verdict, count in sorted(before | after))
+        rows.append([measure.name_of(*key), work, *(f"{value:.3f}" for value in (old, new, new / old))])
+    text = measure.table(["query", "verdict and domains", "old, s", "new, s", "new/old"], rows)
+    return f"{text}\n\nmedian of {len(ratios)} ratios: {statistics.median(ratios):.3f}", same
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+def main(words: Sequence[str] | None = None) -> int:
+    parser = measure.parser_of(__doc__, sample=False)
     parser.add_argument("old", type=Path)
     parser.add_argument("instances", type=Path)
-    parser.add_argument("--new", type=Path, default=ROOT)
+    parser.add_argument("--new", type=Path, default=measure.ROOT)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--domains", type=int, default=20000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    with arguments.instances.open() as file:
-        rows = [row for row in csv.reader(file) if row]
-    if arguments.measure:
-        measure(rows, arguments.device, arguments.domains)
-        return 0
+    arguments = parser.parse_args(words)
     arguments.instances = arguments.instances.resolve()
+    if arguments.measure:
+        with arguments.instances.open(newline="", encoding="utf-8") as file:
+            for line in timed((row for row in csv.reader(file) if row), arguments.device, arguments.domains):
+                print(json.dumps(line), flush=True)
+        return 0
     trees = {"old": arguments.old.resolve(), "new": arguments.new.resolve()}
     found: dict[str, list[dict[str, Any]]] = {"old": [], "new": []}
-    for number in range(arguments.rounds):
-        for name in ("old", "new") if number % 2 == 0 else ("new", "old"):
-            found[name] += one(trees[name], arguments)
-    if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        lines = [json.dumps({"tree": name, **line}) for name, each in found.items() for line in each]
-        arguments.out.write_text("\n".join(lines) + "\n")
-    return 0 if table(found) else 1
+    try:
+        for number in range(arguments.rounds):
+            for name in ("old", "new") if number % 2 == 0 else ("new", "old"):
+                lines = one(trees[name], arguments)
+                found[name] += lines
+                for line in lines if arguments.out else ():
+                    measure.append_line(arguments.out, {"tree": name, **line})
+    except measure.Failed as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    text, same = compared(found)
+    print(text if same else f"{text}\nthe trees did different work")
+    return int(not same)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts import bench_instances, bench_ranks, bench_vnncomp, deadline_test, measure, soundness_suite
+from scripts import bench_instances, bench_ranks, bench_vnncomp, compare_speed, deadline_test, measure, soundness_suite
 from verifier.api import verify
 from verifier.config import load_config
 
@@ -342,3 +342,38 @@ def test_lines_that_were_cut_off_are_left_out(tmp_path: Path) -> None:
         file.write('{"n": 2, "cut')
     measure.append_line(path, {"n": 3})
     assert measure.read_lines(path) == [{"n": 1}, {"n": 3}]
+
+
+def tree_of(folder: Path, domains: int, seconds: float) -> Path:
+    """A tree whose verifier sleeps, and says that it bounded so many domains."""
+    (folder / "verifier").mkdir(parents=True)
+    (folder / "verifier" / "__init__.py").write_text("")
+    (folder / "verifier" / "api.py").write_text(
+        "import time\nfrom types import SimpleNamespace\n"
+        f"def verify(onnx, vnnlib, values):\n    time.sleep({seconds})\n"
+        f"    counts = {{'relu_split': {{'domains': {domains}}}, 'root': {{'open': 1}}}}\n"
+        "    return SimpleNamespace(statistics=counts, seconds={}, verdict='unknown')\n"
+    )
+    return folder
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_trees_are_compared_by_their_own_code(same: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    old = tree_of(tmp_path / "old", 7, 0.1)
+    new = tree_of(tmp_path / "new", 7 if same else 8, 0.02)
+    (tmp_path / "list.csv").write_text("a/one.onnx,p.vnnlib,30\nb/two.onnx,p.vnnlib,30\n")
+    words = [str(old), str(tmp_path / "list.csv"), "--new", str(new), "--rounds", "2", "--out", str(tmp_path / "lines")]
+    assert compare_speed.main(words) == (0 if same else 1)
+    said = capsys.readouterr().out
+    ratio = float(said.split("ratios: ")[1].split()[0])
+    assert 0.1 < ratio < 0.9 and "one.onnx p.vnnlib" in said and ("different work" in said) is not same
+    lines = measure.read_lines(tmp_path / "lines")
+    assert [line["tree"] for line in lines[:8]] == ["old"] * 4 + ["new"] * 4 and len(lines) == 16
+
+
+def test_a_tree_that_fails_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "list.csv").write_text("a.onnx,p.vnnlib\n")
+    broken = tree_of(tmp_path / "broken", 1, 0.0)
+    (broken / "verifier" / "api.py").write_text("raise RuntimeError('no')")
+    assert compare_speed.main([str(broken), str(tmp_path / "list.csv"), "--rounds", "1"]) == 1
+    assert f"Error: {broken}: RuntimeError: no" in capsys.readouterr().err

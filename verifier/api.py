@@ -182,7 +182,7 @@ def job(config: Config, fatal: Callable[[str], None] | None = None) -> Iterator[
         fatal: called from another thread when a rank was lost and this one is stuck waiting for it.
 
     Raises:
-        ConfigError: what was started does not match what is configured.
+        ConfigError: what was started does not match what is configured; a process alone is told when it joins.
     """
     found = _start(config, fatal)
     try:
