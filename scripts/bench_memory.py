@@ -218,7 +218,7 @@ def command(cell: Cell, case: Case, onnx: Path, vnnlib: Path, json_file: Path, o
     settings: dict[str, Any] = {
         **MODES[cell.mode],
         "parallel.ranks": cell.ranks,
-        # Four values of the widest layer per row are what the engine counts, see ``row_bytes``.
+        # Four values of the widest layer per row are what the engine counts, see ``row_cost``.
         "memory.chunk_bytes": options.chunk_rows * 16 * case.widest,
         "bounds.alpha.iterations": steps,
         "bounds.alpha.intermediate_iterations": hidden,

@@ -47,6 +47,7 @@ from scripts.roofline import Rates, device_name, measured
 from verifier import api
 from verifier.bounds.api import Method
 from verifier.config import Config, load_config
+from verifier.core.device import default_chunk_bytes
 from verifier.graph.graph import parameter_bytes
 from verifier.solver.phases import BoundNetwork
 from verifier.solver.setup import device_of
@@ -148,10 +149,11 @@ def memory_row(instance: Instance, method: Method, config: Config) -> Row:
         wanted = BoundNetwork(problem.lower[0], problem.upper[0], method)
         found = api.bound_network(ranks, lambda: network, config, wanted)
     (rank,) = found.memory
+    chunk = config.memory.chunk_bytes
     return {
         "weights": parameter_bytes(network.graph),
         "resident": rank.weights,
-        "budget": config.memory.chunk_bytes,
+        "budget": default_chunk_bytes(device_of(config)) if chunk == "auto" else chunk,
         "peak": rank.peak,
         "peak_kind": rank.peak_kind,
     }

@@ -205,7 +205,9 @@ class MemoryConfig(Section):
     device_limit: Size | None = Field(
         default=None, description="bytes the device may use, e.g. 8GiB; null: what is free"
     )
-    chunk_bytes: Size = Field(default=256 << 20, description="bytes of coefficients alive in one chunk of rows")
+    chunk_bytes: Size | Literal["auto"] = Field(
+        default="auto", description="bytes of coefficients alive in one chunk of rows; auto: by the kind of device"
+    )
 
 
 class NumericsConfig(Section):

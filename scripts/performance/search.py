@@ -33,7 +33,7 @@ from verifier.core.deadline import Deadline
 from verifier.graph.graph import Graph
 from verifier.solver.root import Root, RootContext, bound_root
 from verifier.solver.setup import Setup, cpu_threads, set_up
-from verifier.solver.strategy import node_flops, open_boxes
+from verifier.solver.strategy import open_boxes
 
 # Passes over a column's numbers in one optimiser step, read or written; of an input's numbers.
 _COLUMN_TRAFFIC, _INPUT_TRAFFIC = 60, 5
@@ -111,7 +111,7 @@ def per_child(splitting: NeuronSplitting, inner: Any) -> Work:
         traffic = 4.0 * (_COLUMN_TRAFFIC * net.size + _INPUT_TRAFFIC * net.free.shape[0])
         return Work(4.0 * net.multiplications * passes, bytes=traffic * passes)
     nodes = splitting.graph.nodes
-    flops = 2.0 * sum(map(node_flops, nodes))
+    flops = 2.0 * sum(node.flops for node in nodes)
     return Work(flops * passes, bytes=4.0 * _COLUMN_TRAFFIC * sum(n.size for n in nodes) * passes)
 
 

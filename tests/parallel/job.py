@@ -26,6 +26,7 @@ from verifier.bounds.api import Method, NetworkBounds, Wanted, compute_graph_bou
 from verifier.bounds.engine import Engine
 from verifier.config import Config, load_config
 from verifier.core import folders
+from verifier.core.backend import Cost
 from verifier.core.deadline import Deadline
 from verifier.core.interval import Interval
 from verifier.core.progress import SilentProgress
@@ -90,9 +91,9 @@ def bounds(
     dealt = 0
     deal = setup.backend.row_chunks
 
-    def counting(n_rows: int, row_bytes: int, *rule: int) -> Any:
+    def counting(n_rows: int, row: Cost, *rule: int) -> Any:
         nonlocal dealt
-        chunks = deal(n_rows, row_bytes, *rule)
+        chunks = deal(n_rows, row, *rule)
         dealt += 0 < sum(c.stop - c.start for c in chunks) < n_rows
         return chunks
 

@@ -444,11 +444,11 @@ def test_groups_deal_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 
     from tests.parallel.threads import _Room
     from verifier.core import backend as protocol
+    from verifier.core.backend import Cost
     from verifier.parallel import distributed
     from verifier.parallel.stores import Resident
 
     monkeypatch.setattr(protocol, "SHARD_ROWS", 8)
-    monkeypatch.setattr(protocol, "_WORTHWHILE", 1)
     monkeypatch.setattr(distributed, "SHARD_ROWS", 8)
     made = make("mlp", 3)
     want = compute_graph_bounds(made.engine, made.box, Wanted("crown", True))
@@ -465,8 +465,8 @@ def test_groups_deal_rows(monkeypatch: pytest.MonkeyPatch) -> None:
         for source, tensor in made.graph.parameters.items():
             for handle, block in part.blocks(source, tensor):
                 store.put(handle, block)
-        backend = TensorParallel(part, CPU, store, 1 << 28, team)
-        chunks = backend.row_chunks(16, 64)
+        backend = TensorParallel(part, CPU, store, 1 << 9, team)
+        chunks = backend.row_chunks(16, Cost(64))
         with lock:
             dealt.append(sum(c.stop - c.start for c in chunks))
         return compute_graph_bounds(Engine(part, backend), made.box, Wanted("crown", True))

@@ -41,6 +41,13 @@ class CaseRows:
         """S, rows of every case."""
         return self.thresholds.shape[1]
 
+    def select(self, index: Tensor) -> CaseRows:
+        """Some of the cases, (n,) int64."""
+        index = index.to(self.thresholds.device)
+        parameters = {i: {k: v[index] for k, v in group.items()} for i, group in self.parameters.items()}
+        strict = None if self.strict is None else self.strict[index]
+        return CaseRows(self.spec.select(index), self.thresholds[index], parameters, strict)
+
     def strict_of(self, case: Tensor) -> Tensor | None:
         """(B, S) bool of some domains' cases."""
         return None if self.strict is None else self.strict[case]

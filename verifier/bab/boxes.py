@@ -22,7 +22,7 @@ from verifier.bounds.crown import (
     hidden_rows,
     open_elements,
     preactivations,
-    row_bytes,
+    row_cost,
 )
 from verifier.bounds.engine import Engine
 from verifier.bounds.walk import Magnitudes, Walk, backward, concretise
@@ -107,7 +107,7 @@ def bound_boxes(
             positions, here = backend.local_index(node.index, elements)
             rows = 2 * elements.shape[0]
             parts = []
-            for chunk in backend.row_chunks(rows, row_bytes(graph, batch, dtype, node.index)):
+            for chunk in backend.row_chunks(rows, row_cost(graph, batch, dtype, node.index)):
                 engine.deadline.check("branch and bound")
                 form = hidden_rows(positions, node.shape, chunk, dtype, here)
                 walk = backward(engine, {node.index: form}, planes, magnitudes)

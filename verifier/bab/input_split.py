@@ -35,7 +35,6 @@ from verifier.core.errors import MemoryExceeded, VerifierError
 from verifier.core.interval import Interval
 from verifier.core.problem import Problem
 from verifier.core.result import Witness
-from verifier.graph.graph import Graph
 
 __all__ = ["InputSplitResult", "search", "varying_inputs"]
 
@@ -196,7 +195,7 @@ class InputSplitting:
         full = self.table.boxes(BoxDomains.cat([domains, domains]))
         x = midpoints(full)
         x[: domains.count, self.table.varying] = corner
-        slack = self._slack(x, case)
+        slack = self.sweeps.slack(x, case)
         # Ones that were refused before should not cost a replay each round.
         if self.statistics.refused > 20 and self.statistics.rounds % 16:
             return None
@@ -209,13 +208,6 @@ class InputSplitting:
                 return witness
             self.statistics.refused += 1
         return None
-
-    def _slack(self, x: Tensor, case: Tensor) -> Tensor:
-        network = self.graph.whole
-        x = x.double() if network.rounds else x
-        y = network.forward(x.reshape(x.shape[0], *network.input_shape), self.backend.weights)
-        assert isinstance(y, Tensor)
-        return self.table.slack(x, Graph.flat(y), case)
 
     def push(self, left: Swept) -> None:
         """Cut the boxes by their rows, and halve what is left of them."""

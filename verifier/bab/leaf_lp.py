@@ -33,10 +33,10 @@ import torch
 from torch import Tensor
 
 from verifier.bab.highs import WarmStarts
-from verifier.bounds.crown import BoundState, Specification, crown_rows, relaxations, row_bytes
+from verifier.bounds.crown import BoundState, Specification, crown_rows, relaxations, row_cost
 from verifier.bounds.engine import Arithmetic, Engine
 from verifier.bounds.walk import Walk, backward
-from verifier.core.backend import ParallelBackend, canonical_chunks
+from verifier.core.backend import Cost, ParallelBackend, canonical_chunks
 from verifier.core.claims import real_part
 from verifier.core.deadline import Deadline
 from verifier.core.interval import Interval
@@ -46,7 +46,7 @@ from verifier.graph.linear_forms import OneHot
 from verifier.graph.op import Relaxation
 
 _F64 = torch.float64
-_CHUNK_BYTES = 64 << 20
+_CHUNK = Cost(64 << 20, math.inf)
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ class LeafSolver:
         positions, here = backend.local_index(index, elements)
         values = flat[elements] if here is None else flat[elements] * here
         parts: list[_Affine] = []
-        for chunk in canonical_chunks(elements.shape[0], row_bytes(graph.whole, 1, _F64, index), _CHUNK_BYTES):
+        for chunk in canonical_chunks(elements.shape[0], row_cost(graph.whole, 1, _F64, index), _CHUNK):
             if deadline.expired():
                 return None
             some = slice(chunk.start, chunk.stop)

@@ -13,21 +13,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from verifier.bab.boxes import Hidden, bound_boxes, cuttable, float32_suffices
+from verifier.bab.boxes import Hidden, bound_boxes, cuttable, float32_suffices, midpoints
 from verifier.bab.case_table import BoxRows, CaseTable
 from verifier.bab.clip import Halfspaces, combine, halfspaces, least
 from verifier.bab.context import SearchContext
 from verifier.bab.domains import BoxDomains
 from verifier.bab.statistics import SearchStatistics
 from verifier.bounds import ibp
-from verifier.bounds.crown import preactivations, row_bytes
+from verifier.bounds.crown import preactivations, row_cost
 from verifier.bounds.engine import PLAIN, ROUNDED_32, ROUNDED_64, Arithmetic, Engine
 from verifier.bounds.touch import near, touched
 from verifier.core.claims import Claims, Semantics, real_part
 from verifier.core.deadline import Deadline
 from verifier.core.device import facts
 from verifier.core.interval import Interval
-from verifier.graph.graph import Node
+from verifier.graph.graph import Graph, Node
 
 # Numbers that are kept of every element of a box: bounds, magnitudes, planes.
 _KEPT = 8
@@ -38,42 +38,60 @@ _FEWEST, _MOST_DOMAINS = 16, 1 << 17
 _CHEAP_SHARE = 0.2
 # One in float64 for all open domains is worth it from this share on.
 _EXACT_SHARE = 0.1
-# A domain that the linear sweep leaves open is worth as many linear sweeps as its subtree would have domains, should
-# CROWN's hidden rows close it; while they do not pay, a sample is tried every few rounds.
+# CROWN's hidden rows save at least so many linear sweeps where they close what a linear sweep leaves open.
 _SUBTREE = 96
+# Splits narrow a bound's distance from the truth like the square of the widths, once all k coordinates were halved.
+_HALVINGS_PER_SPLIT, _MOST_LEVELS = 2.0, 60.0
+# Hidden rows that do not close a domain still replace the splits that come as near by linear sweeps; those could also
+# come first, and hidden rows at the end alone.
+_REPLACED = 1 / 16
+# While hidden rows do not pay, a sample is tried every few rounds; in work, it is so much of what was done at most.
+_SAMPLE, _SAMPLE_ROUNDS, _SAMPLE_SHARE = 32, 4, 0.5
 # A box on which a row moves by so few errors of a run is not worth splitting for runs.
 _NOISIEST = 0.05
 # Small networks: what is not multiplication costs about this much more with hidden rows.
 _LEAST_CROWN_COST = 10.0
-_SAMPLE, _SAMPLE_ROUNDS = 32, 4
 
 
 class Trial:
-    """Whether an optional sweep has closed enough lately to be worth its time.
+    """Whether an optional sweep has gained enough lately to be worth its time.
 
     Args:
-        share: of the domains it is tried on, what it must close; from 1 on it never pays.
+        cost: of trying it on a domain, in the unit of what it gains.
+        least: domains that it is tried on before it is judged.
     """
 
-    def __init__(self, share: float) -> None:
-        self._share = share
+    def __init__(self, cost: float, least: int = 32) -> None:
+        self.cost = cost
+        self._least = least
         self._tried = 0.0
-        self._closed = 0.0
-
-    @property
-    def possible(self) -> bool:
-        return self._share < 1
+        self._gained = 0.0
 
     def pays(self) -> bool:
-        return self.possible and (self._tried < 32 or self._closed > self._share * self._tried)
+        return self._tried < self._least or self._gained > self.cost * self._tried
 
     def mostly(self) -> bool:
-        """Whether nearly everything was closed."""
-        return self._closed >= 0.9 * self._tried
+        """Whether nearly everything was gained."""
+        return self._gained >= 0.9 * self._tried
 
-    def note(self, tried: int, closed: int) -> None:
+    def note(self, tried: int, gained: float) -> None:
         """Older trials fade."""
-        self._tried, self._closed = 0.7 * self._tried + tried, 0.7 * self._closed + closed
+        self._tried, self._gained = 0.7 * self._tried + tried, 0.7 * self._gained + gained
+
+
+def levels(before: Tensor, after: Tensor, truth: Tensor, coordinates: int) -> Tensor:
+    """Levels of a tree of splits that one kind of bounds needs to come as near to the truth as another is, or near
+    enough to close: float64 (n,) from 0 to 60.
+
+    Args:
+        before, after: float64 (n,), bounds minus thresholds by the two kinds; -inf: none.
+        truth: (n,), what bounds cannot exceed: the value at some point.
+        coordinates: that are split.
+    """
+    room = truth.clamp(min=1e-300)  # a bound that is off by less closes
+    off = [(truth - bound).nan_to_num(nan=torch.inf).maximum(room) for bound in (before, after)]
+    found = coordinates / _HALVINGS_PER_SPLIT * (off[0].log2() - off[1].log2())
+    return found.nan_to_num(nan=0.0).clamp(0.0, _MOST_LEVELS)
 
 
 @dataclass(frozen=True)
@@ -125,7 +143,8 @@ class Sweeps:
         self._look_at_runs()
         self._cheap_kind: Hidden = "linear" if self.table.varying.numel() <= _FEW_INPUTS else "interval"
         self._cheap = Trial(_CHEAP_SHARE)
-        self._crown = Trial(self._crown_cost() / _SUBTREE if self._cheap_kind == "linear" else -1.0)
+        self._crown = Trial(self._crown_cost() if self._cheap_kind == "linear" else -1.0, least=1)
+        self._work = 0.0  # linear sweeps, and others by their cost
         self._exact = Trial(_EXACT_SHARE)
         self.batch = self._batch_size()
         self.most = self._most_boxes()
@@ -155,7 +174,7 @@ class Sweeps:
         if self.config.batch_size != "auto":
             return self.config.batch_size
         rows = max(2 * max(node.size for node in self.graph.whole.nodes[1:]), self.table.rows.shape[1])
-        bytes_each = rows * row_bytes(self.graph.whole, 1, self.arithmetic.dtype)
+        bytes_each = rows * row_cost(self.graph.whole, 1, self.arithmetic.dtype).nbytes
         return max(_FEWEST, min(_MOST_DOMAINS, facts(self.backend.device).box_batch_bytes // bytes_each))
 
     def _most_boxes(self) -> int:
@@ -173,17 +192,15 @@ class Sweeps:
         if self._cheap_kind == "linear" or self._cheap.pays():
             left = self._confirmed(batch, self._cheap_kind)
             self._cheap.note(batch.count, batch.count - left.domains.count)
-            batch = left.domains
+            self._work += batch.count
+            batch = replace(left.domains, gap=left.value.float())
         count = self._crown_count(batch.count)
         if count == 0 and left is not None:
             return left
         # A sample is spread evenly.
         some = torch.arange(count, device=batch.case.device) * batch.count // count
         chosen = torch.zeros(batch.count, dtype=torch.bool, device=some.device).index_fill(0, some, True)
-        parts = [
-            self._confirmed(batch[part], "crown") for part in chosen.nonzero()[:, 0].split(min(self.batch, self.most))
-        ]
-        self._crown.note(count, count - sum(p.domains.count for p in parts))
+        parts = [self._tight(batch[part]) for part in chosen.nonzero()[:, 0].split(min(self.batch, self.most))]
         if count < batch.count:
             assert left is not None
             parts.append(left.select(~chosen))
@@ -193,7 +210,52 @@ class Sweeps:
         """How many of the domains that a cheap sweep leaves get CROWN's hidden rows: all, a sample, or none."""
         if self._crown.pays():
             return left
-        return min(left, _SAMPLE) if self.statistics.rounds % _SAMPLE_ROUNDS == 0 and self._crown.possible else 0
+        if self.statistics.rounds % _SAMPLE_ROUNDS:
+            return 0
+        return min(left, _SAMPLE, int(_SAMPLE_SHARE * self._work / self._crown.cost))
+
+    def _tight(self, batch: BoxDomains) -> Swept:
+        """A sweep with CROWN's hidden rows, and what it was worth.
+
+        Args:
+            batch: ``gap`` is what the linear sweep found, if there was one.
+        """
+        left = self._confirmed(batch, "crown")
+        if self._cheap_kind == "linear":
+            self._work += self._crown.cost * batch.count
+            few, after = batch[: 2 * _SAMPLE], left.select(torch.arange(left.domains.count)[: 2 * _SAMPLE])
+            closed = (batch.count - left.domains.count) / batch.count
+            self._crown.note(batch.count, batch.count * self._saved(few, after, closed))
+        return left
+
+    def _saved(self, batch: BoxDomains, left: Swept, closed: float) -> float:
+        """Linear sweeps that a sweep with hidden rows saved per domain.
+
+        Args:
+            batch: some of its domains. left: some of those that it left open.
+            closed: share of the domains that it closed.
+        """
+        coordinates = self.table.varying.numel()
+        value = batch.gap.double()
+        saved = levels(value, torch.zeros_like(value), self._centre(batch), coordinates).exp2().clamp(min=_SUBTREE)
+        total = closed * float(saved.mean())
+        if left.domains.count:
+            truth = self._centre(left.domains)
+            replaced = levels(left.domains.gap.double(), left.value, truth, coordinates).exp2()
+            total += (1 - closed) * _REPLACED * float(replaced.mean())
+        return total
+
+    def _centre(self, batch: BoxDomains) -> Tensor:
+        """(B,) how far the case's rows are from being met at the boxes' centres."""
+        return -self.slack(midpoints(self.table.boxes(batch)), batch.case)
+
+    def slack(self, x: Tensor, case: Tensor) -> Tensor:
+        """:meth:`CaseTable.slack` of points (P, n_in)."""
+        network = self.graph.whole
+        x = x.double() if network.rounds else x
+        y = network.forward(x.reshape(x.shape[0], *network.input_shape), self.backend.weights)
+        assert isinstance(y, Tensor)
+        return self.table.slack(x, Graph.flat(y), case)
 
     def _confirmed(self, batch: BoxDomains, hidden: Hidden) -> Swept:
         """One sweep. Where float32's rounding errors may be to blame for an open domain, float64 has a go."""
@@ -252,7 +314,7 @@ class Sweeps:
 
     def cheap_factor(self) -> int:
         """How many batches of sweeps with hidden rows take as much memory as one without."""
-        if self._crown.possible and not self._cheap.mostly():
+        if self._crown.pays() and not self._cheap.mostly():
             return 1
         rows = 2 * max(node.size for node in self.graph.whole.nodes[1:])
         return max(1, min(64, rows // (2 * self.table.rows.shape[1] + 2 * self.table.varying.numel())))

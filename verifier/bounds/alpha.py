@@ -31,12 +31,13 @@ from verifier.bounds.crown import (
     open_elements,
     preactivations,
     relaxations,
-    row_bytes,
+    row_cost,
     tight_by_ibp,
     tighten,
 )
 from verifier.bounds.engine import PLAIN, Engine
 from verifier.bounds.walk import Walk, backward, lowest
+from verifier.core.errors import DeadlineExceeded
 from verifier.core.interval import Interval
 from verifier.core.inventory import RowState
 from verifier.core.numerics import finite_lower
@@ -341,42 +342,69 @@ def _forward(engine: Engine, node: Node, xs: list[Tensor]) -> Tensor:
 SHARES = 8
 
 
-def alpha_hidden(engine: Engine, state: BoundState, schedule: Schedule, relevant: Relevant | None = None) -> BoundState:
+def alpha_hidden(
+    engine: Engine,
+    state: BoundState,
+    schedule: Schedule,
+    relevant: Relevant | None = None,
+    anytime: bool = False,
+) -> BoundState:
     """Tighten every pre-activation by optimising its own rows (layerwise), in order, on one box.
 
     Certified states re-evaluate the best slopes in float64 with rounding errors accounted for, and keep that value.
 
     Args:
         relevant: elements that matter, see :func:`verifier.bounds.relevance.relevant`; default all.
+        anytime: when time runs out, the bounds of the nodes that are left stay as they are.
+
+    Raises:
+        DeadlineExceeded: time ran out, unless ``anytime``.
     """
-    graph, backend = engine.graph, engine.backend
+    graph = engine.graph
     exact = engine.certifying().unhurried()
     for index in preactivations(graph):
-        node = graph.nodes[index]
-        if tight_by_ibp(graph, node, state.bounds):
+        if tight_by_ibp(graph, graph.nodes[index], state.bounds):
             continue
         elements = open_elements(engine, index, state.bounds[index], relevant)
         if elements.shape[0] == 0:
             continue
-        positions, here = backend.local_index(index, elements)
-        rows = 2 * elements.shape[0]
-        parts = []
-        total = RowState()
-        for chunk in backend.row_chunks(rows, 3 * row_bytes(graph, 1, torch.float32, index), SHARES):
-            engine.deadline.check("alpha-CROWN")
-            form = hidden_rows(positions, node.shape, chunk, torch.float32, here)
-            values, _ = initial_parameters(graph, state.bounds, chunk.size, index + 1)
-            found = optimise(engine, state, {index: form}, values, schedule)
-            lower = found.lower
-            total += found.state
-            if state.certified:
-                form = hidden_rows(positions, node.shape, chunk, exact.dtype, here)
-                planes = relaxations(graph, state.bounds, exact.dtype, found.parameters, index + 1)
-                lower, _ = lower_bounds(exact, state, {index: form}, planes)
-            parts.append((chunk, lower))
-        backend.usage.note_rows(total)
-        tighten(state, index, positions, backend.gather_rows(rows, parts), here)
+        try:
+            _optimise_node(engine, exact, state, index, elements, schedule)
+        except DeadlineExceeded:
+            if not anytime:
+                raise
+            break
     return state
+
+
+def _optimise_node(
+    engine: Engine, exact: Engine, state: BoundState, index: int, elements: Tensor, schedule: Schedule
+) -> None:
+    """Optimised rows of some elements of one node, intersected into the state.
+
+    Args:
+        exact: the engine that certifies them.
+    """
+    graph, backend = engine.graph, engine.backend
+    node = graph.nodes[index]
+    positions, here = backend.local_index(index, elements)
+    rows = 2 * elements.shape[0]
+    parts = []
+    total = RowState()
+    for chunk in backend.row_chunks(rows, row_cost(graph, 1, torch.float32, index).times(3), SHARES):
+        engine.deadline.check("alpha-CROWN")
+        form = hidden_rows(positions, node.shape, chunk, torch.float32, here)
+        values, _ = initial_parameters(graph, state.bounds, chunk.size, index + 1)
+        found = optimise(engine, state, {index: form}, values, schedule)
+        lower = found.lower
+        total += found.state
+        if state.certified:
+            form = hidden_rows(positions, node.shape, chunk, exact.dtype, here)
+            planes = relaxations(graph, state.bounds, exact.dtype, found.parameters, index + 1)
+            lower, _ = lower_bounds(exact, state, {index: form}, planes)
+        parts.append((chunk, lower))
+    backend.usage.note_rows(total)
+    tighten(state, index, positions, backend.gather_rows(rows, parts), here)
 
 
 def alpha_rows(engine: Engine, state: BoundState, spec: Specification, schedule: Schedule) -> Optimised:

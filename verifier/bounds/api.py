@@ -24,7 +24,7 @@ from verifier.bounds.crown import (
     initial_state,
     plain_state,
     preactivations,
-    row_bytes,
+    row_cost,
 )
 from verifier.bounds.engine import PLAIN, Engine
 from verifier.core.backend import ParallelBackend
@@ -144,7 +144,7 @@ def _output(engine: Engine, state: BoundState, wanted: Wanted) -> tuple[BoundSta
     parts, groups = [], []
     total = RowState()
     fewest = SHARES if method == "alpha-crown" else 1
-    for chunk in backend.row_chunks(2 * n, 3 * row_bytes(graph, 1, torch.float32), fewest):
+    for chunk in backend.row_chunks(2 * n, row_cost(graph, 1, torch.float32).times(3), fewest):
         rows = torch.zeros((chunk.size, n), dtype=torch.float64, device=device)
         for i, row in enumerate(range(chunk.start, chunk.stop)):
             rows[i, row % n] = 1.0 if row < n else -1.0

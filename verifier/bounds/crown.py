@@ -21,8 +21,9 @@ from verifier.bounds import ibp
 from verifier.bounds.engine import PLAIN, ROUNDED_32, Engine
 from verifier.bounds.walk import Magnitudes, Walk, backward, concretise
 from verifier.core.arithmetic import full_precision
-from verifier.core.backend import Chunk, ParallelBackend
+from verifier.core.backend import Chunk, Cost, ParallelBackend
 from verifier.core.device import facts
+from verifier.core.errors import DeadlineExceeded
 from verifier.core.interval import Interval
 from verifier.core.numerics import finite_lower, float32_proofs, outward
 from verifier.graph import traverse
@@ -201,10 +202,17 @@ def _is_known(bounds: Interval) -> bool:
     return bool((bounds.upper - bounds.lower <= _KNOWN * (1 + bounds.magnitude())).all())
 
 
-def row_bytes(graph: Graph, batch: int, dtype: torch.dtype, index: int | None = None) -> int:
-    """Bytes that one row keeps alive at its widest: coefficients, the next ones and two temporaries."""
+# Multiply-adds that the elementwise work on one coefficient of a walk is worth.
+_ELEMENTWISE = 64.0
+
+
+def row_cost(graph: Graph, batch: int, dtype: torch.dtype, index: int | None = None) -> Cost:
+    """What a walk of one row from a node (default: the last) costs: at its widest it keeps coefficients alive, the next
+    ones and two temporaries."""
     nodes = graph.nodes if index is None else graph.nodes[: index + 1]
-    return 4 * batch * max(n.size for n in nodes) * torch.finfo(dtype).bits // 8
+    words = torch.finfo(dtype).bits // 32
+    flops = sum(node.flops + _ELEMENTWISE * node.size for node in nodes)
+    return Cost(4 * batch * max(n.size for n in nodes) * 4 * words, batch * words * flops)
 
 
 def lower_bounds(
@@ -266,6 +274,7 @@ def crown_hidden(
     nodes: Sequence[int] | None = None,
     relevant: Relevant | None = None,
     noise: list[float] | None = None,
+    anytime: bool = False,
 ) -> BoundState:
     """CROWN bounds of all pre-activations, tightening ``state``; intervals are propagated anew from every one of them.
 
@@ -277,8 +286,10 @@ def crown_hidden(
         nodes: visit only these; default all pre-activations.
         relevant: elements that matter, see :func:`verifier.bounds.relevance.relevant`; default all.
         noise: takes, for every node, which share of the bounds' width the error of a run has.
+        anytime: when time runs out, keep what was found; the nodes that are left have interval bounds.
 
     Raises:
+        DeadlineExceeded: time ran out, unless ``anytime``.
         NoisyRuns: it has most of it somewhere; only with ``noise``.
     """
     graph = engine.graph
@@ -296,12 +307,18 @@ def crown_hidden(
         if elements.shape[0] == 0:
             continue
         planes.update(_between(graph, out.bounds, engine.dtype, done, index))
-        if engine.rounding and float32_has_error_bounds(engine, index):
-            # Most neurons are decided with room to spare: float32, its rounding errors included, is enough and cheaper.
-            narrow = _between(graph, out.bounds, torch.float32, 0, index)
-            _visit(engine.using(ROUNDED_32), out, index, elements, narrow, noise)
-            elements = open_elements(engine, index, out.bounds[index], relevant)
-        _visit(engine, out, index, elements, planes, noise)
+        try:
+            if engine.rounding and float32_has_error_bounds(engine, index):
+                # Most neurons are decided with room to spare: float32, its rounding errors included, is enough and
+                # cheaper.
+                narrow = _between(graph, out.bounds, torch.float32, 0, index)
+                _visit(engine.using(ROUNDED_32), out, index, elements, narrow, noise)
+                elements = open_elements(engine, index, out.bounds[index], relevant)
+            _visit(engine, out, index, elements, planes, noise)
+        except DeadlineExceeded:
+            if not anytime:
+                raise
+            break
         done = index
     _propagate(engine, out, done, len(graph.nodes) - 1)
     return out
@@ -339,7 +356,7 @@ def _visit(
     # Magnitudes are converted once for all chunks.
     known = replace(out, magnitudes=out.magnitudes.to(dtype)) if engine.rounding else out
     parts, errors = [], []
-    for chunk in backend.row_chunks(rows, row_bytes(graph, batch, dtype, index)):
+    for chunk in backend.row_chunks(rows, row_cost(graph, batch, dtype, index)):
         engine.deadline.check("CROWN")
         form = hidden_rows(positions, graph.nodes[index].shape, chunk, dtype, here)
         value, walk = lower_bounds(engine, known, {index: form}, planes)

@@ -29,37 +29,53 @@ class Chunk:
     size: int
 
 
+@dataclass(frozen=True)
+class Cost:
+    """What a row costs, or what a chunk of rows may cost.
+
+    Attributes:
+        nbytes: of coefficients that are alive at once.
+        flops: counted multiplications and additions of a walk, elementwise work included.
+    """
+
+    nbytes: int
+    flops: float = 0.0
+
+    def times(self, factor: int) -> Cost:
+        return Cost(factor * self.nbytes, factor * self.flops)
+
+
 CHUNK_MULTIPLE = 24  # divisible by 1, 2, 3, 4, 6, 8 ranks
 SHARD_ROWS = 20 * CHUNK_MULTIPLE  # from here on every rank gets whole chunks of at least 20 rows
 _ROUNDED_SIZE = 80  # from here on rounding a chunk up to a multiple of four rows costs less than a twentieth
-# A walk over fewer bytes takes the time of its calls, however few its rows are: then chunks are fewer.
-_WORTHWHILE = 64 << 20
 _FEWER_CHUNKS = (1, 2, 4, 8)
 
 
-def canonical_chunks(n_rows: int, row_bytes: int, chunk_bytes: int, fewest: int = 1) -> tuple[Chunk, ...]:
+def canonical_chunks(n_rows: int, row: Cost, budget: Cost, fewest: int = 1) -> tuple[Chunk, ...]:
     """Cut rows into equal chunks by a rule that depends neither on free memory nor on the number of ranks.
 
-    The geometry depends on the rows, on the bytes that one row keeps alive and on the budget alone, so that every
-    backend makes literally the same kernel calls. From ``SHARD_ROWS`` rows on their number is a multiple of
-    ``CHUNK_MULTIPLE``, if need be with last ones that hold padding alone, or a smaller power of two where that many
-    would be too small to be worth their calls: ranks that get none repeat padding meanwhile.
+    The geometry depends on the rows, on what one of them costs and on the budget alone, so that every backend makes
+    literally the same kernel calls. There are as few chunks as the budget allows, since a walk takes the time of its
+    calls however few its rows are. From ``SHARD_ROWS`` rows on their number is 1, 2, 4, 8 or a multiple of
+    ``CHUNK_MULTIPLE``, if need be with last ones that hold padding alone; ranks that get none repeat padding meanwhile.
 
     Args:
         n_rows: rows of the start node.
-        row_bytes: bytes of coefficients that one row keeps alive.
-        chunk_bytes: configured ``memory.chunk_bytes``.
+        row: of one row.
+        budget: of a chunk; one of four rows may exceed it.
         fewest: chunks that ``SHARD_ROWS`` rows are cut into at least, for what is kept per row; at most 8.
     """
     if n_rows <= 0:
         return ()
-    most = max(4, chunk_bytes // max(row_bytes, 1) // 4 * 4)
+    most = max(4, budget.nbytes // max(row.nbytes, 1) // 4 * 4)
+    if row.flops * most > budget.flops:
+        most = max(4, int(budget.flops / row.flops) // 4 * 4)
     count = -(-n_rows // most)
     if n_rows < SHARD_ROWS:
         size = -(-n_rows // count)
         size = -(-size // 4) * 4
         return tuple(Chunk(i, min(i + size, n_rows), size) for i in range(0, n_rows, size))
-    wanted = max(count, fewest, n_rows * row_bytes // _WORTHWHILE)
+    wanted = max(count, fewest)
     fewer = (n for n in _FEWER_CHUNKS if n >= wanted)
     count = next(fewer, -(-count // CHUNK_MULTIPLE) * CHUNK_MULTIPLE)
     size = -(-n_rows // count)
@@ -136,7 +152,7 @@ class ParallelBackend(Protocol):
         """Memory used by this rank's work so far; whatever allocates memory per row or domain is recorded here."""
         ...
 
-    def row_chunks(self, n_rows: int, row_bytes: int, fewest: int = 1) -> Sequence[Chunk]:
+    def row_chunks(self, n_rows: int, row: Cost, fewest: int = 1) -> Sequence[Chunk]:
         """This rank's canonical chunks of a start node's rows; every rank gets equally many."""
         ...
 

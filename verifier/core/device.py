@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import torch
+    import torch  # names and facts are needed without it
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,7 @@ class DeviceFacts:
 
     Attributes:
         walk_flops: FLOP per second of bounds at the root, as the strategy counts them.
+        chunk_flops: FLOP of a chunk of rows at the root, elementwise work included: the clock is looked at after each.
         child_flops: FLOP per second of bounding and certifying the children of domains on a compact network.
         child_fixed_work: FLOP that the elementwise work on one child is worth, besides its matrices.
         probes: sides of splits that are probed per domain where the configuration leaves it open.
@@ -40,6 +41,7 @@ class DeviceFacts:
     """
 
     walk_flops: float
+    chunk_flops: float
     child_flops: float
     child_fixed_work: float
     probes: int
@@ -60,6 +62,7 @@ class DeviceFacts:
 
 CPU = DeviceFacts(
     walk_flops=2e10,
+    chunk_flops=2.5e9,
     child_flops=4e10,
     child_fixed_work=2.5e6,
     probes=4,
@@ -79,6 +82,7 @@ CPU = DeviceFacts(
 )
 CUDA = DeviceFacts(
     walk_flops=1e13,
+    chunk_flops=2.5e12,
     child_flops=3.5e13,
     child_fixed_work=6e7,
     probes=0,  # probing takes as long as what it saves
@@ -102,3 +106,27 @@ _KINDS = {"cpu": CPU, "cuda": CUDA}
 def facts(device: torch.device | str) -> DeviceFacts:
     """What is known of a device, or of a kind of devices by its name."""
     return _KINDS[device if isinstance(device, str) else device.type]
+
+
+_GIB = 1 << 30
+_CPU_CHUNK = 256 << 20
+_LEAST_CHUNK, _MEMORY_STEP = 64 << 20, 4 * _GIB
+
+
+def default_chunk_bytes(device: torch.device) -> int:
+    """``memory.chunk_bytes`` where it is left open: the largest power of two in a sixteenth of a GPU's memory.
+
+    Memory is counted as it is sold, in steps of 4 GiB: what drivers keep for themselves differs, and equal GPUs are to
+    make equal chunks.
+    """
+    if device.type == "cpu":
+        return _CPU_CHUNK
+    import torch  # names and facts are needed without it
+
+    return chunk_bytes_for(torch.cuda.get_device_properties(device).total_memory)
+
+
+def chunk_bytes_for(memory: int) -> int:
+    """The default for a GPU that reports so many bytes."""
+    nominal = -(-memory // _MEMORY_STEP) * _MEMORY_STEP
+    return max(_LEAST_CHUNK, 1 << ((nominal // 16).bit_length() - 1))

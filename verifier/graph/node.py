@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from verifier.core.interval import Interval
-from verifier.graph.op import Op, Params, Shape
+from verifier.graph.op import AffineOp, Op, Params, Shape
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,12 @@ class Node:
 
     @property
     def size(self) -> int:
-        out = 1
-        for s in self.shape:
-            out *= s
-        return out
+        return math.prod(self.shape)
+
+    @property
+    def flops(self) -> float:
+        """Multiplications and additions of one forward or backward pass for one row."""
+        if isinstance(self.op, AffineOp) and self.op.handles and len(self.op.handles[0].shape) > 1:
+            weight = self.op.handles[0].shape
+            return 2.0 * math.prod(weight) * max(1, self.size // weight[0])
+        return float(self.size)

@@ -12,8 +12,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from verifier.core.backend import SHARD_ROWS, Chunk, Group, canonical_chunks
+from verifier.core.backend import SHARD_ROWS, Chunk, Cost, Group, canonical_chunks
 from verifier.core.deadline import Deadline
+from verifier.core.device import facts
 from verifier.core.handles import WeightStore
 from verifier.core.inventory import Usage
 from verifier.parallel.single import WholeValues
@@ -67,8 +68,9 @@ class DistributedBackend(WholeValues):
     def _dealt(self, n_rows: int) -> bool:
         return self._sharded and n_rows >= SHARD_ROWS and self._everyone.size > 1
 
-    def row_chunks(self, n_rows: int, row_bytes: int, fewest: int = 1) -> Sequence[Chunk]:
-        chunks = canonical_chunks(n_rows, row_bytes, self.chunk_bytes, fewest)
+    def row_chunks(self, n_rows: int, row: Cost, fewest: int = 1) -> Sequence[Chunk]:
+        budget = Cost(self.chunk_bytes, facts(self.device).chunk_flops)
+        chunks = canonical_chunks(n_rows, row, budget, fewest)
         if not self._dealt(n_rows):
             return chunks
         each = -(-len(chunks) // self._everyone.size)

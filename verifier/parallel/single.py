@@ -8,8 +8,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from verifier.core.backend import Chunk, canonical_chunks
+from verifier.core.backend import Chunk, Cost, canonical_chunks
 from verifier.core.deadline import Deadline
+from verifier.core.device import facts
 from verifier.core.handles import WeightStore
 from verifier.core.inventory import Usage
 from verifier.graph.graph import Graph
@@ -68,8 +69,8 @@ class SingleBackend(WholeValues):
                 weights.put(handle, tensor)
         self.weights = weights
 
-    def row_chunks(self, n_rows: int, row_bytes: int, fewest: int = 1) -> Sequence[Chunk]:
-        return canonical_chunks(n_rows, row_bytes, self.chunk_bytes, fewest)
+    def row_chunks(self, n_rows: int, row: Cost, fewest: int = 1) -> Sequence[Chunk]:
+        return canonical_chunks(n_rows, row, Cost(self.chunk_bytes, facts(self.device).chunk_flops), fewest)
 
     def gather_rows(self, n_rows: int, parts: Sequence[tuple[Chunk, Tensor]]) -> Tensor:
         return torch.cat([value[:, : chunk.stop - chunk.start] for chunk, value in parts], dim=1)

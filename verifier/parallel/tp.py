@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from verifier.core.backend import Chunk, Group
+from verifier.core.backend import Chunk, Cost, Group
 from verifier.core.errors import UnsupportedError
 from verifier.core.handles import Handle, WeightStore
 from verifier.core.interval import Interval
@@ -391,9 +391,9 @@ class TensorParallel(DistributedBackend):
     def size(self) -> int:
         return super().size * self._group.size
 
-    def row_chunks(self, n_rows: int, row_bytes: int, fewest: int = 1) -> Sequence[Chunk]:
+    def row_chunks(self, n_rows: int, row: Cost, fewest: int = 1) -> Sequence[Chunk]:
         # Partial sums have the width of the whole value.
-        return super().row_chunks(n_rows, row_bytes * self._group.size, fewest)
+        return super().row_chunks(n_rows, row.times(self._group.size), fewest)
 
     def broadcast_result(self, work: Callable[[], T]) -> T:
         # To the first ranks of all groups, and from there to the others.

@@ -6,6 +6,7 @@ What a phase decides on (bounds, open domains) is equal on all ranks or is agree
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -119,11 +120,13 @@ class BoundRoot(Phase[Root]):
     Attributes:
         cases: their indices.
         limit: the query's time limit in seconds.
+        seconds: after which hidden bounds stay as they are.
     """
 
     name = "bound"
     cases: np.ndarray
     limit: float
+    seconds: float = math.inf
 
     def run(self, state: RankState) -> Root:
         setup = state.setup
@@ -133,7 +136,7 @@ class BoundRoot(Phase[Root]):
             search=setup.search,
             config=state.config,
             limit=self.limit,
-            deadline=state.deadline,
+            deadline=state.deadline.sub(self.seconds),
             report=lambda name: state.progress.update(step=name),
             claims=state.claims,
         )
@@ -231,21 +234,25 @@ class SplitInputs(Phase[input_split.InputSplitResult]):
         return input_split.search(context, state.asked, self.cases)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SplitNeurons(Phase[relu_split.SearchResult]):
     """Branch and bound on ReLU splits of one box.
 
     Attributes:
         root: which of the roots is meant.
+        cases: indices of its cases that are still open.
     """
 
     name = "split_neurons"
     root: int
+    cases: np.ndarray
 
     def run(self, state: RankState) -> relu_split.SearchResult:
         found = state.roots[self.root]
         assert found.rows is not None
-        return refine.search(state.search_context(state.config.bab, state.deadline), found.state, found.rows)
+        still = np.flatnonzero(np.isin(found.open, self.cases))
+        rows = found.rows if still.size == found.open.size else found.rows.select(torch.from_numpy(still))
+        return refine.search(state.search_context(state.config.bab, state.deadline), found.state, rows)
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,8 @@ from verifier.spec.replay import replay
 Step = Callable[[RankState], None]
 _HOST = torch.device("cpu")
 _LOG = logging.getLogger(__name__)
+# The share of the time that is left which the root bounds of a box may take when a search follows.
+_ROOT_SHARE = 0.5
 # Seconds that nothing optional is begun in.
 _SPARE_SECONDS = 0.1
 
@@ -205,10 +207,13 @@ class _Run:
                 if host:
                     yield self._move
                 yield partial(self._attack, config=self.config.attack)
+            if neurons:  # what a search can be spared is known after its root bounds
+                yield self._bound
             yield partial(self._split_inputs, share=inputs, domains=None)
             if not neurons:
                 return
-        yield self._bound
+        else:
+            yield self._bound
         if attack:
             yield partial(self._attack, config=self.config.attack)
         if search and neurons:
@@ -255,10 +260,12 @@ class _Run:
             )
             self.witness = methods.search(target, config.methods)
 
-    def _bound(self, state: RankState) -> None:
+    def _bound(self, state: RankState, share: float = _ROOT_SHARE) -> None:
+        """Root bounds of every box. Where a search follows, a root that takes too long is cut short."""
         with self._phase("root bounds"):
             for cases in open_boxes(self.problem, self.open):
-                root = run_on_all(state, BoundRoot(cases, self.deadline.limit))
+                seconds = share * min(self.deadline.remaining(), 600.0) if self.config.bab.enabled else math.inf
+                root = run_on_all(state, BoundRoot(cases, self.deadline.limit, seconds))
                 self._close(cases, root.open)
                 self.covered.add(root.covered)
                 self.real = np.union1d(self.real, root.real)
@@ -284,13 +291,14 @@ class _Run:
     def _split_neurons(self, state: RankState) -> None:
         with self._phase("branch and bound on neurons"):
             for number, root in enumerate(state.roots):
-                if not root.open.size:
+                cases = root.open[np.isin(root.open, self.open)]
+                if not cases.size:
                     continue
                 self.deadline.check()
                 if root.rows is None:
                     self.reason = "the configured bounds leave rows open and have no slopes to search with"
                     return
-                ended = run_on_all(state, SplitNeurons(number))
+                ended = run_on_all(state, SplitNeurons(number, cases))
                 self._count("relu_split", ended.totals)
                 self.witness, self.reason = ended.witness, ended.reason
                 self.covered.add(ended.covered)

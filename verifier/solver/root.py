@@ -77,6 +77,7 @@ class RootContext:
         backend: for the bounds, which all ranks compute together.
         search: the backend that will split neurons, which decides how much is worth doing here.
         limit: the query's time limit in seconds, for the strategy.
+        deadline: when it expires, what is left of hidden bounds stays as it is: the root ends soon, whatever it has.
         report: told of every method that begins.
         claims: what bounds are made to hold for (default: the real network); where runs would cost much, the network in
             real arithmetic comes first.
@@ -133,7 +134,7 @@ def _bound_root(context: RootContext, problem: Problem, cases: np.ndarray) -> Ro
     context.report("CROWN")
     rows = hidden_by_rows(config)
     matters = relevant(engine, {graph.output: table.spec.y})
-    state = crown_hidden(engine, state, nodes=None if rows else (), relevant=matters, noise=noise)
+    state = crown_hidden(engine, state, None if rows else (), matters, noise, anytime=True)
     lower, walk = crown_rows(engine, state, table.spec)
     found = _RowBounds(lower, walk.error)
     candidates = backend.gather_features(0, minimiser(walk, box.to(torch.float64)))
@@ -151,7 +152,7 @@ def _bound_root(context: RootContext, problem: Problem, cases: np.ndarray) -> Ro
         if steps:
             context.report("alpha-CROWN of hidden nodes")
             hidden = Schedule(steps, alpha.learning_rate, decay=alpha.decay)
-            state = alpha_hidden(engine, replace(state, bounds=dict(state.bounds)), hidden, matters)
+            state = alpha_hidden(engine, replace(state, bounds=dict(state.bounds)), hidden, matters, anytime=True)
             found = _alpha(context, state, table, found)
             table.touch(engine, state)
     assert found.minimisers is not None

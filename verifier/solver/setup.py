@@ -13,6 +13,7 @@ import torch
 from verifier.config import Config
 from verifier.core.arithmetic import check_environment, plain_arithmetic
 from verifier.core.backend import Group, ParallelBackend
+from verifier.core.device import default_chunk_bytes
 from verifier.core.errors import ConfigError, MemoryExceeded
 from verifier.core.memory import free_bytes, out_of_memory
 from verifier.graph.graph import Graph
@@ -20,7 +21,6 @@ from verifier.parallel.backends import Place, placement
 from verifier.parallel.distributed import DistributedBackend
 from verifier.parallel.single import SingleBackend
 from verifier.parallel.world import World, rank_device, solo
-from verifier.solver.strategy import node_flops
 
 T = TypeVar("T")
 _SMALLEST_CHUNK = 1 << 20
@@ -87,7 +87,7 @@ def rank_threads(config: Config, ranks: int) -> int:
 def cpu_threads(graph: Graph, config: Config, ranks: int = 1) -> Iterator[None]:
     """The number of CPU threads for one query, in plain arithmetic; the process gets its own settings back."""
     before = torch.get_num_threads()
-    small = sum(map(node_flops, graph.nodes)) < _ONE_THREAD_FLOPS
+    small = sum(node.flops for node in graph.nodes) < _ONE_THREAD_FLOPS
     most = before if ranks == 1 else rank_threads(config, ranks)
     wanted = (1 if small else most) if config.threads == "auto" else config.threads
     torch.set_num_threads(wanted)
@@ -146,9 +146,9 @@ def set_up(graph: Graph, config: Config, world: World | None = None) -> Setup:
     peers = world.subgroup([range(i, world.size, each) for i in range(each)])
     limit = config.memory.device_limit
     # Chunks follow the configured budgets alone, never free memory: equal settings give equal kernel calls.
-    chunk = (
-        config.memory.chunk_bytes if limit is None else min(config.memory.chunk_bytes, max(_SMALLEST_CHUNK, limit // 8))
-    )
+    chunk = config.memory.chunk_bytes
+    chunk = default_chunk_bytes(world.device) if chunk == "auto" else chunk
+    chunk = chunk if limit is None else min(chunk, max(_SMALLEST_CHUNK, limit // 8))
     pool = (free_bytes(world.device) if limit is None else limit) // (3 * _sharing(world))
     placed = placement(config).place(Place(graph, config, world, group, peers, chunk))
     return Setup(placed.graph, placed.backend, placed.search, peers, group, pool)

@@ -4,7 +4,6 @@ same query takes the same path on the same device.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,8 +13,7 @@ from verifier.config import AttackConfig, Config
 from verifier.core.device import CPU, facts
 from verifier.core.problem import Problem
 from verifier.graph import traverse
-from verifier.graph.graph import Graph, Node
-from verifier.graph.op import AffineOp
+from verifier.graph.graph import Graph
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,7 @@ class Features:
 def features(graph: Graph, problem: Problem) -> Features:
     """Count."""
     nonlinear = list(traverse.nonlinear(graph.nodes))
-    walk = sum(map(node_flops, graph.nodes))
+    walk = sum(node.flops for node in graph.nodes)
     return Features(
         free_inputs=int(problem.free().sum(1).max()) if problem.lower.shape[0] else 0,
         boxes=int(problem.lower.shape[0]),
@@ -52,26 +50,22 @@ def features(graph: Graph, problem: Problem) -> Features:
     )
 
 
-# Boxes of a first look, at least and at most.
+# Boxes of a first look, and of one whose boxes are cheap.
 _LEAST_LOOK, _LONGEST_LOOK = 64, 4096
+# Where boxes are not cheap, as many as so many seconds of a CPU allow.
+_LOOK_SECONDS = 16.0
 
 
 def first_look(found: Features) -> int:
-    """Boxes to bound before a thorough attack: about a second of a CPU's work, counted as if every row were walked."""
-    return int(min(_LONGEST_LOOK, max(_LEAST_LOOK, CPU.walk_flops / max(1.0, found.box_flops))))
+    """Boxes to bound before a thorough attack: about a second of a CPU's work, counted as if every row were walked, but
+    a few boxes in any case."""
+    each = CPU.walk_flops / max(1.0, found.box_flops)  # boxes a second
+    return int(min(_LONGEST_LOOK, max(each, min(_LEAST_LOOK, _LOOK_SECONDS * each), 1)))
 
 
 def quick(attack: AttackConfig) -> AttackConfig:
     """A fifteenth of the effort: finds what is easy to find before any bound is computed."""
     return attack.model_copy(update={"restarts": max(1, attack.restarts // 5), "steps": max(1, attack.steps // 3)})
-
-
-def node_flops(node: Node) -> float:
-    """Multiplications and additions of one forward or backward pass of a node for one row."""
-    if isinstance(node.op, AffineOp) and node.op.handles and len(node.op.handles[0].shape) > 1:
-        weight = node.op.handles[0].shape
-        return 2.0 * math.prod(weight) * max(1, node.size // weight[0])
-    return float(node.size)
 
 
 # Up to this many free inputs halving boxes is tried first, and up to the second number it is all that is tried.
@@ -127,7 +121,7 @@ def hidden_iterations(graph: Graph, rows: dict[int, int], limit: float, device: 
         return config.bounds.alpha.intermediate_iterations
     total = 0.0
     for index, count in rows.items():
-        total += count * sum(node_flops(n) for n in graph.nodes[: index + 1])
+        total += count * sum(node.flops for node in graph.nodes[: index + 1])
     # A step is a walk back and a sweep forward.
     steps = min(limit, 600.0) / 6 * facts(device).walk_flops / max(2.0 * total, 1.0)
     return 0 if steps < 3 else int(min(steps, 20))
