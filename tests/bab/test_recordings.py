@@ -18,8 +18,9 @@ from verifier.api import verify
 from verifier.bab import compact, recordings, relu_split
 from verifier.bab.domains import NeuronDomains
 from verifier.bab.kernel import Kernel
-from verifier.bab.recordings import CudaGraphs, Outputs, Recorder, Recordings, padded
+from verifier.bab.recordings import Recordings, padded
 from verifier.bounds.alpha import Schedule
+from verifier.core.cuda_graphs import CudaGraphs, Outputs, Recorder
 from verifier.core.deadline import Deadline
 from verifier.spec.build import from_box
 

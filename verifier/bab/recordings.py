@@ -10,23 +10,18 @@ What is recorded must not depend on values: no tensor is read by the host, and n
 
 from __future__ import annotations
 
-import functools
 import logging
-import threading
 from collections import Counter
 from collections.abc import Callable, Hashable
-from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from verifier.core.cuda_graphs import CudaGraphs, Outputs, Recorder
 from verifier.core.memory import out_of_memory
 
 _LOG = logging.getLogger(__name__)
-
-Outputs = tuple[Tensor, ...]
 
 # Runs of a shape before it is recorded, and recordings at most.
 _AFTER = 6
@@ -38,59 +33,6 @@ _MOST_NUMBERS = 1 << 22
 # Bytes that all recordings together take at most for each of these numbers: some thirty buffers of the largest one,
 # twice because its first run is not recorded, and the inputs and outputs of all.
 _BYTES = 512
-
-
-class Recorder(Protocol):
-    """What records work on a device."""
-
-    def record(self, work: Callable[[], Outputs]) -> tuple[Outputs, Callable[[], None]]:
-        """The outputs of work, and what fills them anew from the inputs that the work reads.
-
-        Raises:
-            RuntimeError: the work cannot be recorded.
-        """
-        ...
-
-
-# Threads of a process record on one stream.
-_ONE_AT_A_TIME = threading.Lock()
-
-
-class CudaGraphs:
-    """Records CUDA graphs that share one pool of memory, since only one of them runs at a time."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.pool = torch.cuda.graph_pool_handle()
-
-    def record(self, work: Callable[[], Outputs]) -> tuple[Outputs, Callable[[], None]]:
-        with _ONE_AT_A_TIME:
-            return self._record(work)
-
-    def _record(self, work: Callable[[], Outputs]) -> tuple[Outputs, Callable[[], None]]:
-        current, stream = torch.cuda.current_stream(self.device), _stream(self.device)
-        stream.wait_stream(current)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.stream(stream):
-            work()  # kernels are loaded and libraries take their workspaces outside the recording
-            stream.synchronize()
-            # Other threads may go on talking to the device meanwhile.
-            graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
-            try:
-                outputs = work()
-            except BaseException:
-                with suppress(RuntimeError):  # the stream must leave the recording; what failed is told already
-                    graph.capture_end()
-                raise
-            graph.capture_end()
-        current.wait_stream(stream)
-        return outputs, graph.replay
-
-
-@functools.cache
-def _stream(device: torch.device) -> torch.cuda.Stream:
-    """Where this process records: one stream, since cuBLAS keeps a workspace for every one that it has seen."""
-    return torch.cuda.Stream(device)
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,11 @@ One forward sweep yields all gradients; its input is a counterexample candidate 
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,6 +39,7 @@ from verifier.bounds.crown import (
 )
 from verifier.bounds.engine import PLAIN, Engine
 from verifier.bounds.walk import Walk, backward, lowest
+from verifier.core.cuda_graphs import Recorder
 from verifier.core.errors import DeadlineExceeded
 from verifier.core.interval import Interval
 from verifier.core.inventory import RowState
@@ -45,6 +48,8 @@ from verifier.graph import traverse
 from verifier.graph.graph import Graph, Node
 from verifier.graph.linear_forms import Form
 from verifier.graph.op import AffineOp, NonlinearOp, ParamSpec, Relaxation
+
+_LOG = logging.getLogger(__name__)
 
 Parameters = dict[int, dict[str, Tensor]]
 _Key = tuple[int, str]
@@ -135,54 +140,176 @@ def optimise(
         start: forms whose rows are bounded, float32.
         parameters: initial values, (B, S, *shape); emptied.
     """
-    engine, deadline = engine.using(PLAIN).unhurried(), engine.deadline
-    splits = splits or Splits()
-    box, signs = state.box, splits.signs
-    planes = _Planes(engine.graph, state.bounds, max(start) + 1, parameters)
-    slopes = _Bank({(i, k): v for i, d in parameters.items() for k, v in d.items()}, planes.limits)
-    betas = _Bank({(i, _BETA): m for i, m in splits.multipliers.items()}, {})
-    for taken in (parameters, splits.multipliers):
-        taken.clear()  # nobody should hold a second copy
-    best: Tensor | None = None
-    walk: Walk | None = None
-    x = box.lower
-    rate = 1.0
+    climb = _Climb(engine.using(PLAIN).unhurried(), state, start, parameters, splits or Splits())
+    device = engine.backend.device
+    paces = _Paces(schedule, device, engine.recorder is not None or device.type == "cuda")
+    repeat = _Repeated(climb, paces.now, engine.recorder)
     for step in range(schedule.iterations + 1):
-        current = planes.build(slopes.grouped(slopes.values))
-        added = {i: signs[i] * m for (i, _), m in betas.values.items()}
-        walk = backward(engine, start, current, None, added, keep=True)
-        value, x = lowest(engine.backend, walk, box)
-        value = finite_lower(value)
-        if best is None:
-            best = value.clone()
-        else:
-            better = value > best
-            best = torch.maximum(best, value)
-            slopes.keep(better)
-            betas.keep(better)
         last = step == schedule.iterations
-        if last or deadline.expired() or (schedule.stop is not None and _asked(step) and schedule.stop(best)):
+        paces.set(step)
+        done = not last and repeat.step(schedule.iterations - step)
+        if not done:
+            climb.bound()
+        if last or engine.deadline.expired() or (schedule.stop and _asked(step) and schedule.stop(climb.best.clone())):
             break
-        z = sweep(engine, walk, current, x, value.shape)
-        for i in planes.made:
-            if i in walk.kept:
-                for name, gradient in current[i].gradients(walk.kept[i], z[i]).items():
-                    slopes.write((i, name), gradient)
-        for i, name in betas.values:
-            if i in walk.kept:
-                betas.write((i, name), signs[i] * z[i][0])
-        slopes.ascend(schedule.rate_alpha * rate)
-        betas.ascend(schedule.rate_beta * rate)
-        rate *= schedule.decay
-    assert best is not None and walk is not None
-    kept = slopes.state() + betas.state() + RowState(chunks=1)
-    found = {i: m for (i, _), m in betas.best.items()}
-    return Optimised(best, slopes.grouped(slopes.best), found, x, walk.kept, kept)
+        if not done:
+            climb.rise(paces.now)
+    return climb.result()
 
 
 def _asked(step: int) -> bool:
     """Whether to ask for an early end after a step: the host waits for the device then."""
     return step < 4 or step % 4 == 0
+
+
+class _Climb:
+    """One optimisation. A step reads and writes the same tensors as the one before, so that it can be recorded.
+
+    Attributes:
+        best: float32 (B, S), of every row the best bound so far.
+        found: the last walk's minimiser and its coefficients on nonlinear outputs.
+    """
+
+    best: Tensor
+    found: tuple[Tensor, dict[int, Tensor]]
+
+    def __init__(
+        self, engine: Engine, state: BoundState, start: Mapping[int, Form], parameters: Parameters, splits: Splits
+    ) -> None:
+        self.engine, self.box, self.start, self.signs = engine, state.box, start, splits.signs
+        self.planes = _Planes(engine.graph, state.bounds, max(start) + 1, parameters)
+        self.slopes = _Bank({(i, k): v for i, d in parameters.items() for k, v in d.items()}, self.planes.limits)
+        self.betas = _Bank({(i, _BETA): m for i, m in splits.multipliers.items()}, {})
+        for taken in (parameters, splits.multipliers):
+            taken.clear()  # nobody should hold a second copy
+
+    def bound(self) -> None:
+        """Bounds at the present values; the best ones are kept."""
+        engine, slopes, betas = self.engine, self.slopes, self.betas
+        self.current = self.planes.build(slopes.grouped(slopes.values))
+        added = {i: self.signs[i] * m for (i, _), m in betas.values.items()}
+        self.walk = backward(engine, self.start, self.current, None, added, keep=True)
+        value, x = lowest(engine.backend, self.walk, self.box)
+        value = finite_lower(value)
+        self.found = x, self.walk.kept
+        if not hasattr(self, "best"):
+            self.best = value.clone()
+            return
+        better = value > self.best
+        torch.maximum(self.best, value, out=self.best)
+        slopes.keep(better)
+        betas.keep(better)
+
+    def rise(self, pace: _Pace) -> None:
+        """One step uphill from where the bounds were taken."""
+        kept = self.walk.kept
+        z = sweep(self.engine, self.walk, self.current, self.found[0], self.best.shape)
+        for i in self.planes.made:
+            if i in kept:
+                for name, gradient in self.current[i].gradients(kept[i], z[i]).items():
+                    self.slopes.write((i, name), gradient)
+        for i, name in self.betas.values:
+            if i in kept:
+                self.betas.write((i, name), self.signs[i] * z[i][0])
+        self.slopes.ascend(pace.alpha, pace.correction)
+        self.betas.ascend(pace.beta, pace.correction)
+
+    def result(self) -> Optimised:
+        slopes, betas = self.slopes, self.betas
+        kept = slopes.state() + betas.state() + RowState(chunks=1)
+        multipliers = {i: m for (i, _), m in betas.best.items()}
+        x, coefficients = self.found
+        return Optimised(self.best, slopes.grouped(slopes.best), multipliers, x, coefficients, kept)
+
+
+class _Pace(NamedTuple):
+    """Learning rates of a step over the first correction of Adam's, and its second correction; numbers, or tensors ()
+    that the next step finds changed."""
+
+    alpha: float | Tensor
+    beta: float | Tensor
+    correction: float | Tensor
+
+
+class _Paces:
+    """The pace of every step.
+
+    Args:
+        tensors: as tensors, which a recorded step reads; on a GPU always, so that recording changes no bit.
+    """
+
+    def __init__(self, schedule: Schedule, device: torch.device, tensors: bool) -> None:
+        self.schedule = schedule
+        self._table = self._row = None
+        self.now = self._numbers(0)
+        if tensors:
+            self._table = torch.tensor([self._numbers(step) for step in range(schedule.iterations + 1)], device=device)
+            self._row = self._table[0].clone()
+            self.now = _Pace(*self._row.unbind())
+
+    def _numbers(self, step: int) -> _Pace:
+        schedule, count = self.schedule, step + 1
+        rate = schedule.decay**step / (1 - 0.9**count)
+        return _Pace(schedule.rate_alpha * rate, schedule.rate_beta * rate, 1 - 0.999**count)
+
+    def set(self, step: int) -> None:
+        if self._table is None or self._row is None:
+            self.now = self._numbers(step)
+        else:
+            self._row.copy_(self._table[step])
+
+
+class _Repeated:
+    """Steps that are recorded once and replayed after that, where a device does that.
+
+    Args:
+        pace: tensors.
+    """
+
+    def __init__(self, climb: _Climb, pace: _Pace, recorder: Recorder | None) -> None:
+        self.climb, self.pace, self.recorder = climb, pace, recorder
+        self._replay: Callable[[], None] | None = None
+        self._recorded: _Found = []
+        self._steps = 0
+
+    def step(self, left: int) -> bool:
+        """Do a step, bounds and rise, from a recording; False, and nothing is done, where there is none.
+
+        Args:
+            left: steps that there are, this one among them.
+        """
+        self._steps += 1
+        if self._replay is not None:
+            self._replay()
+            self.climb.found = self._recorded[1]
+            return True
+        if self.recorder is None or self._steps == 1 or left < _WORTH_RECORDING or not self._small():
+            return False
+        recorder, self.recorder = self.recorder, None  # it is tried once
+        try:
+            _, self._replay = recorder.record(self._work)
+        except (RuntimeError, MemoryError) as error:
+            _LOG.debug("steps are not recorded: %s", str(error).split("\n", 1)[0])
+        if self._recorded:
+            self.climb.found = self._recorded[0]
+        return bool(self._recorded)
+
+    def _work(self) -> tuple[Tensor, ...]:
+        """The first call is a step; the second one is the recording of all others."""
+        self.climb.bound()
+        self.climb.rise(self.pace)
+        self._recorded.append(self.climb.found)
+        x, kept = self.climb.found
+        return (x, *kept.values())
+
+    def _small(self) -> bool:
+        rows = self.climb.best.numel()
+        return rows * max(node.size for node in self.climb.engine.graph.nodes) <= _MOST_NUMBERS
+
+
+_Found = list[tuple[Tensor, dict[int, Tensor]]]
+# A recording costs as much as a few steps; where tensors have more numbers, launches take no longer than their work.
+_WORTH_RECORDING, _MOST_NUMBERS = 5, 1 << 25
 
 
 class _Planes:
@@ -225,7 +352,6 @@ class _Bank:
         self._gradients: dict[_Key, Tensor] = {}
         self._written: set[_Key] = set()
         self._moments: tuple[Tensor, Tensor] | None = None
-        self._count = 0
 
     def _views(self, flat: Tensor | None) -> dict[_Key, Tensor]:
         if flat is None:
@@ -271,20 +397,25 @@ class _Bank:
         self._gradients[key].copy_(gradient)
         self._written.add(key)
 
-    def ascend(self, rate: float) -> None:
-        """One step of Adam uphill, within the limits; the gradients are used up."""
+    def ascend(self, rate: float | Tensor, correction: float | Tensor) -> None:
+        """One step of Adam uphill, within the limits; the gradients are used up.
+
+        Args:
+            rate: over the correction of the first moment. correction: of the second.
+        """
         value, gradient = self._now, self._gradient
         if value is None or gradient is None:
             return
         if self._moments is None:
             self._moments = torch.zeros_like(value), torch.zeros_like(value)
         first, second = self._moments
-        self._count += 1
         first.lerp_(gradient, 0.1)
         second.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
-        correction1, correction2 = 1 - 0.9**self._count, 1 - 0.999**self._count
-        denominator = torch.div(second, correction2, out=gradient).sqrt_().add_(1e-8)
-        value.addcdiv_(first, denominator, value=rate / correction1)
+        denominator = torch.div(second, correction, out=gradient).sqrt_().add_(1e-8)
+        if isinstance(rate, Tensor):
+            value.addcdiv_(first, denominator.div_(rate))
+        else:
+            value.addcdiv_(first, denominator, value=rate)
         torch.nan_to_num_(value, nan=0.0)
         torch.clamp(value, self._low, self._high, out=value)  # type: ignore[arg-type]
         if len(self._written) < len(self.shapes):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from verifier.core.backend import ParallelBackend
+from verifier.core.cuda_graphs import CudaGraphs, Recorder
 from verifier.core.deadline import Deadline
 from verifier.core.runtime import RunModel
 from verifier.graph.graph import Graph
@@ -41,12 +42,14 @@ class Engine:
         backend: holds the weights and knows what the other ranks have.
         deadline: asked between chunks of rows and, where no other rank works along, before every node of a pass.
         arithmetic: of the passes, unless a function says that it has its own. Default: that of proofs.
+        recorder: what records steps that come again, on a device where that pays.
     """
 
     graph: Graph
     backend: ParallelBackend
     deadline: Deadline = field(default_factory=Deadline)
     arithmetic: Arithmetic = ROUNDED_64
+    recorder: Recorder | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -67,3 +70,13 @@ class Engine:
     def unhurried(self) -> Engine:
         """The same without a deadline: for a pass whose result is worth more than the time that it takes."""
         return replace(self, deadline=Deadline())
+
+
+def recorder(backend: ParallelBackend, wanted: bool = True) -> Recorder | None:
+    """What records work on a backend's device: nothing on a CPU, where weights come and go, or with other ranks.
+
+    Args:
+        wanted: ``bab.cuda_graphs``.
+    """
+    alone = backend.size == 1 and not backend.weights.transient
+    return CudaGraphs(backend.device) if wanted and alone and backend.device.type == "cuda" else None

@@ -22,7 +22,7 @@ from verifier.bounds.crown import (
     open_elements,
     preactivations,
 )
-from verifier.bounds.engine import PLAIN, ROUNDED_64, Engine
+from verifier.bounds.engine import PLAIN, ROUNDED_64, Engine, recorder
 from verifier.bounds.ibp import may_overflow
 from verifier.bounds.relevance import relevant
 from verifier.bounds.touch import touched
@@ -96,7 +96,8 @@ class RootContext:
     def engine(self) -> Engine:
         """For bounds that hold for the claims; plain ones when proofs are not to be certified."""
         arithmetic = ROUNDED_64 if self.config.numerics.certify else PLAIN
-        return Engine(self.graph, self.backend, self.deadline, replace(arithmetic, run=self.claims.run))
+        repeats = recorder(self.backend, self.config.bab.cuda_graphs)
+        return Engine(self.graph, self.backend, self.deadline, replace(arithmetic, run=self.claims.run), repeats)
 
 
 def bound_root(context: RootContext, problem: Problem, cases: np.ndarray) -> Root:

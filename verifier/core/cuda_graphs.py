@@ -1,0 +1,72 @@
+"""Recording work of fixed shapes as CUDA graphs, which a GPU repeats as one launch.
+
+What is recorded must not depend on values: no tensor is read by the host, and no shape follows from one.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+Outputs = tuple[Tensor, ...]
+
+
+class Recorder(Protocol):
+    """What records work on a device."""
+
+    def record(self, work: Callable[[], Outputs]) -> tuple[Outputs, Callable[[], None]]:
+        """The outputs of work, and what fills them anew from the inputs that the work reads.
+
+        The work is done once as it is before it is recorded.
+
+        Raises:
+            RuntimeError: the work cannot be recorded.
+        """
+        ...
+
+
+# Threads of a process record on one stream.
+_ONE_AT_A_TIME = threading.Lock()
+
+
+class CudaGraphs:
+    """Records CUDA graphs that share one pool of memory, since only one of them runs at a time."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.pool = torch.cuda.graph_pool_handle()
+
+    def record(self, work: Callable[[], Outputs]) -> tuple[Outputs, Callable[[], None]]:
+        with _ONE_AT_A_TIME:
+            return self._record(work)
+
+    def _record(self, work: Callable[[], Outputs]) -> tuple[Outputs, Callable[[], None]]:
+        current, stream = torch.cuda.current_stream(self.device), _stream(self.device)
+        stream.wait_stream(current)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.stream(stream):
+            work()  # kernels are loaded and libraries take their workspaces outside the recording
+            stream.synchronize()
+            # Other threads may go on talking to the device meanwhile.
+            graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
+            try:
+                outputs = work()
+            except BaseException:
+                with suppress(RuntimeError):  # the stream must leave the recording; what failed is told already
+                    graph.capture_end()
+                raise
+            graph.capture_end()
+        current.wait_stream(stream)
+        return outputs, graph.replay
+
+
+@functools.cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """Where this process records: one stream, since cuBLAS keeps a workspace for every one that it has seen."""
+    return torch.cuda.Stream(device)
