@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -98,7 +99,7 @@ def test_an_early_end_keeps_the_best(recorder: Recorder | None) -> None:
 
     found = optimised(make("smooth", 3), recorder, stop)
     assert len(looks) == 5 and torch.equal(found.lower, looks[-1])
-    assert all(bool((later >= earlier).all()) for earlier, later in zip(looks, looks[1:], strict=False))
+    assert all(bool((later >= earlier).all()) for earlier, later in pairwise(looks))
     assert any(not torch.equal(look, looks[-1]) for look in looks[:-1])
 
 

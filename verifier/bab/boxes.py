@@ -7,7 +7,8 @@ float64, with or without every rounding error accounted for. Such a result is va
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -64,23 +65,34 @@ class Bounded:
         lower: (B, S), NaN turned into -inf.
         walk: the rows as linear functions of the whole input, valid on the boxes.
         bounds: of every node, (B, *shape), in the arithmetic's dtype.
+        elements: (n,) flat positions that had rows of their own, by node.
     """
 
     lower: Tensor
     walk: Walk
     bounds: dict[int, Interval]
+    elements: dict[int, Tensor] = field(default_factory=dict)
 
 
 def bound_boxes(
-    engine: Engine, box: Interval, spec: Specification, hidden: Hidden = "crown", varying: Tensor | None = None
+    engine: Engine,
+    box: Interval,
+    spec: Specification,
+    hidden: Hidden = "crown",
+    varying: Tensor | None = None,
+    elements: Mapping[int, Tensor] | None = None,
 ) -> Bounded:
     """Lower bounds of specification rows on boxes, in the engine's arithmetic.
+
+    Where ``elements`` are given the host reads no value, and shapes depend on those of the arguments alone, unless an
+    op of the network looks at values.
 
     Args:
         box: float32 (B, *input_shape), this rank's part.
         hidden: how pre-activations are bounded besides interval arithmetic: not at all, by a linear sweep forward, or
             by CROWN rows where that matters.
         varying: (k,) coordinates in which the linear sweep is linear; default all.
+        elements: by node, (n,) flat positions of the hidden rows; default those that are undecided on some box.
     """
     graph, backend, dtype = engine.graph, engine.backend, engine.dtype
     box = box.to(dtype)
@@ -94,6 +106,7 @@ def bound_boxes(
         whole = Interval(*backend.gather_features(0, torch.stack(box)))
         sweep = Forward(engine, whole, everything if varying is None else varying, magnitudes)
     planes: dict[int, Relaxation] = {}
+    used: dict[int, Tensor] = {}
     for node in graph.nodes[1:]:
         if backend.size == 1:  # ranks that work together ask equally often
             engine.deadline.check("branch and bound")
@@ -103,9 +116,13 @@ def bound_boxes(
         if sweep is not None and node.index <= last:
             ibp.replace(node, sweep.step(node, bounds), bounds, magnitudes)
         if node.index in wanted and not exact_by_ibp(graph, node):
-            elements = open_elements(engine, node.index, bounds[node.index])
-            positions, here = backend.local_index(node.index, elements)
-            rows = 2 * elements.shape[0]
+            wide = bounds[node.index]
+            some = open_elements(engine, node.index, wide) if elements is None else elements.get(node.index)
+            if some is None:
+                continue
+            used[node.index] = some
+            positions, here = backend.local_index(node.index, some)
+            rows = 2 * some.shape[0]
             parts = []
             for chunk in backend.row_chunks(rows, row_cost(graph, batch, dtype, node.index)):
                 engine.deadline.check("branch and bound")
@@ -120,7 +137,7 @@ def bound_boxes(
     if engine.rounding:
         walk.rounding_error = walk.rounding_error + _rounded_rows(engine, spec, magnitudes)
     lower = finite_lower(concretise(engine, walk, box)).expand(batch, -1)
-    return Bounded(lower, replace(walk, a=backend.gather_features(0, walk.a)), bounds)
+    return Bounded(lower, replace(walk, a=backend.gather_features(0, walk.a)), bounds, used)
 
 
 def _rounded_rows(engine: Engine, spec: Specification, magnitudes: Magnitudes) -> Tensor:
@@ -131,9 +148,9 @@ def _rounded_rows(engine: Engine, spec: Specification, magnitudes: Magnitudes) -
     graph, backend, dtype = engine.graph, engine.backend, engine.dtype
     cost = torch.zeros((1, spec.y.shape[1]), dtype=torch.float64, device=backend.device)
     for index, rows in ((graph.output, spec.y), (0, spec.x)):
-        # Exact: the difference of a float64 number and the nearest float32 one is a float64 number.
-        lost = None if rows is None else (rows - rows.to(dtype).double()).abs()
-        if lost is not None and bool((lost != 0).any()):
+        if rows is not None and dtype != torch.float64:
+            # Exact: the difference of a float64 number and the nearest float32 one is a float64 number.
+            lost = (rows - rows.to(dtype).double()).abs()
             size = magnitudes.value[index].double().flatten(1)[:, :, None]
             part = backend.coefficients(index, lost).flatten(2)
             cost = cost + backend.total(torch.matmul(part, size).squeeze(-1)) + underflow(dtype)

@@ -37,11 +37,16 @@ _BYTES = 512
 
 @dataclass(frozen=True)
 class _Recording:
-    """Buffers that lead with the padded number of domains, and what computes the outputs from the inputs."""
+    """Buffers that lead with the padded number of domains, and what computes the outputs from the inputs.
+
+    Attributes:
+        work: what was recorded; a replay reads the tensors that it holds.
+    """
 
     inputs: tuple[Tensor, ...]
     outputs: Outputs
     replay: Callable[[], None]
+    work: Callable[..., Outputs]
 
 
 class Recordings:
@@ -52,16 +57,24 @@ class Recordings:
         replays: answers that came from one.
     """
 
-    def __init__(self, recorder: Recorder | None, room: int, after: int = _AFTER, most: int = _MOST) -> None:
+    def __init__(
+        self,
+        recorder: Recorder | None,
+        room: int,
+        after: int = _AFTER,
+        most: int = _MOST,
+        numbers: int = _MOST_NUMBERS,
+    ) -> None:
         """
         Args:
             recorder: None: nothing is recorded.
             room: bytes that all recordings may take.
             after: runs of a shape before it is recorded.
             most: recordings at most.
+            numbers: of the widest buffer, up to which a batch is recorded.
         """
         self._recorder, self._after, self._most = recorder, after, most
-        self._numbers = min(_MOST_NUMBERS, room // _BYTES)
+        self._numbers = min(numbers, room // _BYTES)
         self._seen: Counter[Hashable] = Counter()
         self._found: dict[Hashable, _Recording] = {}
         self.made = self.replays = 0
@@ -100,6 +113,11 @@ class Recordings:
             self.close()
             return None
 
+    @property
+    def possible(self) -> bool:
+        """Whether anything is recorded, or may still be."""
+        return self._recorder is not None
+
     def close(self) -> None:
         """Give up the memory of all recordings; none is made any more."""
         self._recorder = None
@@ -111,7 +129,7 @@ def _record(recorder: Recorder, size: int, inputs: tuple[Tensor, ...], work: Cal
     rows = torch.arange(size, device=inputs[0].device) % inputs[0].shape[0]
     buffers = tuple(value[rows] for value in inputs)
     outputs, replay = recorder.record(lambda: work(*buffers))
-    return _Recording(buffers, outputs, replay)
+    return _Recording(buffers, outputs, replay, work)
 
 
 def padded(count: int) -> int:

@@ -7,28 +7,34 @@ float64; domains that float32's errors alone keep open are bounded once more in 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from verifier.bab.boxes import Hidden, bound_boxes, cuttable, float32_suffices, midpoints
+from verifier.bab.boxes import Bounded, Hidden, bound_boxes, cuttable, float32_suffices, midpoints
 from verifier.bab.case_table import BoxRows, CaseTable
 from verifier.bab.clip import Halfspaces, combine, halfspaces, least
 from verifier.bab.context import SearchContext
 from verifier.bab.domains import BoxDomains
+from verifier.bab.recordings import Recordings
 from verifier.bab.statistics import SearchStatistics
 from verifier.bounds import ibp
-from verifier.bounds.crown import preactivations, row_cost
-from verifier.bounds.engine import PLAIN, ROUNDED_32, ROUNDED_64, Arithmetic, Engine
+from verifier.bounds.crown import Specification, preactivations, row_cost
+from verifier.bounds.engine import PLAIN, ROUNDED_32, ROUNDED_64, Arithmetic, Engine, recorder
 from verifier.bounds.touch import near, touched
+from verifier.bounds.walk import Walk
 from verifier.core.claims import Claims, Semantics, real_part
+from verifier.core.cuda_graphs import Outputs
 from verifier.core.deadline import Deadline
 from verifier.core.device import facts
 from verifier.core.interval import Interval
 from verifier.graph.graph import Graph, Node
 
+# Sweeps of a shape before it is recorded, and numbers of the widest tensor up to which launches take longer than work.
+_RECORDED_AFTER, _RECORDED_NUMBERS = 3, 1 << 25
 # Numbers that are kept of every element of a box: bounds, magnitudes, planes.
 _KEPT = 8
 # Up to here a linear sweep forward is cheap.
@@ -146,6 +152,10 @@ class Sweeps:
         self._crown = Trial(self._crown_cost() if self._cheap_kind == "linear" else -1.0, least=1)
         self._work = 0.0  # linear sweeps, and others by their cost
         self._exact = Trial(_EXACT_SHARE)
+        recorder_ = recorder(self.backend, context.config.cuda_graphs)
+        self.recordings = Recordings(recorder_, context.memory_limit // 4, _RECORDED_AFTER, numbers=_RECORDED_NUMBERS)
+        self._spec: Specification | None = None
+        self._elements: dict[int, Tensor] = {}
         self.batch = self._batch_size()
         self.most = self._most_boxes()
 
@@ -326,7 +336,7 @@ class Sweeps:
         given = self.table.rows_of(batch.case, self.graph)
         reshaped = Interval(*(self.backend.local_part(0, b.reshape(shape)) for b in box))
         varying = self.table.varying
-        found = bound_boxes(self.engine.using(arithmetic), reshaped, given.spec, hidden, varying)
+        found = self._bounded(arithmetic, reshaped, given, hidden)
         rows = halfspaces(found.walk, given.thresholds, box.to(torch.float64), varying, given.strict)
         value = least(rows, batch.box)
         keep = self.kept(rows, value, arithmetic)
@@ -341,6 +351,50 @@ class Sweeps:
             open_ = self._untouched(left, place, given, found.bounds)
             left, place = left.select(open_), place[open_]
         return left, place
+
+    def _bounded(self, arithmetic: Arithmetic, box: Interval, given: BoxRows, hidden: Hidden) -> Bounded:
+        """Bounds of boxes, by a recording where launches would take longer than the work."""
+        engine, varying = self.engine.using(arithmetic), self.table.varying
+        if self.recordings.possible and given.strict is None:
+            rows = self._elements if hidden == "crown" else None
+            spec = self._spec = given.spec if self._spec is None or not self.table.single else self._spec
+            batch = box.lower.shape[0]
+            free = () if self.table.single else tuple(t for t in (spec.y, spec.x) if t is not None)
+
+            def work(lower: Tensor, upper: Tensor, *free: Tensor) -> Outputs:
+                asked = Specification(*free) if free else spec  # a fixed one is read where it is
+                now = bound_boxes(engine.unhurried(), Interval(lower, upper), asked, hidden, varying, rows)
+                walk, lead = now.walk, now.lower.shape
+                numbers = (walk.constant, walk.rounding_error, walk.error)
+                return (now.lower, walk.a.expand(*lead, *walk.a.shape[2:]), *(t.expand(lead) for t in numbers))
+
+            inputs = (*box, *(t.expand(batch, *t.shape[1:]) for t in free))
+            out = self.recordings.run((arithmetic, hidden), self._width(hidden), inputs, work)
+            if out is not None:
+                lower, a, constant, rounding_error, error = out
+                return Bounded(lower, Walk(a, constant, rounding_error, error), {})
+        found = bound_boxes(engine, box, given.spec, hidden, varying)
+        if self.recordings.possible and hidden == "crown":
+            self._note_elements(found.elements)
+        return found
+
+    def _width(self, hidden: Hidden) -> int:
+        """Numbers that a box adds to the widest tensor of a sweep."""
+        rows = self.table.rows.shape[1]
+        if hidden == "crown":
+            rows = max([rows, *(2 * e.shape[0] for e in self._elements.values())])
+        elif hidden == "linear":
+            rows = max(rows, self.table.varying.numel())
+        return rows * max(node.size for node in self.graph.nodes)
+
+    def _note_elements(self, found: Mapping[int, Tensor]) -> None:
+        """A recording has rows for all elements that were undecided on some box before it was made: boxes shrink, so
+        that few others follow, and these have the bounds of the linear sweep."""
+        merged = dict(self._elements)
+        for index, elements in found.items():
+            both = torch.cat([merged.get(index, elements[:0]), elements]).unique()
+            merged[index] = both
+        self._elements = merged
 
     def kept(self, rows: Halfspaces, value: Tensor, arithmetic: Arithmetic) -> Tensor:
         """(n,) positions of the domains that their rows' bounds (B, S) do not refute; notes what those of the others

@@ -63,7 +63,7 @@ def outward(bounds: Interval, dtype: torch.dtype = torch.float32) -> Interval:
     if bounds.lower.dtype == dtype:
         return bounds
     low, up = bounds.lower.to(dtype), bounds.upper.to(dtype)
-    inf = torch.tensor(float("inf"), dtype=dtype, device=low.device)
+    inf = torch.full((), float("inf"), dtype=dtype, device=low.device)  # made there: nothing waits for a copy
     low = torch.where(low.to(bounds.lower.dtype) > bounds.lower, torch.nextafter(low, -inf), low)
     up = torch.where(up.to(bounds.upper.dtype) < bounds.upper, torch.nextafter(up, inf), up)
     return Interval(low, up)
@@ -104,7 +104,7 @@ def combined_strict(weights: Tensor, strict: Tensor) -> Tensor:
 def rounded_up(value: Tensor, dtype: torch.dtype) -> Tensor:
     """A threshold in another dtype, rounded up: the unsafe set may only grow."""
     near = value.to(dtype)
-    inf = torch.tensor(float("inf"), dtype=dtype, device=near.device)
+    inf = torch.full((), float("inf"), dtype=dtype, device=near.device)
     return torch.where(near.to(value.dtype) < value, torch.nextafter(near, inf), near)
 
 
