@@ -56,7 +56,7 @@ class Forward:
         # so much in a magnitude pays for all that a sum can lose, see ``core.numerics.underflow``.
         self._floor = underflow(self._dtype) * (2 + varying.shape[0] + self._radius.sum(1))
         jacobian = low.new_zeros(varying.shape[0], n)
-        jacobian[torch.arange(varying.shape[0], device=low.device), varying] = 1
+        jacobian.scatter_(1, varying[:, None], 1.0)
         low, up = low.clone(), up.clone()
         low[:, varying], up[:, varying] = centre, centre
         shape = graph.whole.input_shape

@@ -39,6 +39,7 @@ from verifier.bab.splits import SplitSpace, split_space
 from verifier.bab.statistics import SearchStatistics, SearchTotals, Stop
 from verifier.bounds.alpha import Schedule
 from verifier.bounds.crown import BoundState
+from verifier.bounds.engine import recorder
 from verifier.core.claims import Covered, Semantics
 from verifier.core.deadline import Deadline
 from verifier.core.errors import VerifierError
@@ -186,7 +187,8 @@ class NeuronSplitting:
         graph, cases, box = context.graph, self.cases, self.state.box
         net = compact(graph, self.backend, box, self.space, cases.spec, cases.thresholds)
         if net is None:
-            return WalkBounder(context.engine, self.state, self.space, cases)
+            repeats = recorder(self.backend, self.config.cuda_graphs)
+            return WalkBounder(replace(context.engine, recorder=repeats), self.state, self.space, cases)
         kept = recordings(self.backend.device, self.config.cuda_graphs, self.memory_limit // 4)
         return Kernel(net, cases.rows, graph.input_shape, kept, cases.strict)
 

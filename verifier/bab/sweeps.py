@@ -34,7 +34,7 @@ from verifier.core.interval import Interval
 from verifier.graph.graph import Graph, Node
 
 # Sweeps of a shape before it is recorded, and numbers of the widest tensor up to which launches take longer than work.
-_RECORDED_AFTER, _RECORDED_NUMBERS = 3, 1 << 25
+_RECORDED_AFTER, _RECORDED_NUMBERS = 1, 1 << 25
 # Numbers that are kept of every element of a box: bounds, magnitudes, planes.
 _KEPT = 8
 # Up to here a linear sweep forward is cheap.
@@ -369,7 +369,8 @@ class Sweeps:
                 return (now.lower, walk.a.expand(*lead, *walk.a.shape[2:]), *(t.expand(lead) for t in numbers))
 
             inputs = (*box, *(t.expand(batch, *t.shape[1:]) for t in free))
-            out = self.recordings.run((arithmetic, hidden), self._width(hidden), inputs, work)
+            key = (arithmetic.dtype, arithmetic.rounding, arithmetic.run is None, hidden)
+            out = self.recordings.run(key, self._width(hidden), inputs, work)
             if out is not None:
                 lower, a, constant, rounding_error, error = out
                 return Bounded(lower, Walk(a, constant, rounding_error, error), {})

@@ -240,7 +240,7 @@ def hidden_rows(
     start, stop = chunk.start, chunk.stop
     both = torch.cat([index, index])[start:stop]
     sign = torch.ones(2 * index.shape[0], dtype=dtype, device=index.device)
-    sign[index.shape[0] :] = -1
+    sign[index.shape[0] :].neg_()
     if here is not None:
         sign = sign * torch.cat([here, here])
     pad = chunk.size - (stop - start)

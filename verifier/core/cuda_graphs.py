@@ -41,10 +41,16 @@ class CudaGraphs:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.pool = torch.cuda.graph_pool_handle()
+        self._last: torch.cuda.CUDAGraph | None = None  # a pool that no graph uses any more cannot be used again
 
     def record(self, work: Callable[[], Outputs]) -> tuple[Outputs, Callable[[], None]]:
         with _ONE_AT_A_TIME:
-            return self._record(work)
+            try:
+                return self._record(work)
+            except BaseException:
+                self._last = None  # its memory may be what is missing
+                self.pool = torch.cuda.graph_pool_handle()
+                raise
 
     def _record(self, work: Callable[[], Outputs]) -> tuple[Outputs, Callable[[], None]]:
         current, stream = torch.cuda.current_stream(self.device), _stream(self.device)
@@ -62,6 +68,7 @@ class CudaGraphs:
                     graph.capture_end()
                 raise
             graph.capture_end()
+        self._last = graph
         current.wait_stream(stream)
         return outputs, graph.replay
 

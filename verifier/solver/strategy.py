@@ -72,6 +72,8 @@ def quick(attack: AttackConfig) -> AttackConfig:
 FEW_INPUTS, VERY_FEW_INPUTS = 20, 8
 # Splitting neurons never decides a network that has other nonlinearities; halving boxes can, even with many inputs.
 SMOOTH_INPUTS = 256
+# Of the time that is left, for the one that can.
+_SMOOTH_SHARE = 0.8
 # More boxes than this are searched together, not one after the other.
 MANY_BOXES = 32
 
@@ -88,8 +90,8 @@ def search_plan(found: Features, config: Config) -> tuple[float, bool]:
         return 0.0, True
     if found.boxes > MANY_BOXES or found.free_inputs <= VERY_FEW_INPUTS:
         return 1.0, False
-    few = FEW_INPUTS if found.only_relu else SMOOTH_INPUTS
-    return (0.5, True) if found.free_inputs <= few else (0.0, True)
+    few, share = (FEW_INPUTS, 0.5) if found.only_relu else (SMOOTH_INPUTS, _SMOOTH_SHARE)
+    return (share, True) if found.free_inputs <= few else (0.0, True)
 
 
 # Networks that are so small are worth no GPU before a first look at the boxes has failed: loading its kernels alone
