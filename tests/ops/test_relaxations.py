@@ -15,7 +15,7 @@ from tests.ops.samples import NONLINEAR
 from tests.support.device import DEVICE
 from verifier.core.numerics import gamma, tiny
 from verifier.graph.op import NonlinearOp
-from verifier.ops.product import MatMul, Mul
+from verifier.ops.product import MatMul, Mul, ProductPlanes
 from verifier.testing import Sample, nonlinear
 from verifier.testing.samples import parameters, points, random_boxes
 
@@ -99,3 +99,30 @@ def test_planes_hold_in_rational_arithmetic(
             bound = Fraction(const[0, r].item()) - Fraction(rounding_error[0, r].item())
             bound += sum((exact_dot(c[0, r], z) for c, z in zip(coefs, zs, strict=True)), Fraction(0))
             assert bound <= exact
+
+
+@several
+@settings(max_examples=12)
+@given(seed=seeds, width=st.sampled_from([0.0, 1e-6, 1.0, 1e6]))
+def test_a_magnitude_is_at_least_what_is_summed(sample: Sample, seed: int, width: float) -> None:
+    """The intercepts of the chosen planes, and their slopes times the operands, in float64."""
+    op = nonlinear.nonlinear(sample)
+    boxes = random_boxes(sample, seed, torch.float64, width, b=1)
+    relaxation = op.relax(boxes)
+    shape = op.interval(boxes, ()).lower.shape[1:]
+    one = torch.eye(shape.numel(), dtype=torch.float64, device=DEVICE)
+    rows = torch.cat([one, -one]).reshape(1, -1, *shape)
+    found = relaxation.constant_magnitude(rows)
+    _, constant = relaxation.backward(rows)
+    assert bool((found >= constant.abs()).all())
+    if isinstance(op, Mul):  # one row is one pair: nothing is summed that could cancel
+        planes = relaxation
+        assert isinstance(planes, ProductPlanes)
+        most = torch.zeros_like(found)
+        for side, chosen in ((planes.lower, one), (planes.upper, one)):
+            slopes = side.x_slope.abs() * planes.x_most + side.y_slope.abs() * planes.y_most
+            size = (chosen.reshape(1, -1, *shape) * (slopes + side.intercept.abs())).flatten(2).sum(-1)
+            n = shape.numel()
+            most[:, :n] = size if side is planes.lower else most[:, :n]
+            most[:, n:] = size if side is planes.upper else most[:, n:]
+        assert bool((found * (1 + 1e-12) >= most).all())

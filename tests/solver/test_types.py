@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -212,6 +213,17 @@ def test_bounds_are_rounded_inward_first(tmp_path: Path) -> None:
             assert np.nextafter(inner[0], dtype(-1)) < near[1] and near[0] <= inner[0] and inner[1] <= near[1]
         # An input whose decimal the type does not hold: nothing is inside, and the nearest number stands.
         assert found.inner_lower[0, 2] == found.inner_upper[0, 2] == dtype(0.3)
+
+
+def test_the_box_of_the_nearest_numbers_is_for_float64_and_whole(tmp_path: Path) -> None:
+    path = tmp_path / "p.vnnlib"
+    path.write_text(declarations(1, 1) + "(assert (>= X_0 0.1))(assert (<= X_0 0.7))(assert (<= Y_0 100))")
+    problem = parse_vnnlib(path)
+    assert problem.nearest_lower is not None and problem.nearest_upper is not None
+    wide = problem.typed(np.float64)
+    assert wide.witness_lower[0, 0] == 0.1 and wide.witness_upper[0, 0] == 0.7
+    half = replace(problem, nearest_upper=None).typed(np.float64)
+    assert half.witness_lower[0, 0] == np.float32(0.1) and half.witness_upper[0, 0] == np.float32(0.7)
 
 
 class Recorded:

@@ -198,6 +198,22 @@ def test_strict_bounds_are_closed_for_proofs_and_open_for_witnesses() -> None:
     assert narrow.witness_lower[0, 0] <= narrow.witness_upper[0, 0]
 
 
+def test_a_strict_bound_beside_one_that_is_not() -> None:
+    """Each is treated as it is: of two boxes, of two inputs and of two sides only one is open."""
+    box = "(assert (> X_0 1))(assert (<= X_0 2))(assert (>= X_1 1))(assert (< X_1 2))"
+    problem = read(declarations(2, 1) + box + "(assert (<= Y_0 0))")
+    near = problem.typed(np.float64)
+    low, up = problem.witness_lower[0], problem.witness_upper[0]
+    assert low.tolist() == [np.nextafter(np.float32(1), np.float32(2)), 1]
+    assert up.tolist() == [2, np.nextafter(np.float32(2), np.float32(1))]
+    assert near.witness_lower[0, 0] == np.nextafter(1.0, 2.0) and near.witness_upper[0, 1] == np.nextafter(2.0, 1.0)
+    assert near.witness_lower[0, 1] == 1 and near.witness_upper[0, 0] == 2
+    lower = read(declarations(2, 1) + "(assert (> X_0 1))(assert (<= X_0 2))(assert (>= X_1 1))(assert (<= X_1 2))")
+    assert lower.witness_lower[0].tolist() == [np.nextafter(np.float32(1), np.float32(2)), 1]
+    upper = read(declarations(2, 1) + "(assert (>= X_0 1))(assert (<= X_0 2))(assert (>= X_1 1))(assert (< X_1 2))")
+    assert upper.witness_upper[0].tolist() == [2, np.nextafter(np.float32(2), np.float32(1))]
+
+
 def test_equality_pins_an_input() -> None:
     problem = read(declarations(1, 1) + "(assert (= X_0 0.1))(assert (= Y_0 0.1))")
     assert float(problem.lower[0, 0]) < 0.1 < float(problem.upper[0, 0])
