@@ -52,7 +52,9 @@ def tight(monkeypatch: pytest.MonkeyPatch, most: int, copies: int) -> Tight:
     monkeypatch.setattr(InputSplitting, "shrink", noting)
     question = Question("mlp", 6, False, copies)
     graph = made(question)[1].graph
-    context = SearchContext(graph, single(graph), BabConfig(batch_size=64, clip=False, max_domains=200), Deadline(60.0))
+    # A recording that fails is tried once more without one.
+    config = BabConfig(batch_size=64, clip=False, max_domains=200, cuda_graphs=False)
+    context = SearchContext(graph, single(graph), config, Deadline(60.0))
     return Tight(input_split.search(context, problem(question), np.arange(copies)), tried, batches)
 
 

@@ -232,5 +232,5 @@ def test_overflow_proves_nothing() -> None:
         huge = case(Graph(nodes, made.graph.output, {renamed[h]: v for h, v in grown.items()}), made.box)
         for kind in ("interval", "linear", "crown"):
             spec = Specification(torch.eye(3, dtype=WIDE, device=DEVICE)[None])
-            found = bound_boxes(rounded(huge, dtype), huge.box, spec, kind, torch.arange(4))
+            found = bound_boxes(rounded(huge, dtype), huge.box, spec, kind, torch.arange(4, device=DEVICE))
             assert found.lower.tolist() == [[-np.inf] * 3]

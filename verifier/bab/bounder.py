@@ -156,7 +156,8 @@ class WalkBounder:
         return (lower - rounded_up(self.cases.thresholds[domains.case], lower.dtype)).amax(1)
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Steps are not recorded any more: the last recording keeps its memory."""
+        self.engine = replace(self.engine, recorder=None)
 
     def parameters(self, domains: NeuronDomains, found: Parameters | None = None) -> Parameters:
         """Parameters of a batch: the columns' slopes written over the root's, or over those that were ``found``."""

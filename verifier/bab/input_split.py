@@ -77,7 +77,10 @@ def search(context: SearchContext, problem: Problem, cases: np.ndarray) -> Input
     with torch.no_grad():
         splitting = InputSplitting(context, problem, cases, exchange.deadline, exchange.offer)
         exchange.same(splitting.meaning())
-        ending = branch_and_bound(splitting, exchange)
+        try:
+            ending = branch_and_bound(splitting, exchange)
+        finally:
+            splitting.sweeps.close()
     left = np.unique(np.concatenate(exchange.group.objects(splitting.open_cases())))
     return _result(ending, left, splitting, context.config.max_domains)
 
@@ -200,9 +203,9 @@ class InputSplitting:
         if self.statistics.refused > 20 and self.statistics.rounds % 16:
             return None
         order = slack.topk(min(_OFFERS_PER_ROUND, slack.shape[0]))
-        for value, i in zip(order.values.tolist(), order.indices.tolist(), strict=True):
-            if value < 0:
-                break
+        # Ranks replay together, so that they agree on how many are worth it whatever each of them computed.
+        count = int(self.backend.agree(float((order.values >= 0).sum())))
+        for i in order.indices[:count].tolist():
             witness = self.replay(x[i].cpu().numpy())
             if witness is not None:
                 return witness
@@ -285,6 +288,7 @@ class InputSplitting:
     def shrink(self, count: int) -> None:
         if count < self.too_many:  # not again for others of the same size
             self.too_many, self.sweeps.batch = count, max(1, self.sweeps.batch // 2)
+            self.sweeps.close()
 
     def undo(self, before: SearchStatistics) -> None:
         self.statistics.restore(before)

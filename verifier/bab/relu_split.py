@@ -331,12 +331,13 @@ class Refutation:
         rows = splitting.cases.rows
         slack = found.slack[still].flatten()
         best = torch.topk(slack, min(_MOST_OFFERS, slack.shape[0]))
-        for s, i in zip(best.values.tolist(), best.indices.tolist(), strict=True):
-            if s >= 0:
-                at = still[i // rows] * rows + i % rows
-                witness = self.replay(found.points(at[None])[0].reshape(-1).cpu().numpy())
-                if witness is not None:
-                    return witness
+        # Ranks replay together, so that they agree on how many are worth it whatever each of them computed.
+        count = int(splitting.backend.agree(float((best.values >= 0).sum())))
+        for i in best.indices[:count].tolist():
+            at = still[i // rows] * rows + i % rows
+            witness = self.replay(found.points(at[None])[0].reshape(-1).cpu().numpy())
+            if witness is not None:
+                return witness
         return None
 
     def leaf(self, splitting: NeuronSplitting, domain: OpenNeuronDomains) -> Witness | None:

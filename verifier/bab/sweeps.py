@@ -35,6 +35,8 @@ from verifier.graph.graph import Graph, Node
 
 # Sweeps of a shape before it is recorded, and numbers of the widest tensor up to which launches take longer than work.
 _RECORDED_AFTER, _RECORDED_NUMBERS = 1, 1 << 25
+# The share of undecided elements that may be new in a sweep when the next one is recorded.
+_NEW_ELEMENTS = 0.02
 # Numbers that are kept of every element of a box: bounds, magnitudes, planes.
 _KEPT = 8
 # Up to here a linear sweep forward is cheap.
@@ -152,8 +154,12 @@ class Sweeps:
         self._crown = Trial(self._crown_cost() if self._cheap_kind == "linear" else -1.0, least=1)
         self._work = 0.0  # linear sweeps, and others by their cost
         self._exact = Trial(_EXACT_SHARE)
-        recorder_ = recorder(self.backend, context.config.cuda_graphs)
-        self.recordings = Recordings(recorder_, context.memory_limit // 4, _RECORDED_AFTER, numbers=_RECORDED_NUMBERS)
+        records, room = recorder(self.backend, context.config.cuda_graphs), context.memory_limit // 8
+        self.recordings: dict[str, Recordings] = {
+            hidden: Recordings(records, room, _RECORDED_AFTER, numbers=_RECORDED_NUMBERS)
+            for hidden in (self._cheap_kind, "crown")
+        }
+        self._growing = True
         self._spec: Specification | None = None
         self._elements: dict[int, Tensor] = {}
         self.batch = self._batch_size()
@@ -355,7 +361,8 @@ class Sweeps:
     def _bounded(self, arithmetic: Arithmetic, box: Interval, given: BoxRows, hidden: Hidden) -> Bounded:
         """Bounds of boxes, by a recording where launches would take longer than the work."""
         engine, varying = self.engine.using(arithmetic), self.table.varying
-        if self.recordings.possible and given.strict is None:
+        recordings = self.recordings[hidden]
+        if recordings.possible and given.strict is None and not (self._growing and hidden == "crown"):
             rows = self._elements if hidden == "crown" else None
             spec = self._spec = given.spec if self._spec is None or not self.table.single else self._spec
             batch = box.lower.shape[0]
@@ -370,12 +377,12 @@ class Sweeps:
 
             inputs = (*box, *(t.expand(batch, *t.shape[1:]) for t in free))
             key = (arithmetic.dtype, arithmetic.rounding, arithmetic.run is None, hidden)
-            out = self.recordings.run(key, self._width(hidden), inputs, work)
+            out = recordings.run(key, self._width(hidden), inputs, work)
             if out is not None:
                 lower, a, constant, rounding_error, error = out
                 return Bounded(lower, Walk(a, constant, rounding_error, error), {})
         found = bound_boxes(engine, box, given.spec, hidden, varying)
-        if self.recordings.possible and hidden == "crown":
+        if recordings.possible and hidden == "crown":
             self._note_elements(found.elements)
         return found
 
@@ -389,13 +396,17 @@ class Sweeps:
         return rows * max(node.size for node in self.graph.nodes)
 
     def _note_elements(self, found: Mapping[int, Tensor]) -> None:
-        """A recording has rows for all elements that were undecided on some box before it was made: boxes shrink, so
-        that few others follow, and these have the bounds of the linear sweep."""
-        merged = dict(self._elements)
-        for index, elements in found.items():
-            both = torch.cat([merged.get(index, elements[:0]), elements]).unique()
-            merged[index] = both
-        self._elements = merged
+        """A recording has rows for all elements that were undecided on some box before it was made. None is made until
+        hardly any element is new: boxes shrink, and the few that follow have interval bounds."""
+        merged = {i: torch.cat([self._elements.get(i, e[:0]), e]).unique() for i, e in found.items()}
+        merged = {**self._elements, **merged}
+        before, after = (sum(e.shape[0] for e in some.values()) for some in (self._elements, merged))
+        self._elements, self._growing = merged, after - before > _NEW_ELEMENTS * after
+
+    def close(self) -> None:
+        """Give up the memory of recordings; the search goes on without them."""
+        for kept in self.recordings.values():
+            kept.close()
 
     def kept(self, rows: Halfspaces, value: Tensor, arithmetic: Arithmetic) -> Tensor:
         """(n,) positions of the domains that their rows' bounds (B, S) do not refute; notes what those of the others

@@ -39,6 +39,7 @@ from verifier.bounds.crown import (
 )
 from verifier.bounds.engine import PLAIN, Engine
 from verifier.bounds.walk import Walk, backward, lowest
+from verifier.core.backend import Cost
 from verifier.core.cuda_graphs import Recorder
 from verifier.core.errors import DeadlineExceeded
 from verifier.core.interval import Interval
@@ -469,6 +470,17 @@ def _forward(engine: Engine, node: Node, xs: list[Tensor]) -> Tensor:
         return node.op.forward(xs, p)
 
 
+# Numbers per row and nonlinear element: values, best ones, gradients, two moments, coefficients and planes.
+_KEPT = 9
+
+
+def alpha_cost(graph: Graph, index: int) -> Cost:
+    """What optimising one row that starts from a node costs; its steps are not counted."""
+    walk = row_cost(graph, 1, torch.float32, index)
+    sizes = sum(node.size for node, _ in traverse.nonlinear(graph.nodes, last=index))
+    return Cost(walk.nbytes + 4 * _KEPT * sizes, 3 * walk.flops)
+
+
 # What is kept per row is divided among so many ranks, however few rows it is worth dealing for speed alone.
 SHARES = 8
 
@@ -522,7 +534,7 @@ def _optimise_node(
     rows = 2 * elements.shape[0]
     parts = []
     total = RowState()
-    for chunk in backend.row_chunks(rows, row_cost(graph, 1, torch.float32, index).times(3), SHARES):
+    for chunk in backend.row_chunks(rows, alpha_cost(graph, index), SHARES):
         engine.deadline.check("alpha-CROWN")
         form = hidden_rows(positions, node.shape, chunk, torch.float32, here)
         values, _ = initial_parameters(graph, state.bounds, chunk.size, index + 1)

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from verifier.bounds.alpha import SHARES, Parameters, Schedule, alpha_hidden, alpha_rows
+from verifier.bounds.alpha import SHARES, Parameters, Schedule, alpha_cost, alpha_hidden, alpha_rows
 from verifier.bounds.crown import (
     BoundState,
     Specification,
@@ -24,7 +24,6 @@ from verifier.bounds.crown import (
     initial_state,
     plain_state,
     preactivations,
-    row_cost,
 )
 from verifier.bounds.engine import PLAIN, Engine
 from verifier.core.backend import ParallelBackend
@@ -144,7 +143,7 @@ def _output(engine: Engine, state: BoundState, wanted: Wanted) -> tuple[BoundSta
     parts, groups = [], []
     total = RowState()
     fewest = SHARES if method == "alpha-crown" else 1
-    for chunk in backend.row_chunks(2 * n, row_cost(graph, 1, torch.float32).times(3), fewest):
+    for chunk in backend.row_chunks(2 * n, alpha_cost(graph, graph.output), fewest):
         rows = torch.zeros((chunk.size, n), dtype=torch.float64, device=device)
         for i, row in enumerate(range(chunk.start, chunk.stop)):
             rows[i, row % n] = 1.0 if row < n else -1.0

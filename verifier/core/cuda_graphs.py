@@ -42,12 +42,16 @@ class CudaGraphs:
         self.device = device
         self.pool = torch.cuda.graph_pool_handle()
         self._last: torch.cuda.CUDAGraph | None = None  # a pool that no graph uses any more cannot be used again
+        self._failures = 0
 
     def record(self, work: Callable[[], Outputs]) -> tuple[Outputs, Callable[[], None]]:
+        if self._failures >= _FAILURES:
+            raise RuntimeError("too much could not be recorded before")
         with _ONE_AT_A_TIME:
             try:
                 return self._record(work)
             except BaseException:
+                self._failures += 1
                 self._last = None  # its memory may be what is missing
                 self.pool = torch.cuda.graph_pool_handle()
                 raise
@@ -56,21 +60,27 @@ class CudaGraphs:
         current, stream = torch.cuda.current_stream(self.device), _stream(self.device)
         stream.wait_stream(current)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.stream(stream):
-            work()  # kernels are loaded and libraries take their workspaces outside the recording
-            stream.synchronize()
-            # Other threads may go on talking to the device meanwhile.
-            graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
-            try:
-                outputs = work()
-            except BaseException:
-                with suppress(RuntimeError):  # the stream must leave the recording; what failed is told already
-                    graph.capture_end()
-                raise
-            graph.capture_end()
+        try:
+            with torch.cuda.stream(stream):
+                work()  # kernels are loaded and libraries take their workspaces outside the recording
+                stream.synchronize()
+                # Other threads may go on talking to the device meanwhile.
+                graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
+                try:
+                    outputs = work()
+                except BaseException:
+                    with suppress(RuntimeError):  # the stream must leave the recording; what failed is told already
+                        graph.capture_end()
+                    raise
+                graph.capture_end()
+        finally:
+            current.wait_stream(stream)
         self._last = graph
-        current.wait_stream(stream)
         return outputs, graph.replay
+
+
+# After so many failures nothing more is tried: each costs as much as the work.
+_FAILURES = 3
 
 
 @functools.cache

@@ -16,12 +16,16 @@ from verifier.graph.op import Op, Shape
 
 
 def compact(t: Tensor) -> Tensor:
-    """float64 numbers as float32 when that is exact for all of them; integers unchanged."""
+    """float64 numbers as float32 when that is exact for all of them; integers unchanged.
+
+    Strides are those of a new tensor: of dims of size 1 any would count as contiguous, but kernels are chosen by them,
+    and ranks that receive the numbers alone are to call the same ones.
+    """
     if not t.is_floating_point():
-        return t.contiguous()
+        return t.contiguous().flatten().view(t.shape)
     wide = t.to(torch.float64)
     small = wide.to(torch.float32)
-    return (small if torch.equal(small.to(torch.float64), wide) else wide).contiguous()
+    return (small if torch.equal(small.to(torch.float64), wide) else wide).contiguous().flatten().view(t.shape)
 
 
 @dataclass

@@ -139,6 +139,7 @@ class BoundRoot(Phase[Root]):
             deadline=state.deadline.sub(self.seconds),
             report=lambda name: state.progress.update(step=name),
             claims=state.claims,
+            query=state.deadline,
         )
         root = setup.retry(partial(bound_root, context, state.asked, self.cases))
         state.roots.append(root)

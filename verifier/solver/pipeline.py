@@ -57,7 +57,7 @@ from verifier.spec.replay import replay
 Step = Callable[[RankState], None]
 _HOST = torch.device("cpu")
 _LOG = logging.getLogger(__name__)
-# The share of the time that is left which the root bounds of a box may take when a search follows.
+# The share of the time that is left which root bounds may take when a search follows.
 _ROOT_SHARE = 0.5
 # Seconds that nothing optional is begun in.
 _SPARE_SECONDS = 0.1
@@ -263,8 +263,11 @@ class _Run:
     def _bound(self, state: RankState, share: float = _ROOT_SHARE) -> None:
         """Root bounds of every box. Where a search follows, a root that takes too long is cut short."""
         with self._phase("root bounds"):
-            for cases in open_boxes(self.problem, self.open):
-                seconds = share * min(self.deadline.remaining(), 600.0) if self.config.bab.enabled else math.inf
+            boxes = open_boxes(self.problem, self.open)
+            for number, cases in enumerate(boxes):
+                self.deadline.check("the root bounds")
+                each = share / (len(boxes) - number) * min(self.deadline.remaining(), 600.0)
+                seconds = each if self.config.bab.enabled else math.inf
                 root = run_on_all(state, BoundRoot(cases, self.deadline.limit, seconds))
                 self._close(cases, root.open)
                 self.covered.add(root.covered)

@@ -78,6 +78,7 @@ class RootContext:
         search: the backend that will split neurons, which decides how much is worth doing here.
         limit: the query's time limit in seconds, for the strategy.
         deadline: when it expires, what is left of hidden bounds stays as it is: the root ends soon, whatever it has.
+        query: when this one expires, nothing is wanted any more; default never.
         report: told of every method that begins.
         claims: what bounds are made to hold for (default: the real network); where runs would cost much, the network in
             real arithmetic comes first.
@@ -91,6 +92,7 @@ class RootContext:
     deadline: Deadline
     report: Callable[[str], None] = lambda method: None
     claims: Claims = field(default_factory=Claims)
+    query: Deadline = field(default_factory=Deadline)
 
     @property
     def engine(self) -> Engine:
@@ -105,8 +107,12 @@ def bound_root(context: RootContext, problem: Problem, cases: np.ndarray) -> Roo
 
     Args:
         cases: indices of cases that share one box.
+
+    Raises:
+        DeadlineExceeded: the query's time is over.
     """
-    context = replace(context, deadline=context.backend.shared_deadline(context.deadline))
+    shared = context.backend.shared_deadline
+    context = replace(context, deadline=shared(context.deadline), query=shared(context.query))
     try:
         return _bound_root(context, problem, cases)
     except NoisyRuns:
@@ -136,6 +142,7 @@ def _bound_root(context: RootContext, problem: Problem, cases: np.ndarray) -> Ro
     rows = hidden_by_rows(config)
     matters = relevant(engine, {graph.output: table.spec.y})
     state = crown_hidden(engine, state, None if rows else (), matters, noise, anytime=True)
+    context.query.check("CROWN")
     lower, walk = crown_rows(engine, state, table.spec)
     found = _RowBounds(lower, walk.error)
     candidates = backend.gather_features(0, minimiser(walk, box.to(torch.float64)))
@@ -154,6 +161,7 @@ def _bound_root(context: RootContext, problem: Problem, cases: np.ndarray) -> Ro
             context.report("alpha-CROWN of hidden nodes")
             hidden = Schedule(steps, alpha.learning_rate, decay=alpha.decay)
             state = alpha_hidden(engine, replace(state, bounds=dict(state.bounds)), hidden, matters, anytime=True)
+            context.query.check("alpha-CROWN")
             found = _alpha(context, state, table, found)
             table.touch(engine, state)
     assert found.minimisers is not None

@@ -145,10 +145,12 @@ def set_up(graph: Graph, config: Config, world: World | None = None) -> Setup:
     group = world.subgroup([range(g * each, (g + 1) * each) for g in range(groups)])
     peers = world.subgroup([range(i, world.size, each) for i in range(each)])
     limit = config.memory.device_limit
-    # Chunks follow the configured budgets alone, never free memory: equal settings give equal kernel calls.
+    # Chunks follow the configured budgets and the kind of device, never free memory: equal settings give equal kernel
+    # calls. Ranks on different devices take the smallest of their sizes.
     chunk = config.memory.chunk_bytes
     chunk = default_chunk_bytes(world.device) if chunk == "auto" else chunk
     chunk = chunk if limit is None else min(chunk, max(_SMALLEST_CHUNK, limit // 8))
+    chunk = int(min(size for (size,) in world.everyone.numbers([chunk])))
     pool = (free_bytes(world.device) if limit is None else limit) // (3 * _sharing(world))
     placed = placement(config).place(Place(graph, config, world, group, peers, chunk))
     return Setup(placed.graph, placed.backend, placed.search, peers, group, pool)
