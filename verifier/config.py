@@ -167,9 +167,7 @@ class BabConfig(Section):
     max_domains: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="stop with unknown after this many bounded domains"
     )
-    cuda_graphs: bool = Field(
-        default=True, description="replay work of equal shapes as CUDA graphs, on a GPU"
-    )
+    cuda_graphs: bool = Field(default=True, description="replay work of equal shapes as CUDA graphs, on a GPU")
     leaf_lp: bool = Field(default=True, description="solve an LP where every neuron is decided")
     clip: bool = Field(default=True, description="cut input boxes by the final linear bounds (input splits)")
 
