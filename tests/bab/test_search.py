@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from tests.bab.test_exchange import Game, Question, Toy, asked_by, made, partition, problem
 from tests.parallel.threads import ThreadGroup, on_ranks
 from tests.support.device import single
-from verifier.bab import input_split, sweeps
+from verifier.bab import input_split, relu_split, sweeps
 from verifier.bab.context import SearchContext
 from verifier.bab.input_split import InputSplitResult, InputSplitting
 from verifier.config import BabConfig
@@ -133,3 +134,30 @@ def test_what_was_put_back_before_memory_ran_out_is_taken_out_again(limit: int |
         assert partition([*left, *set(closed)], 64)
 
     on_ranks(1, play)
+
+
+class Agrees:
+    """A rank of several, of which one found so many candidates."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.asked: list[float] = []
+
+    def agree(self, value: float, op: str = "max") -> float:
+        self.asked.append(value)
+        return max(value, self.count)
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_ranks_replay_as_many_candidates_whatever_each_computed(count: int) -> None:
+    """A replay is a call of all ranks, and a value near zero need not have the same sign on all."""
+    tried: list[np.ndarray] = []
+    goal = object.__new__(relu_split.Refutation)
+    goal.replay = lambda x: tried.append(x)
+    backend = Agrees(count)
+    splitting: Any = SimpleNamespace(backend=backend, cases=SimpleNamespace(rows=1))
+    slack = torch.tensor([[-1e-7], [-1.0], [-1e-8], [-2e-8]], dtype=torch.float64)
+    found: Any = SimpleNamespace(slack=slack, points=lambda index: index[:, None].double())
+    assert goal.offer(splitting, found, torch.arange(4)) is None
+    assert backend.asked == [0.0]
+    assert [int(x[0]) for x in tried] == [2, 3][:count]
