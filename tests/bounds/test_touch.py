@@ -80,6 +80,7 @@ class Sample:
         )
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("block", range(4))
 def test_no_point_is_in_a_set_that_is_called_empty(block: int) -> None:
     said = 0

@@ -112,7 +112,8 @@ def is_local(call: str) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.sampled(2)
+@pytest.mark.parametrize("ranks", [2, 1])
 def test_a_query_opens_local_sockets_only_and_leaves_no_file(ranks: int, root: Path, tmp_path: Path) -> None:
     strace = shutil.which("strace")
     if strace is None:
