@@ -241,7 +241,8 @@ class Sweeps:
             self._work += self._crown.cost * batch.count
             few, after = batch[: 2 * _SAMPLE], left.select(torch.arange(left.domains.count)[: 2 * _SAMPLE])
             closed = (batch.count - left.domains.count) / batch.count
-            self._crown.note(batch.count, batch.count * self._saved(few, after, closed))
+            saved = self.backend.agree(self._saved(few, after, closed))  # ranks choose the same sweeps
+            self._crown.note(batch.count, batch.count * saved)
         return left
 
     def _saved(self, batch: BoxDomains, left: Swept, closed: float) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -94,7 +95,7 @@ class RootContext:
     claims: Claims = field(default_factory=Claims)
     query: Deadline = field(default_factory=Deadline)
 
-    @property
+    @cached_property
     def engine(self) -> Engine:
         """For bounds that hold for the claims; plain ones when proofs are not to be certified."""
         arithmetic = ROUNDED_64 if self.config.numerics.certify else PLAIN
