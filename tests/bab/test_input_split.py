@@ -34,10 +34,10 @@ from verifier.graph.graph import Graph
 from verifier.ops.shape import Reshape
 
 
-def network(seed: int, n_in: int = 2, width: int = 12, n_out: int = 2) -> Graph:
-    b = Builder((1, n_in), seed, gain=1.6)
-    x = b.relu(b.linear(0, width))
-    x = b.relu(b.linear(x, width))
+def network(seed: int, n_in: int = 2, width: int = 12, n_out: int = 2, depth: int = 2) -> Graph:
+    b, x = Builder((1, n_in), seed, gain=1.6), 0
+    for _ in range(depth):
+        x = b.relu(b.linear(x, width))
     b.linear(x, n_out)
     return Graph(tuple(b.nodes), len(b.nodes) - 1, b.parameters)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tests.bab.test_input_split import evaluate, lattice, network, problem, run, smooth
 from tests.bab.test_recordings import Again, NoLooks
-from tests.bounds.nets import Builder, make
+from tests.bounds.nets import make
 from tests.support.device import DEVICE
 from verifier.bab import sweeps
 from verifier.bab.boxes import Hidden, bound_boxes
@@ -159,12 +159,7 @@ def test_a_trial_pays_when_it_gains_what_it_costs() -> None:
 
 def test_bounds_that_never_close_give_way_to_tight_ones() -> None:
     """However much dearer they are: with linear sweeps alone this needs thousands of boxes."""
-    b = Builder((1, 6), 6, gain=1.6)
-    x = 0
-    for _ in range(5):
-        x = b.relu(b.linear(x, 40))
-    b.linear(x, 2)
-    graph = Graph(tuple(b.nodes), len(b.nodes) - 1, b.parameters)
+    graph = network(6, n_in=6, width=40, depth=5)
     low, up, row = [-0.05] * 6, [0.05] * 6, [1.0, -0.5]
     points = torch.rand(20000, 6, generator=torch.Generator().manual_seed(0)).numpy() * 0.1 - 0.05
     values = evaluate(graph, points) @ row

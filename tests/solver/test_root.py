@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.bab.test_input_split import evaluate, problem
-from tests.bounds.nets import Builder
+from tests.bab.test_input_split import evaluate, network, problem
 from tests.support.device import single
 from verifier.bab.bounder import CaseRows
 from verifier.bounds.crown import Specification
@@ -21,12 +20,7 @@ from verifier.solver.root import Root, RootContext, bound_root
 
 def deep() -> tuple[Graph, Problem]:
     """A network whose hidden bounds matter, and a row just below its least value."""
-    b = Builder((1, 4), 3, gain=1.4)
-    x = 0
-    for _ in range(4):
-        x = b.relu(b.linear(x, 16))
-    b.linear(x, 1)
-    graph = Graph(tuple(b.nodes), len(b.nodes) - 1, b.parameters)
+    graph = network(3, n_in=4, width=16, n_out=1, depth=4)
     points = torch.rand(4096, 4, generator=torch.Generator().manual_seed(0)).numpy() - 0.5
     least = float(evaluate(graph, points).min())
     return graph, problem([([-0.5] * 4, [0.5] * 4)], [[1.0]], [least - 0.01], [(0, [0])])
