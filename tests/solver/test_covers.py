@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from torch import nn
 
 import verifier
 from scripts.check_runs import KINDS, Model, Runs, make, text
+from verifier.bab import certify
+from verifier.bab.certify import Certificates
 from verifier.bounds import ibp
 from verifier.bounds.crown import Specification, crown_hidden, crown_rows, initial_state
 from verifier.bounds.engine import ROUNDED_64, Arithmetic, Engine
@@ -38,6 +41,7 @@ from verifier.runtime.messages import Standing
 from verifier.runtime.processes import ForkedProcess
 from verifier.runtime.query import Query
 from verifier.solver import pipeline
+from verifier.solver.phases import Begin
 from verifier.solver.pipeline import solve
 from verifier.spec.vnnlib import parse_vnnlib
 
@@ -273,6 +277,51 @@ def test_the_proof_stands_while_it_is_strengthened(tmp_path: Path) -> None:
         assert [r.verdict for r in told] == [Verdict.UNSAT] and not told[0].covers.float32 and told[0].covers.real
         assert found.covers.reason
     assert found.verdict in (Verdict.UNSAT, Verdict.SAT, Verdict.UNKNOWN)
+
+
+def noisy(monkeypatch: pytest.MonkeyPatch, error: float) -> None:
+    """Certificates of neuron searches allow for runs that are off by so much more; the first proof waits for none."""
+    lower = Certificates.lower
+
+    def lowered(self: Certificates, *arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        bound, own = lower(self, *arguments)
+        return bound - error, own + error
+
+    monkeypatch.setattr(Certificates, "lower", lowered)
+    monkeypatch.setattr(Claims, "real_closes", lambda self, *counts: self.semantics is not Semantics.FLOAT32)
+
+
+@pytest.mark.parametrize("room", [1 << 40, 0])
+def test_a_search_goes_on_with_what_is_refuted_for_the_real_network_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    """Where all of that was kept, the query is not begun again, and the proof covers runs."""
+    m, shape = dense(1, (24, 24))
+    model, low, up = m.bytes(shape), np.full(3, -3, np.float32), np.full(3, 3, np.float32)
+    least, _ = Runs(model, shape).search(low, up, np.random.default_rng(0), 400)
+    noisy(monkeypatch, 0.1)
+    began: list[object] = []
+    begin = Begin.run
+    monkeypatch.setattr(Begin, "run", lambda self, state: began.append(state) or begin(self, state))
+    monkeypatch.setattr(certify, "KEPT_SHARE", room >> 40)
+    config = {"bab.branching": "babsr", "attack.enabled": False, "bab.max_domains": 3000}
+    found = verifier.verify(*asked(tmp_path, model, low, up, least - 1.0), config=config, timeout=30)
+    assert found.verdict is Verdict.UNSAT and found.covers.float32
+    assert len(began) == (1 if room else 2)
+    assert found.covers.margin is not None and found.covers.error is not None
+    assert found.covers.margin > found.covers.error > 0.1
+
+
+def test_what_runs_might_do_is_not_covered_by_going_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs may be off by more than there is to spare: the proof is one of the real network, as before."""
+    m, shape = dense(1, (24, 24))
+    model, low, up = m.bytes(shape), np.full(3, -3, np.float32), np.full(3, 3, np.float32)
+    least, _ = Runs(model, shape).search(low, up, np.random.default_rng(0), 400)
+    noisy(monkeypatch, 1.5)
+    config = {"bab.branching": "babsr", "attack.enabled": False, "bab.max_domains": 3000}
+    found = verifier.verify(*asked(tmp_path, model, low, up, least - 1.0), config=config, timeout=30)
+    assert found.verdict is Verdict.UNSAT and found.covers.real and not found.covers.float32
+    assert "real arithmetic alone" in found.covers.reason
 
 
 class Stopped(RuntimeError):

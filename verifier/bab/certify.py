@@ -19,12 +19,14 @@ from verifier.bab.statistics import SearchStatistics
 from verifier.bounds.alpha import Parameters
 from verifier.bounds.crown import BoundState, crown_rows
 from verifier.bounds.touch import near, touched
-from verifier.core.claims import Semantics, real_part
+from verifier.core.claims import Covered, Semantics, real_part
 from verifier.core.device import facts
 from verifier.core.numerics import proved
 
 # The fewest and most domains of a batch.
 _FEWEST, _MOST = 8, 1 << 14
+# Of the memory for open domains, for those that are refuted for the real network alone.
+KEPT_SHARE = 0.25
 
 
 def fitting(device: torch.device, numbers: int) -> int:
@@ -42,6 +44,11 @@ class Certificates:
     Args:
         state: root bounds (1, *shape).
         statistics: where what closings cover is noted.
+
+    Attributes:
+        weak: domains that were closed for the network in real arithmetic alone, as far as there is room for them. A
+            batch that was tried twice is here twice.
+        strong: what the other closings hold for.
     """
 
     def __init__(
@@ -54,6 +61,9 @@ class Certificates:
     ) -> None:
         self.engine, self.claims = context.engine, context.claims
         self.state, self.cases, self.space, self.statistics = state, cases, space, statistics
+        self.strong = Covered()
+        self.weak: list[NeuronDomains] = []
+        self._room = int(KEPT_SHARE * context.memory_limit)
 
     def refuted(self, case: Tensor, gap: Tensor) -> Tensor:
         """(B,) bool: domains with a row whose bound (B, S), less its threshold, refutes it; as good as the bound is."""
@@ -83,6 +93,7 @@ class Certificates:
             if self.claims.semantics is not Semantics.FLOAT32:  # nothing is left for the error of a run
                 done[index] = hits
                 self.statistics.covered.weak += int(hits.sum())
+                self.strong.weak += int(hits.sum())
         return done
 
     def _confirmed(self, domains: NeuronDomains, found: Bounded, index: Tensor) -> Tensor:
@@ -97,20 +108,36 @@ class Certificates:
         if count and not self.claims.real_closes(statistics.waiting, statistics.bounded):
             statistics.waiting += count
             weak, count = torch.zeros_like(weak), 0
-        self._note(part.case, lower, error, sure | weak, count)
+        self._note(part.case, lower, error, sure, weak)
+        self._keep(part, weak, count)
         return sure | weak
+
+    def _keep(self, domains: NeuronDomains, weak: Tensor, count: int) -> None:
+        """The weak ones of some domains, (n,) bool, for a search that goes on with them."""
+        if not count:
+            return
+        kept = domains[weak.nonzero()[:, 0]]
+        self._room -= kept.nbytes
+        if self._room < 0:
+            self.strong.weak += count
+        else:
+            self.weak.append(kept)
 
     def _refutes(self, case: Tensor, lower: Tensor) -> Tensor:
         """(n,) bool: whether some row's bound (n, S) refutes it."""
         return proved(lower, self.cases.thresholds[case], self.cases.strict_of(case)).any(1)
 
-    def _note(self, case: Tensor, lower: Tensor, error: Tensor, closed: Tensor, weak: int) -> None:
-        """What the bounds of the closed ones among some domains cover."""
+    def _note(self, case: Tensor, lower: Tensor, error: Tensor, sure: Tensor, weak: Tensor) -> None:
+        """What the bounds (n, S) of some domains cover.
+
+        Args:
+            sure, weak: (n,) bool, those that they close, for all that they hold for or for the real network alone.
+        """
         gap, row = (lower - self.cases.thresholds[case]).max(1)
-        errors = error.gather(1, row[:, None])[:, 0]
-        if self.state.magnitudes.run is None:
-            weak = int(closed.sum())
-        self.statistics.covered.note(gap[closed], errors[closed], weak)
+        errors, closed = error.gather(1, row[:, None])[:, 0], sure | weak
+        real = int(closed.sum()) if self.state.magnitudes.run is None else 0
+        self.statistics.covered.note(gap[closed], errors[closed], real or int(weak.sum()))
+        self.strong.note(gap[sure], errors[sure], real)
 
     def proved(self, domains: NeuronDomains) -> Tensor:
         """(n,) bool: whether some row of every domain is refuted at these slopes and multipliers, for all that the
@@ -119,7 +146,7 @@ class Certificates:
             return torch.ones_like(domains.case, dtype=torch.bool)
         lower, error = self.lower(domains)
         sure = self._refutes(domains.case, lower)
-        self._note(domains.case, lower, error, sure, 0)
+        self._note(domains.case, lower, error, sure, torch.zeros_like(sure))
         return sure
 
     def lower(self, domains: NeuronDomains, others: Parameters | None = None) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -40,19 +40,24 @@ from verifier.bab.statistics import SearchStatistics, SearchTotals, Stop
 from verifier.bounds.alpha import Schedule
 from verifier.bounds.crown import BoundState
 from verifier.bounds.engine import recorder
+from verifier.core.backend import Group
 from verifier.core.claims import Covered, Semantics
 from verifier.core.deadline import Deadline
 from verifier.core.errors import VerifierError
 from verifier.core.progress import SilentProgress
 from verifier.core.result import Witness
 
-__all__ = ["CaseRows", "SearchResult", "search"]
+__all__ = ["CaseRows", "SearchResult", "WeakDomains", "go_on", "search"]
+
+D = TypeVar("D", bound=NeuronDomains)
 
 # Slopes and multipliers let children start well but are not needed to know a domain; other groups get those of a domain
 # while they take so many bytes.
 _WARM_BYTES = 64 << 10
 # Minimisers of a batch that are replayed.
 _MOST_OFFERS = 3
+# Domains that a search for runs may bound besides twice as many as there were before.
+_LEAST_MORE = 1000
 
 _REASONS = {
     Stop.NONE: "undecided leaves",
@@ -70,6 +75,8 @@ class SearchResult:
         totals: what was done and left.
         stop: the limit that ended it.
         covered: what the bounds that closed domains hold for.
+        weak: what a search for runs would go on with; None where nothing is closed for the real network alone, or where
+            not all that is was kept.
     """
 
     witness: Witness | None
@@ -78,22 +85,78 @@ class SearchResult:
     totals: SearchTotals = field(default_factory=SearchTotals)
     stop: Stop = Stop.NONE
     covered: Covered = field(default_factory=Covered)
+    weak: WeakDomains | None = None
 
 
-def search(context: SearchContext, state: BoundState, cases: CaseRows) -> SearchResult:
+@dataclass(frozen=True)
+class WeakDomains:
+    """The domains of a finished search that are refuted for the network in real arithmetic alone.
+
+    Attributes:
+        state: root bounds (1, *shape).
+        domains: those of this group of ranks.
+        covered: what the closings of all other domains, in all groups, hold for.
+        bounded: domains that the search bounded.
+    """
+
+    state: BoundState
+    cases: CaseRows
+    domains: NeuronDomains
+    covered: Covered
+    bounded: int
+
+
+def search(
+    context: SearchContext, state: BoundState, cases: CaseRows, begin: NeuronDomains | None = None
+) -> SearchResult:
     """Refute all cases on one box, or find a counterexample.
 
     Args:
         state: root bounds (1, *shape).
+        begin: this group's part of the domains to refute; default all cases on the whole box.
     """
     exchange: Exchange[OpenNeuronDomains] = Exchange(context)
     goal = Refutation(context, exchange.offer)
-    splitting = NeuronSplitting(context, state, cases, exchange.deadline, goal)
+    begin = None if begin is None else _of_all_groups(context.team, begin)
+    splitting = NeuronSplitting(context, state, cases, exchange.deadline, goal, begin=begin)
     exchange.same(splitting.meaning())
     try:
-        return _result(branch_and_bound(splitting, exchange))
+        ending = branch_and_bound(splitting, exchange)
+        return replace(_result(ending), weak=_weak(ending, splitting, context.team))
     finally:
         splitting.bounder.close()
+
+
+def go_on(context: SearchContext, weak: WeakDomains) -> SearchResult:
+    """Refute the weak domains of a search for runs too, in about twice as many domains as it took."""
+    most, limit = _LEAST_MORE + 2 * weak.bounded, context.config.max_domains
+    config = context.config.model_copy(update={"max_domains": most if limit is None else min(most, limit)})
+    context = replace(context, config=config, claims=replace(context.claims, semantics=Semantics.FLOAT32))
+    return search(context, weak.state, weak.cases, weak.domains)
+
+
+def _of_all_groups(team: Group, domains: NeuronDomains) -> NeuronDomains:
+    """The domains of all groups, without what only speeds their bounds up."""
+    if team.size == 1:
+        return domains
+    device, bare = domains.case.device, domains.map(Tensor.cpu)
+    parts = team.objects(replace(bare, alpha_beta=bare.alpha_beta[..., :0]))
+    return NeuronDomains.cat(parts).map(lambda t: t.to(device))
+
+
+def _weak(ending: Ending, splitting: NeuronSplitting, team: Group) -> WeakDomains | None:
+    """What is only refuted for the real network, in a search that ended well; equal in kind on all groups."""
+    statistics, found = ending.totals.statistics, splitting.certificates
+    if ending.witness is not None or ending.totals.left or not statistics.covered.weak:
+        return None
+    domains = NeuronDomains.cat([splitting.nothing(), *found.weak])
+    covered, kept = Covered(), 0
+    for part, count in team.objects((found.strong, domains.count)):
+        covered.add(part)
+        kept += count
+    if covered.weak or kept < statistics.covered.weak:
+        return None
+    return WeakDomains(splitting.state, splitting.cases, domains, covered, statistics.bounded)
 
 
 def _result(ending: Ending) -> SearchResult:
@@ -147,6 +210,7 @@ class NeuronSplitting:
         state: root bounds (1, *shape).
         deadline: expires for all ranks of the group at the same question.
         later_steps: of the optimiser, at most, after the roots; default as many as the configuration says.
+        begin: the domains to start with; default one per case, without splits.
 
     Attributes:
         batch: domains bounded at once.
@@ -162,10 +226,11 @@ class NeuronSplitting:
         deadline: Deadline,
         goal: Goal,
         later_steps: int | None = None,
+        begin: NeuronDomains | None = None,
     ) -> None:
         self.backend, self.config, self.progress = context.backend, context.config, context.progress
         self.graph = context.graph
-        self.state, self.cases, self.deadline, self.goal = state, cases, deadline, goal
+        self.state, self.cases, self.deadline, self.goal, self.begin = state, cases, deadline, goal, begin
         self.statistics = SearchStatistics()
         self.witness: Witness | None = None
         self.memory_limit = int(self.backend.agree(float(context.memory_limit), "min"))
@@ -202,16 +267,34 @@ class NeuronSplitting:
 
     @property
     def roots(self) -> int:
-        return int(self.cases.thresholds.shape[0])
+        return int(self.cases.thresholds.shape[0]) if self.begin is None else self.begin.count
 
     def start(self) -> None:
-        """One domain per case, without splits."""
+        """The given domains, or one per case, without splits."""
         device = self.backend.device
-        case = torch.arange(self.roots, device=device)
-        signs = torch.zeros((self.roots, self.space.size), dtype=torch.int8, device=device)
+        if self.begin is None:
+            case = torch.arange(self.roots, device=device)
+            begin = self._bare(case, torch.zeros((self.roots, self.space.size), dtype=torch.int8, device=device))
+        else:
+            begin = self._warmed(self.begin)
         self.statistics.roots = self.roots
         self.statistics.bounded += self.roots
-        settle(self, NeuronDomains(case, signs, self._warm(case, signs)))
+        settle(self, begin)
+
+    def nothing(self) -> NeuronDomains:
+        """No domain."""
+        device = self.backend.device
+        case = torch.zeros(0, dtype=torch.int64, device=device)
+        return self._bare(case, torch.zeros((0, self.space.size), dtype=torch.int8, device=device))
+
+    def _bare(self, case: Tensor, signs: Tensor) -> NeuronDomains:
+        return NeuronDomains(case, signs, self._warm(case, signs))
+
+    def _warmed(self, domains: D) -> D:
+        """With slopes and multipliers, where they are missing."""
+        if domains.alpha_beta.shape[-1] == self.space.size:
+            return domains
+        return replace(domains, alpha_beta=self._warm(domains.case, domains.signs))
 
     def _warm(self, case: Tensor, signs: Tensor) -> Tensor:
         """Slopes and multipliers to start from without a parent: the root's slopes and zero."""
@@ -302,9 +385,7 @@ class NeuronSplitting:
         return out if small else replace(out, alpha_beta=out.alpha_beta[..., :0])
 
     def take(self, domains: OpenNeuronDomains) -> None:
-        if domains.alpha_beta.shape[-1] != self.space.size:
-            domains = replace(domains, alpha_beta=self._warm(domains.case, domains.signs))
-        self.pool.push(domains)
+        self.pool.push(self._warmed(domains))
 
 
 class Refutation:
@@ -359,7 +440,9 @@ class Refutation:
         if found.closed or weak:
             statistics.closed += 1
             run = splitting.state.magnitudes.run is not None
-            statistics.covered.add(Covered(int(weak or not run), found.bound + found.error, found.error))
+            covered = Covered(int(weak or not run), found.bound + found.error, found.error)
+            statistics.covered.add(covered)
+            splitting.certificates.strong.add(covered)
             return None
         statistics.stuck += 1
         if found.candidate is not None and splitting.witness is None:

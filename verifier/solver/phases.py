@@ -54,6 +54,7 @@ class RankState:
         accept: replays a candidate; rank 0 alone can.
         claims: what bounds are made to hold for.
         roots: the root bounds of the boxes, in the order in which they were computed.
+        weak: what searches have closed for the network in real arithmetic alone; None for one of which not all is here.
     """
 
     problem: Problem | None
@@ -65,6 +66,7 @@ class RankState:
     accept: Accept = _refuse
     claims: Claims = field(default_factory=Claims)
     roots: list[Root] = field(default_factory=list)
+    weak: list[relu_split.WeakDomains | None] = field(default_factory=list)
 
     @property
     def asked(self) -> Problem:
@@ -110,7 +112,7 @@ class Begin(Phase[None]):
     claims: Claims
 
     def run(self, state: RankState) -> None:
-        state.claims, state.roots = self.claims, []
+        state.claims, state.roots, state.weak = self.claims, [], []
 
 
 @dataclass(frozen=True, eq=False)
@@ -253,7 +255,27 @@ class SplitNeurons(Phase[relu_split.SearchResult]):
         assert found.rows is not None
         still = np.flatnonzero(np.isin(found.open, self.cases))
         rows = found.rows if still.size == found.open.size else found.rows.select(torch.from_numpy(still))
-        return refine.search(state.search_context(state.config.bab, state.deadline), found.state, rows)
+        ended = refine.search(state.search_context(state.config.bab, state.deadline), found.state, rows)
+        if ended.covered.weak:
+            state.weak.append(ended.weak)
+        return ended
+
+
+@dataclass(frozen=True)
+class CoverRuns(Phase[relu_split.SearchResult]):
+    """Go on with what searches have closed for the network in real arithmetic alone, until it is closed for runs too.
+
+    Attributes:
+        number: of the search.
+    """
+
+    name = "cover_runs"
+    number: int
+
+    def run(self, state: RankState) -> relu_split.SearchResult:
+        weak = state.weak[self.number]
+        assert weak is not None
+        return relu_split.go_on(state.search_context(state.config.bab, state.deadline), weak)
 
 
 @dataclass(frozen=True)

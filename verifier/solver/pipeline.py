@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -40,7 +40,7 @@ from verifier.parallel.backends import placement
 from verifier.parallel.stores import Resident
 from verifier.parallel.world import World, solo
 from verifier.solver.counts import SearchKind, entry
-from verifier.solver.phases import Begin, BoundRoot, Memory, RankState, SplitInputs, SplitNeurons
+from verifier.solver.phases import Begin, BoundRoot, CoverRuns, Memory, RankState, SplitInputs, SplitNeurons
 from verifier.solver.ranks import broadcast_end, broadcast_query, run_on_all
 from verifier.solver.setup import cpu_threads, device_of, set_up
 from verifier.solver.strategy import (
@@ -127,6 +127,7 @@ class _Run:
     model: RunModel | None = None
     uncovered: str = ""  # why no run is covered
     covered: Covered = field(default_factory=Covered)
+    strong: Covered = field(default_factory=Covered)  # the same without the parts that a search can go on with
     real: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # open cases, refuted but for runs
     stands: tuple[str, Covered] | None = None  # reason and cover of a proof that is being strengthened
     began: float = field(default_factory=time.monotonic)
@@ -270,7 +271,7 @@ class _Run:
                 seconds = each if self.config.bab.enabled else math.inf
                 root = run_on_all(state, BoundRoot(cases, self.deadline.limit, seconds))
                 self._close(cases, root.open)
-                self.covered.add(root.covered)
+                self._note(root.covered)
                 self.real = np.union1d(self.real, root.real)
             roots = state.roots
             worst = [float(r.gap.min()) for r in roots if r.gap.size]
@@ -289,7 +290,7 @@ class _Run:
             ended = run_on_all(state, SplitInputs(self.open, bab, seconds))
             self._count("input_split", ended.totals)
             self.witness, self.open, self.reason = ended.witness, np.asarray(ended.open), ended.reason
-            self.covered.add(ended.covered)
+            self._note(ended.covered)
 
     def _split_neurons(self, state: RankState) -> None:
         with self._phase("branch and bound on neurons"):
@@ -304,7 +305,7 @@ class _Run:
                 ended = run_on_all(state, SplitNeurons(number, cases))
                 self._count("relu_split", ended.totals)
                 self.witness, self.reason = ended.witness, ended.reason
-                self.covered.add(ended.covered)
+                self._note(ended.covered, None if ended.weak is None else ended.weak.covered)
                 if ended.witness is not None:
                     return
                 if ended.open:
@@ -313,6 +314,15 @@ class _Run:
                     self.reason = f"{ended.reason}: {ended.open} domains are left open, final gap {worst:.6g}"
                     return
                 self._close(root.open, np.zeros(0, np.int64))
+
+    def _note(self, covered: Covered, strong: Covered | None = None) -> None:
+        """What closings hold for.
+
+        Args:
+            strong: those that a search for runs need not go on with; default all.
+        """
+        self.covered.add(covered)
+        self.strong.add(covered if strong is None else strong)
 
     def _count(self, kind: SearchKind, totals: SearchTotals) -> None:
         """Add what one more search of a kind did."""
@@ -377,7 +387,7 @@ class _Run:
         if self.witness is not None:
             verdict = Verdict.SAT
         elif verdict in (Verdict.UNKNOWN, Verdict.TIMEOUT) and self._real_proof():
-            self.covered.weak += self.open.size
+            self._note(Covered(weak=int(self.open.size)))
             self._proved("every case is refuted by a certified bound")
             return
         if verdict is Verdict.UNKNOWN and self.deadline.expired():
@@ -458,7 +468,7 @@ class _Run:
             return
         self.progress.standing(self.result())
         self.stands, first = (self.reason, self.covered), self.deadline
-        self.verdict, self.covered = Verdict.UNKNOWN, Covered()  # only a second proof changes what is claimed
+        self.verdict, self.covered = Verdict.UNKNOWN, Covered()  # only a proof for runs changes what is claimed
         try:
             self._again(state, first.sub(seconds))
         except DeadlineExceeded:
@@ -480,15 +490,32 @@ class _Run:
         self.verdict, self.reason, self.covered, self.open = Verdict.UNSAT, reason, covered, self.open[:0]
 
     def _again(self, state: RankState, deadline: Deadline) -> None:
-        """The whole query once more, for runs alone."""
+        """Close for runs what is closed for the real network alone; else the whole query once more, for runs."""
         self.deadline = state.deadline = deadline
         candidates = [r.candidates for r in state.roots if r.candidates.size]
-        self.open, self.real = np.arange(self.problem.n_cases), self.real[:0]
-        run_on_all(state, Begin(Claims(Semantics.FLOAT32, self.model)))
         if self.config.attack.enabled and self._run_violates(candidates):
             return
+        if not self.strong.weak:
+            self._go_on(state)
+            return
+        self.open, self.real = np.arange(self.problem.n_cases), self.real[:0]
+        run_on_all(state, Begin(Claims(Semantics.FLOAT32, self.model)))
         found = features(self.network.graph, self.problem)
         self.search(self._steps(found, host=False))
+
+    def _go_on(self, state: RankState) -> None:
+        """Every search with the domains that it closed for the real network alone."""
+        with self._phase("branch and bound on neurons"):
+            covered = replace(self.strong)
+            for number in range(len(state.weak)):
+                ended = run_on_all(state, CoverRuns(number))
+                self._count("relu_split", ended.totals)
+                self.witness = ended.witness
+                if ended.witness is not None or ended.open:
+                    return
+                covered.add(ended.covered)
+        assert self.stands is not None
+        self.covered, self.verdict, self.reason = covered, Verdict.UNSAT, self.stands[0]
 
     def _run_violates(self, candidates: list[np.ndarray]) -> bool:
         """Whether a run near the points where bounds are smallest, or at random ones, is a counterexample."""

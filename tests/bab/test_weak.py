@@ -1,0 +1,103 @@
+"""Domains that are refuted for the network in real arithmetic alone: kept, told to all groups, and refuted for runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.bounds.nets import Builder, case
+from tests.parallel.threads import ThreadGroup, on_ranks
+from tests.support.device import DEVICE
+from verifier.bab import relu_split
+from verifier.bab.bounder import CaseRows
+from verifier.bab.certify import Certificates
+from verifier.bab.context import SearchContext
+from verifier.bab.relu_split import SearchResult, go_on
+from verifier.bounds.alpha import initial_parameters
+from verifier.bounds.crown import Specification, crown_hidden, initial_state
+from verifier.bounds.engine import Arithmetic, Engine
+from verifier.config import BabConfig
+from verifier.core.claims import Claims, Semantics
+from verifier.core.deadline import Deadline
+from verifier.core.interval import Interval
+from verifier.core.runtime import RunModel
+
+RUN = RunModel("test", {})
+
+
+class Question:
+    """A random network whose smallest value is about one above the threshold, and runs that are off by ``error``."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, error: float) -> None:
+        b = Builder((4,), 3, gain=1.5)
+        b.linear(b.relu(b.linear(b.relu(b.linear(0, 16)), 16)), 1)
+        one = torch.ones((1, 4), dtype=torch.float32)
+        made = case(b.graph(), Interval(-one, one))
+        graph, backend = made.graph, made.backend
+        box = made.state().box
+        engine = Engine(graph, backend, arithmetic=Arithmetic(torch.float64, rounding=True, run=RUN))
+        state = crown_hidden(Engine(graph, backend), initial_state(engine, box))
+        y = torch.zeros((1, 1, *graph.output_shape), dtype=torch.float64, device=DEVICE)
+        y.view(-1)[0] = 1.0
+        slopes, _ = initial_parameters(graph, state.bounds, 1, len(graph.nodes))
+        parameters = {i: {k: v[0].expand(1, 1, *v.shape[2:]).clone() for k, v in d.items()} for i, d in slopes.items()}
+        values = made.values(made.samples(4000))
+        least = float(values[graph.output].flatten(1)[:, 0].min())
+        threshold = torch.full((1, 1), least - 1.0, dtype=torch.float64, device=DEVICE)
+        self.graph, self.backend, self.state = graph, backend, state
+        self.cases = CaseRows(Specification(y), threshold, parameters)
+        lower = Certificates.lower
+
+        def lowered(own: Certificates, *arguments: Any) -> tuple[Tensor, Tensor]:
+            bound, before = lower(own, *arguments)
+            return bound - error, before + error
+
+        monkeypatch.setattr(Certificates, "lower", lowered)
+        monkeypatch.setattr(Claims, "real_closes", lambda own, *counts: own.semantics is not Semantics.FLOAT32)
+
+    def context(self, group: ThreadGroup) -> SearchContext:
+        config = BabConfig(batch_size=4, probes=0, max_domains=400)
+        return SearchContext(
+            self.graph, self.backend, config, Deadline(60.0), claims=Claims(Semantics.BOTH, RUN), team=group
+        )
+
+    def answered(self, group: ThreadGroup) -> tuple[SearchResult, SearchResult]:
+        """The first search and the one that goes on with what it left to do."""
+        first = relu_split.search(self.context(group), self.state, self.cases)
+        assert first.weak is not None
+        return first, go_on(self.context(group), first.weak)
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_weak_domains_of_all_groups_are_refuted_for_runs(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    question = Question(monkeypatch, 0.3)
+    answers = on_ranks(size, question.answered)
+    first, more = answers[0]
+    assert first.weak is not None and first.covered.weak
+    assert sum(a.weak.domains.count for a, _ in answers if a.weak is not None) == first.covered.weak
+    for _, again in answers:
+        assert not again.open and not again.covered.weak
+        assert again.totals.statistics.roots == first.covered.weak
+    assert more.covered.margin > more.covered.error > 0.3
+    assert first.weak.covered.margin > first.weak.covered.error > 0.3
+
+
+def test_runs_that_are_off_by_too_much_stay_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    [(first, more)] = on_ranks(1, Question(monkeypatch, 1.5).answered)
+    assert not first.open and more.open
+
+
+def test_a_closing_that_is_not_kept_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is nothing to go on with unless every domain that is refuted for the real network alone is there."""
+    question = Question(monkeypatch, 0.3)
+    keep = Certificates._keep
+
+    def forgetful(own: Certificates, domains: Any, weak: Tensor, count: int) -> None:
+        keep(own, domains[:-1], weak[:-1], count)
+
+    monkeypatch.setattr(Certificates, "_keep", forgetful)
+    [found] = on_ranks(1, lambda group: relu_split.search(question.context(group), question.state, question.cases))
+    assert not found.open and found.covered.weak and found.weak is None
