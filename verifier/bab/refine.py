@@ -52,6 +52,8 @@ _MOST_COEFFICIENTS = 1 << 25
 _FIRST, _GROWTH, _LAST, _BEFORE = 0.4, 4.0, 0.3, 0.125
 # A refinement is worth its while when every undecided neuron gets a few splits.
 _FEW_ROUNDS = 2
+# A search that runs out of open domains goes on for at most so many times its share.
+_LONGER = 4
 # A refinement after the first that gains less of the total width of undecided neurons is the last one.
 _WORTHWHILE = 0.01
 
@@ -78,8 +80,9 @@ def search(context: SearchContext, state: BoundState, cases: CaseRows) -> Search
             idle = _width(graph, state) > (1 - _WORTHWHILE) * before
             last = group.broadcast_object(last or (number > 1 and idle))
         most = None if last else max(100, int(stage.search * rate))
-        part = config if most is None else config.model_copy(update={"max_domains": most})
-        found = relu_split.search(replace(context, config=part), state, cases)
+        part = config if most is None else config.model_copy(update={"max_domains": _LONGER * most})
+        enough = math.inf if most is None else most / group.size
+        found = relu_split.search(replace(context, config=part), state, cases, enough=enough)
         ended = replace(found, totals=found.totals.after(None if ended is None else ended.totals))
         if ended.witness is not None or not ended.open or last or ended.stop is not Stop.DOMAINS:
             break
@@ -270,25 +273,35 @@ class RaisedRows:
         self._idle = False
         self._refuted: list[NeuronDomains] = []
         self._value = torch.zeros(rows, dtype=torch.float64, device=device)
+        self._before = torch.full((rows,), -torch.inf, device=device)
+        self._gain = torch.full_like(self._before, torch.inf)
+        self._picked = torch.zeros(rows, dtype=torch.bool, device=device)
 
     def pick(self, splitting: NeuronSplitting) -> OpenNeuronDomains:
-        """The worst ones of every row.
+        """The worst ones of the rows that gain most from splits.
 
         Few domains of every row at a time find better splits; a device wants full batches. A round costs something
         however small it is.
         """
         full = -(-max(1, splitting.batch // 2) // self.groups)
-        domains = worst_of_each(splitting.pool, full, self.rows)
-        self._idle = not domains.count
-        self.done += 0 if self._idle else max(full // 4, domains.count)
-        return domains
+        domains = splitting.pool.domains
+        worst = torch.full_like(self._before, torch.inf).scatter_reduce_(0, domains.case, domains.gap, "amin")
+        # A row's area of relaxation shrinks with its own bound, in proportion to the other one of its neuron.
+        gain = (worst - self._before) * -worst.roll(self.rows // 2).clamp(max=0)
+        self._gain = torch.where(self._picked, gain.nan_to_num(nan=0.0), self._gain)
+        self._before = torch.where(self._picked | self._before.isneginf(), worst, self._before)
+        out, self._picked = worst_of_each(splitting.pool, full, self._gain)
+        self._idle = not out.count
+        self.done += 0 if self._idle else max(full // 4, out.count)
+        return out
 
     def closed(self, splitting: NeuronSplitting, domains: NeuronDomains, found: Bounded) -> Tensor:
         """(B,) bool: domains that float32 refutes. They leave the frontier, and what they really give counts for their
         row's bound, later and for many at once: a certificate of few takes as long as one of many. Where it falls
         short, the row ends a rounding below zero.
         """
-        done = splitting.certificates.refuted(domains.case, found.gap)
+        more = splitting.aim[domains.case].to(found.gap.dtype)  # a hair below zero is as good as undecided
+        done = splitting.certificates.refuted(domains.case, found.gap - more)
         index = done.nonzero()[:, 0]
         if index.numel():
             self._refuted.append(NeuronDomains(domains.case[index], domains.signs[index], found.alpha_beta[index]))
@@ -334,19 +347,25 @@ class RaisedRows:
         in_halves([domains], work, failed)
 
 
-def worst_of_each(pool: Pool[OpenNeuronDomains], most: int, cases: int) -> OpenNeuronDomains:
-    """Take equally many domains of every case whose neuron is not decided, the worst ones, ``most`` in all; none with
-    an infinite gap, which are final.
+def worst_of_each(pool: Pool[OpenNeuronDomains], most: int, gain: Tensor) -> tuple[OpenNeuronDomains, Tensor]:
+    """Take equally many domains of some cases whose neurons are not decided, the worst ones, ``most`` in all; none with
+    an infinite gap, which are final. These cases are the half that gains most from splits.
 
     Args:
-        cases: how many there are; the second half are the negated rows of the first. At least one domain of each is
-            taken.
+        gain: (cases,) of the last splits of each; the second half are the negated rows of the first. At least one
+            domain of each that is chosen is taken.
+
+    Returns:
+        the domains, and (cases,) bool, the cases that they belong to.
     """
-    domains = pool.domains
+    domains, cases = pool.domains, gain.shape[0]
     final = torch.isinf(domains.gap)
     covered = domains.case.bincount(minlength=cases) > 0
     searched = domains.case[~final].bincount(minlength=cases) > 0
     wanted = covered.roll(cases // 2) & searched
+    value = gain[wanted].sort(descending=True).values
+    if value.shape[0]:
+        wanted &= gain >= value[(value.shape[0] - 1) // 2]
     each = max(1, most // max(1, int(wanted.sum())))
     order = domains.gap.argsort(stable=True)
     order = order[domains.case[order].argsort(stable=True)]
@@ -358,4 +377,4 @@ def worst_of_each(pool: Pool[OpenNeuronDomains], most: int, cases: int) -> OpenN
     taken = torch.zeros_like(first)
     taken[order] = place - start < each
     taken &= wanted[domains.case] & ~final
-    return pool.take_in_order(taken.nonzero()[:, 0])
+    return pool.take(taken.nonzero()[:, 0]), wanted

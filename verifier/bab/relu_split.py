@@ -14,6 +14,7 @@ as the other child.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
@@ -56,8 +57,13 @@ D = TypeVar("D", bound=NeuronDomains)
 _WARM_BYTES = 64 << 10
 # Minimisers of a batch that are replayed.
 _MOST_OFFERS = 3
-# Domains that a search for runs may bound besides twice as many as there were before.
-_LEAST_MORE = 1000
+# How much of the error of a run bounds are to leave room for: that of a part of the box may be a little larger.
+_MARGIN = 1.25
+# Domains that a search for runs may bound: so many, this share of those that there were before, and so many times both
+# when its open domains become fewer.
+_LEAST_MORE, _SHARE_MORE, _LONGER = 1000, 0.25, 4.0
+# A search has few open domains left when they are less than this share of the most that there were.
+_DRAINED = 0.6
 
 _REASONS = {
     Stop.NONE: "undecided leaves",
@@ -107,16 +113,21 @@ class WeakDomains:
 
 
 def search(
-    context: SearchContext, state: BoundState, cases: CaseRows, begin: NeuronDomains | None = None
+    context: SearchContext,
+    state: BoundState,
+    cases: CaseRows,
+    begin: NeuronDomains | None = None,
+    enough: float = math.inf,
 ) -> SearchResult:
     """Refute all cases on one box, or find a counterexample.
 
     Args:
         state: root bounds (1, *shape).
         begin: this group's part of the domains to refute; default all cases on the whole box.
+        enough: bounded domains after which a group stops unless its open domains become fewer.
     """
     exchange: Exchange[OpenNeuronDomains] = Exchange(context)
-    goal = Refutation(context, exchange.offer)
+    goal = Refutation(context, exchange.offer, enough)
     begin = None if begin is None else _of_all_groups(context.team, begin)
     splitting = NeuronSplitting(context, state, cases, exchange.deadline, goal, begin=begin)
     exchange.same(splitting.meaning())
@@ -128,11 +139,12 @@ def search(
 
 
 def go_on(context: SearchContext, weak: WeakDomains) -> SearchResult:
-    """Refute the weak domains of a search for runs too, in about twice as many domains as it took."""
-    most, limit = _LEAST_MORE + 2 * weak.bounded, context.config.max_domains
+    """Refute the weak domains of a search for runs too, in a part of what it took unless few of them are left."""
+    enough, limit = _LEAST_MORE + _SHARE_MORE * weak.bounded, context.config.max_domains
+    most = int(_LONGER * enough)
     config = context.config.model_copy(update={"max_domains": most if limit is None else min(most, limit)})
     context = replace(context, config=config, claims=replace(context.claims, semantics=Semantics.FLOAT32))
-    return search(context, weak.state, weak.cases, weak.domains)
+    return search(context, weak.state, weak.cases, weak.domains, enough / context.team.size)
 
 
 def _of_all_groups(team: Group, domains: NeuronDomains) -> NeuronDomains:
@@ -214,6 +226,7 @@ class NeuronSplitting:
 
     Attributes:
         batch: domains bounded at once.
+        aim: (N, S) what bounds are optimised to exceed the cases' thresholds by; gaps are measured without it.
     """
 
     kind = OpenNeuronDomains
@@ -235,8 +248,9 @@ class NeuronSplitting:
         self.witness: Witness | None = None
         self.memory_limit = int(self.backend.agree(float(context.memory_limit), "min"))
         self.space: SplitSpace = split_space(context.graph, self.backend, state.bounds)
-        self.bounder = self._bounder(context)
         self.certificates = Certificates(context, state, cases, self.space, self.statistics)
+        self.aim = self._aim()
+        self.bounder = self._bounder(context, replace(cases, thresholds=cases.thresholds + self.aim))
         self.brancher = NeuronBrancher(self.space, self.bounder, self.certificates, self.config, cases.rows)
         config = self.config
         steps = config.iterations if later_steps is None else min(later_steps, config.iterations)
@@ -247,9 +261,20 @@ class NeuronSplitting:
         self.batch = fitting(self.backend.device, self.bounder.widest * cases.rows) if size == "auto" else size
         self.pool: Pool[OpenNeuronDomains] = Pool()
 
-    def _bounder(self, context: SearchContext) -> Bounder:
+    def _aim(self) -> Tensor:
+        """(N, S) float64: what bounds should exceed the cases' thresholds by, so that they hold for runs too.
+
+        A domain is not improved further once it is proved; one that just clears its threshold would have to be split
+        for the sake of runs. The error of a run is that of the rows on the whole box.
+        """
+        if self.state.magnitudes.run is None or not self.state.certified:
+            return torch.zeros_like(self.cases.thresholds)
+        _, error = self.certificates.lower(self._whole())
+        return _MARGIN * error.nan_to_num(nan=0.0, posinf=0.0)
+
+    def _bounder(self, context: SearchContext, cases: CaseRows) -> Bounder:
         """The compact network where there is one, else walks on the graph."""
-        graph, cases, box = context.graph, self.cases, self.state.box
+        graph, box = context.graph, self.state.box
         net = compact(graph, self.backend, box, self.space, cases.spec, cases.thresholds)
         if net is None:
             repeats = recorder(self.backend, self.config.cuda_graphs)
@@ -271,23 +296,18 @@ class NeuronSplitting:
 
     def start(self) -> None:
         """The given domains, or one per case, without splits."""
-        device = self.backend.device
-        if self.begin is None:
-            case = torch.arange(self.roots, device=device)
-            begin = self._bare(case, torch.zeros((self.roots, self.space.size), dtype=torch.int8, device=device))
-        else:
-            begin = self._warmed(self.begin)
         self.statistics.roots = self.roots
         self.statistics.bounded += self.roots
-        settle(self, begin)
+        settle(self, self._whole() if self.begin is None else self._warmed(self.begin))
 
     def nothing(self) -> NeuronDomains:
         """No domain."""
-        device = self.backend.device
-        case = torch.zeros(0, dtype=torch.int64, device=device)
-        return self._bare(case, torch.zeros((0, self.space.size), dtype=torch.int8, device=device))
+        return self._whole()[:0]
 
-    def _bare(self, case: Tensor, signs: Tensor) -> NeuronDomains:
+    def _whole(self) -> NeuronDomains:
+        """One domain per case, without splits."""
+        case = torch.arange(int(self.cases.thresholds.shape[0]), device=self.backend.device)
+        signs = torch.zeros((case.shape[0], self.space.size), dtype=torch.int8, device=case.device)
         return NeuronDomains(case, signs, self._warm(case, signs))
 
     def _warmed(self, domains: D) -> D:
@@ -324,6 +344,8 @@ class NeuronSplitting:
         """Optimised slopes and multipliers."""
         schedule = self.schedule if self.statistics.rounds else self.root_schedule
         found = self.bounder.optimise(domains, schedule, self.deadline)
+        more = self.aim[domains.case].to(found.gap.dtype)
+        found = replace(found, gap=found.gap + more, slack=found.slack - more)
         return Left(domains, found, torch.arange(domains.count, device=domains.case.device))
 
     def certify(self, domains: NeuronDomains, found: Left) -> Left:
@@ -393,11 +415,15 @@ class Refutation:
 
     Args:
         replay: judges a candidate (n_in,).
+        enough: bounded domains after which the search stops unless few of its open domains are left.
     """
 
-    def __init__(self, context: SearchContext, replay: Callable[[np.ndarray], Witness | None]) -> None:
+    def __init__(
+        self, context: SearchContext, replay: Callable[[np.ndarray], Witness | None], enough: float = math.inf
+    ) -> None:
         self.leaf_lp, self.real_suffices = context.config.leaf_lp, context.claims.semantics is not Semantics.FLOAT32
         self.replay, self.leaves = replay, LeafSolver(context.graph, context.backend)
+        self.enough, self._most_open = enough, 0
 
     def pick(self, splitting: NeuronSplitting) -> OpenNeuronDomains:
         """The worst ones, while there is room for more of them."""
@@ -450,4 +476,9 @@ class Refutation:
         return None
 
     def full(self, splitting: NeuronSplitting) -> Stop:
-        return Stop.MEMORY if splitting.pool.nbytes() > splitting.memory_limit else Stop.NONE
+        if splitting.pool.nbytes() > splitting.memory_limit:
+            return Stop.MEMORY
+        now = splitting.pool.count
+        self._most_open = max(self._most_open, now)
+        drains = now < _DRAINED * self._most_open
+        return Stop.DOMAINS if splitting.statistics.bounded >= self.enough and not drains else Stop.NONE
