@@ -1,6 +1,7 @@
 """Two trees of this repository over the same fixed work, in turns: seconds a query, and whether the work was equal.
 
     python scripts/compare_speed.py OLD INSTANCES [--new TREE] [--device cuda] [--domains 20000] [--rounds 3]
+                                    [--timeout 60] [--phase "root bounds"] [--busy] [--set KEY=VALUE ...]
                                     [--out results/speed.jsonl]
 
 OLD is the folder of another checkout, INSTANCES a CSV file of ``onnx,vnnlib`` lines (a third column is not read).
@@ -8,7 +9,7 @@ Every round starts one process per tree, now the old one first and now the new o
 up and then twice, without attacks and without a deadline, with a limit on domains: equal trees do equal work, so that
 the ratio of the medians is the ratio of the code's speeds. With ``--new`` equal to OLD it is the spread of one tree.
 
-Exits 1 when the trees bounded different numbers of domains or answered differently.
+Exits 1 when the trees answered differently or, without ``--timeout``, bounded different numbers of domains.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from typing import Any
 # Only for this import: a process that measures takes the verifier from the tree that PYTHONPATH names.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from scripts import measure
+from scripts.performance.busy import kernel_share
 
 del sys.path[0]
 
@@ -34,20 +36,26 @@ TIMED = 2
 Line = Mapping[str, Any]
 
 
-def timed(instances: Iterable[Sequence[str]], device: str, domains: int) -> Iterable[dict[str, Any]]:
+def timed(instances: Iterable[Sequence[str]], arguments: argparse.Namespace) -> Iterable[dict[str, Any]]:
     """In a process of one tree: what every timed query took and did."""
     from verifier.api import verify
 
-    values = {"device": device, "attack.enabled": False, "bab.max_domains": domains, "seed": 0}
+    values: dict[str, Any] = {"device": arguments.device, "attack.enabled": False, "seed": 0}
+    values |= {} if arguments.timeout else {"bab.max_domains": arguments.domains}
+    values |= dict(word.split("=", 1) for word in arguments.set)
+    limits = {"timeout": arguments.timeout} if arguments.timeout else {}
     for onnx, vnnlib, *_ in instances:
         for number in range(TIMED + 1):
             began = time.perf_counter()
-            result = verify(onnx, vnnlib, values)
+            result = verify(onnx, vnnlib, values, **limits)
             seconds = time.perf_counter() - began
             counts = [part["domains"] for part in result.statistics.values() if "domains" in part]
             if number:
                 work = {"verdict": str(result.verdict), "domains": sum(counts)}
                 yield {"onnx": onnx, "vnnlib": vnnlib, "seconds": seconds, "phases": result.seconds, **work}
+        if arguments.busy:
+            share = kernel_share(lambda o=onnx, v=vnnlib: verify(o, v, values, **limits))
+            yield {"onnx": onnx, "vnnlib": vnnlib, "busy": share}
 
 
 def one(tree: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -58,25 +66,45 @@ def one(tree: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """
     words = [sys.executable, __file__, tree, arguments.instances, "--measure"]
     words += ["--device", arguments.device, "--domains", str(arguments.domains)]
+    words += ["--timeout", str(arguments.timeout)] if arguments.timeout else []
+    words += ["--busy"] if arguments.busy else []
+    words += [word for setting in arguments.set for word in ("--set", setting)]
     done = measure.call(words, measure.environment(tree=tree), cwd=tree)
     if done.code:
         raise measure.Failed(f"{tree}: {done.complaint}")
     return [json.loads(line) for line in done.out.splitlines() if line.startswith("{")]
 
 
-def compared(found: Mapping[str, Sequence[Line]]) -> tuple[str, bool]:
-    """A table of medians and their ratios, and whether both trees did the same work."""
+def compared(found: Mapping[str, Sequence[Line]], phase: str | None, counted: bool) -> tuple[str, bool]:
+    """A table of medians and their ratios, and whether both trees did the same work.
+
+    Args:
+        phase: whose seconds are compared; None: the whole query's.
+        counted: equal work means equal numbers of domains, not only equal verdicts.
+    """
     same, ratios, rows = True, [], []
+    busy = any("busy" in line for line in found["new"])
     for key in dict.fromkeys((line["onnx"], line["vnnlib"]) for line in found["old"]):
         own = {name: [x for x in lines if (x["onnx"], x["vnnlib"]) == key] for name, lines in found.items()}
-        old, new = (statistics.median(x["seconds"] for x in own[name]) for name in ("old", "new"))
-        before, after = ({(x["verdict"], x["domains"]) for x in own[name]} for name in ("old", "new"))
-        same &= before == after
-        ratios.append(new / old)
+        queries = {name: [x for x in lines if "seconds" in x] for name, lines in own.items()}
+        seconds = {
+            n: [x["seconds"] if phase is None else x["phases"].get(phase, 0.0) for x in q] for n, q in queries.items()
+        }
+        old, new = (statistics.median(seconds[name]) for name in ("old", "new"))
+        before, after = ({(x["verdict"], x["domains"]) for x in queries[name]} for name in ("old", "new"))
+        same &= before == after if counted else {v for v, _ in before} == {v for v, _ in after}
+        ratios.append(new / max(old, 1e-9))
         work = ", ".join(f"{verdict} {count}" for verdict, count in sorted(before | after))
-        rows.append([measure.name_of(*key), work, *(f"{value:.3f}" for value in (old, new, new / old))])
-    text = measure.table(["query", "verdict and domains", "old, s", "new, s", "new/old"], rows)
+        shares = [_share([x["busy"] for x in own[name] if "busy" in x]) for name in ("old", "new")] if busy else []
+        rows.append([measure.name_of(*key), work, *(f"{value:.3f}" for value in (old, new, ratios[-1])), *shares])
+    head = ["query", "verdict and domains", "old, s", "new, s", "new/old"]
+    text = measure.table(head + (["old: kernels run", "new: kernels run"] if busy else []), rows)
     return f"{text}\n\nmedian of {len(ratios)} ratios: {statistics.median(ratios):.3f}", same
+
+
+def _share(values: Sequence[float | None]) -> str:
+    known = [v for v in values if v is not None]
+    return f"{100 * statistics.median(known):.0f} %" if known else "no GPU"
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -87,13 +115,17 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--domains", type=int, default=20000)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--timeout", type=float)
+    parser.add_argument("--phase")
+    parser.add_argument("--busy", action="store_true")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args(words)
     arguments.instances = arguments.instances.resolve()
     if arguments.measure:
         with arguments.instances.open(newline="", encoding="utf-8") as file:
-            for line in timed((row for row in csv.reader(file) if row), arguments.device, arguments.domains):
+            for line in timed((row for row in csv.reader(file) if row), arguments):
                 print(json.dumps(line), flush=True)
         return 0
     trees = {"old": arguments.old.resolve(), "new": arguments.new.resolve()}
@@ -108,7 +140,7 @@ def main(words: Sequence[str] | None = None) -> int:
     except measure.Failed as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
-    text, same = compared(found)
+    text, same = compared(found, arguments.phase, arguments.timeout is None)
     print(text if same else f"{text}\nthe trees did different work")
     return int(not same)
 

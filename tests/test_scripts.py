@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from scripts import bench_instances, bench_ranks, bench_vnncomp, compare_speed, deadline_test, measure, soundness_suite
+from scripts.performance.busy import covered
 from verifier.api import verify
 from verifier.config import load_config
 
@@ -350,9 +351,9 @@ def tree_of(folder: Path, domains: int, seconds: float) -> Path:
     (folder / "verifier" / "__init__.py").write_text("")
     (folder / "verifier" / "api.py").write_text(
         "import time\nfrom types import SimpleNamespace\n"
-        f"def verify(onnx, vnnlib, values):\n    time.sleep({seconds})\n"
+        f"def verify(onnx, vnnlib, values, timeout=None):\n    time.sleep({seconds})\n"
         f"    counts = {{'relu_split': {{'domains': {domains}}}, 'root': {{'open': 1}}}}\n"
-        "    return SimpleNamespace(statistics=counts, seconds={}, verdict='unknown')\n"
+        "    return SimpleNamespace(statistics=counts, seconds={'root bounds': 1.0 / len(values)}, verdict='unknown')\n"
     )
     return folder
 
@@ -369,6 +370,21 @@ def test_trees_are_compared_by_their_own_code(same: bool, tmp_path: Path, capsys
     assert 0.1 < ratio < 0.9 and "one.onnx p.vnnlib" in said and ("different work" in said) is not same
     lines = measure.read_lines(tmp_path / "lines")
     assert [line["tree"] for line in lines[:8]] == ["old"] * 4 + ["new"] * 4 and len(lines) == 16
+
+
+def test_a_phase_is_compared_whatever_was_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Under a deadline trees may bound different numbers of domains; settings reach the queries."""
+    old, new = tree_of(tmp_path / "old", 7, 0.0), tree_of(tmp_path / "new", 8, 0.0)
+    (tmp_path / "list.csv").write_text("a/one.onnx,p.vnnlib,30\n")
+    words = [str(old), str(tmp_path / "list.csv"), "--new", str(new), "--rounds", "1", "--timeout", "9", "--busy"]
+    words += ["--phase", "root bounds", "--set", "bab.enabled=false"]
+    assert compare_speed.main(words) == 0
+    said = capsys.readouterr().out
+    assert "0.250" in said and "ratios: 1.000" in said and ("no GPU" in said or "%" in said)
+
+
+def test_overlapping_kernels_count_once() -> None:
+    assert covered([(0, 10), (5, 12), (20, 30), (21, 22)]) == 22 and covered([]) == 0
 
 
 def test_a_tree_that_fails_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
