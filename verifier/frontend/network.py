@@ -137,7 +137,7 @@ def _translated(file: OnnxFile) -> tuple[Graph, Shape]:
         x = torch.from_numpy(np.zeros(file.input_shape, file.input_dtype))
         record = capture(module, x, onnx_module.output_names, copied=True, deadline=file.deadline)
         raw = lower(record, file.input_name, f"opset {file.opset}", file.output_name, file.deadline)
-        graph = simplify(raw, file.deadline)
+        graph = simplify(raw, file.deadline, runs=file.input_dtype == np.float32)
     except MissingRules as error:
         raise MissingRules(str(file.path), error.phrases) from error
     except (InputError, UnsupportedError) as error:
@@ -177,7 +177,8 @@ def from_module(
     dtype = next((t.dtype for t in stored if t.is_floating_point()), x.dtype)
     record = capture(module, x.to(dtype), deadline=deadline)
     with noted() as used:
-        graph = simplify(lower(record, "input", f"torch {torch.__version__}", deadline=deadline), deadline)
+        raw = lower(record, "input", f"torch {torch.__version__}", deadline=deadline)
+        graph = simplify(raw, deadline, runs=False)
     if used:
         from verifier.frontend.onnx_module import extended
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from verifier.core import sums
 from verifier.core.handles import Blocks, Handle
 from verifier.core.numerics import underflow
+from verifier.core.runtime import rate
 from verifier.graph.linear_forms import Dense, Form, OneHot
 from verifier.graph.op import AffineOp, Crossing, Params, Shape, Split, folded_terms
 from verifier.ops.layout import reduce_count, sum_rest, unbroadcast
@@ -54,6 +55,7 @@ class Linear(AffineOp):
         bias_magnitude: (out,), sum of the magnitudes that were folded into the bias; given when parameters were folded.
         folded: roundings behind one stored parameter; FOLDED_TERMS when left out with a ``bias_magnitude``.
         reach: by which factor numbers between the steps that were folded can differ from those of the op itself.
+        run: roundings of a float32 run besides those of this op's own sums, where the network computes the same otherwise.
     """
 
     weight: Handle
@@ -61,6 +63,7 @@ class Linear(AffineOp):
     bias_magnitude: Handle | None = None
     folded: int = 0
     reach: float = 1.0
+    run: int = 0
 
     plain_sums = True
 
@@ -119,6 +122,9 @@ class Linear(AffineOp):
 
     def forward_terms(self, in_shapes: Sequence[Shape], out_shape: Shape) -> int:
         return self.weight.shape[1] + 1 + folded_terms(self.folded, self.bias_magnitude)
+
+    def run_rate(self, in_shapes: Sequence[Shape], out_shape: Shape) -> float:
+        return rate(self.forward_terms(in_shapes, out_shape) + self.run)
 
     def backward_terms(self, in_shapes: Sequence[Shape], out_shape: Shape) -> int:
         return self.weight.shape[0] + folded_terms(self.folded, self.bias_magnitude)

@@ -10,15 +10,24 @@ from verifier.core.deadline import Deadline
 from verifier.frontend.passes.affine import fold_affine
 from verifier.frontend.passes.moves import compose_moves
 from verifier.frontend.passes.padding import fold_padding
+from verifier.frontend.passes.pairs import cancel_pairs, merge_parallel
 from verifier.frontend.passes.sharing import drop_unused, share_equal
 from verifier.graph.graph import Graph
 
-PASSES = (share_equal, compose_moves, fold_affine, fold_padding, drop_unused)
+PASSES = (share_equal, compose_moves, fold_affine, cancel_pairs, fold_padding, drop_unused)
 
 
-def simplify(graph: Graph, deadline: Deadline | None = None) -> Graph:
-    """All passes in order; the deadline is looked at between them."""
-    for apply in PASSES:
+# For networks of whose float32 runs nothing can be claimed.
+REAL_PASSES = (*PASSES[:-1], merge_parallel, drop_unused)
+
+
+def simplify(graph: Graph, deadline: Deadline | None = None, runs: bool = True) -> Graph:
+    """All passes in order; the deadline is looked at between them.
+
+    Args:
+        runs: whether bounds may have to hold for float32 runs as well, which some passes would not allow.
+    """
+    for apply in PASSES if runs else REAL_PASSES:
         if deadline is not None:
             deadline.check("simplifying the network")
         graph = apply(graph)

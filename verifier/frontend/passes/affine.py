@@ -208,6 +208,7 @@ def _into_linear(r: Rewriter, node: Node, op: ScaleShift, below: Node, inner: Li
         None if magnitude is None or not folded else r.param(magnitude, f"{node.name}.bias_magnitude"),
         folded=folded,
         reach=_reach(r, scale, inner, op),
+        run=inner.run,
     )
     return r.emit(merged, below.inputs, node.shape, node.name)
 
