@@ -274,6 +274,22 @@ def relu(b: Builder, x: Value) -> Value:
     return b.node("Relu", [x], x.shape)
 
 
+def paired(b: Builder, x: Value) -> Value:
+    """c relu(z) - c relu(-z) = c z inside a layer, with factors, other neurons and near misses beside them."""
+    x = flat(b, x)
+    n, pairs, others, m = x.size, *(int(v) for v in b.rng.integers((1, 0, 1), (5, 4, 6)))
+    w, c = b.weights((pairs, n + 1), 1 / math.sqrt(n)), b.weights((m, pairs), 1 / math.sqrt(pairs))
+    k = np.float32(b.rng.choice([1.0, 1.0, 2.0, 0.5, 3.0, 0.7]))
+    rows = np.concatenate([w, -k * w, b.weights((others, n + 1), 1 / math.sqrt(n))])
+    columns = np.concatenate([k * c, b.rng.choice([-1, -1, -1, 1]) * c, b.weights((m, others), 0.5)], 1)
+    if b.rng.random() < 0.2:
+        rows[pairs, int(b.rng.integers(n + 1))] *= np.float32(1 + 2.0**-20)
+    order = b.rng.permutation(len(rows))
+    rows, columns = rows[order].astype(np.float32), columns[:, order].astype(np.float32)
+    h = b.node("Gemm", [x, b.constant(rows[:, :-1]), b.constant(rows[:, -1])], (1, len(rows)), transB=1)
+    return b.node("Gemm", [relu(b, h), b.constant(columns), b.constant(b.weights((m,), 0.5))], (1, m), transB=1)
+
+
 def bent(b: Builder, x: Value) -> Value:
     """Piecewise linear, one argument."""
     kind = str(b.rng.choice(["LeakyRelu", "PRelu", "Abs", "Clip"]))
@@ -399,11 +415,11 @@ Layer = Callable[[Builder, Value], Value]
 
 # What a family is made of, with weights.
 FAMILIES: dict[str, list[tuple[float, Layer]]] = {
-    "relu": [(1, relu)],
-    "piecewise": [(3, relu), (2, bent), (1, extremum)],
+    "relu": [(4, relu), (1, paired)],
+    "piecewise": [(3, relu), (0.5, paired), (2, bent), (1, extremum)],
     "smooth": [(3, smooth), (1, relu)],
     "product": [(2, product), (1, relu), (1, smooth)],
-    "mixed": [(2, relu), (1, bent), (1, extremum), (1, smooth), (1, product), (0.5, softmax)],
+    "mixed": [(2, relu), (0.5, paired), (1, bent), (1, extremum), (1, smooth), (1, product), (0.5, softmax)],
     "steps": [(1, step), (2, relu)],
     "softmax": [(1, softmax), (1, relu), (1, smooth)],
     "affine": [],

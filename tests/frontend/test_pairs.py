@@ -1,4 +1,4 @@
-"""Pairs of ReLUs become lines and parallel ones are merged: in exact arithmetic, the same function; for runs, covered."""
+"""Pairs of ReLUs become lines, parallel ones are merged: the same function in exact arithmetic, and runs are covered."""
 
 from __future__ import annotations
 
@@ -188,7 +188,9 @@ class Summed(nn.Module):
         return torch.minimum(y, positive) if self.shared else y
 
 
-@pytest.mark.parametrize(("a", "b", "left"), [(1.0, 1.0, 0), (3.0, 3.0, 0), (-1.5, -1.5, 0), (1.0, 2.0, 6), (2.0, -2.0, 6)])
+@pytest.mark.parametrize(
+    ("a", "b", "left"), [(1.0, 1.0, 0), (3.0, 3.0, 0), (-1.5, -1.5, 0), (1.0, 2.0, 6), (2.0, -2.0, 6)]
+)
 def test_terms_of_a_sum(a: float, b: float, left: int) -> None:
     module = Summed(a, b)
     graph, after, rng = raw(module, 3), simplify(raw(module, 3)), torch.Generator().manual_seed(0)

@@ -55,7 +55,7 @@ class Linear(AffineOp):
         bias_magnitude: (out,), sum of the magnitudes that were folded into the bias; given when parameters were folded.
         folded: roundings behind one stored parameter; FOLDED_TERMS when left out with a ``bias_magnitude``.
         reach: by which factor numbers between the steps that were folded can differ from those of the op itself.
-        run: roundings of a float32 run besides those of this op's own sums, where the network computes the same otherwise.
+        run: roundings of a float32 run besides those of this op: the network itself computes the same otherwise.
     """
 
     weight: Handle

@@ -32,6 +32,7 @@ from verifier.ops.scale import ScaleShift
 _FUSED = 8
 # Numbers below this are not multiplied: their products might not be exact.
 _SMALLEST = 1e-290
+_SAMPLED = 16  # columns of large matrices that are looked at first
 
 
 def cancel_pairs(graph: Graph) -> Graph:
@@ -96,7 +97,7 @@ def _layers(r: Rewriter, node: Node, inputs: Sequence[int]) -> _Layers | None:
     if not isinstance(node.op, Linear) or not _is_relu(middle) or not r.only_reader(node):
         return None
     first = r.nodes[middle.inputs[0]]
-    if not isinstance(first.op, Linear):
+    if not isinstance(first.op, Linear) or not _may_repeat(r.parameters[first.op.weight]):
         return None
     weight, columns = r.value(first.op.weight), r.value(node.op.weight)
     bias = weight.new_zeros(len(weight)) if first.op.bias is None else r.value(first.op.bias)
@@ -104,6 +105,17 @@ def _layers(r: Rewriter, node: Node, inputs: Sequence[int]) -> _Layers | None:
     if not bool(torch.isfinite(rows).all() and torch.isfinite(columns).all()):
         return None
     return _Layers(first, middle, first.op, node.op, rows, columns)
+
+
+def _may_repeat(weight: Tensor) -> bool:
+    """Whether some rows look like multiples of one another where a few of their columns are; no copy is made of all."""
+    if not weight.numel():
+        return False
+    pivot = weight.abs().argmax(1)
+    size = weight.gather(1, pivot[:, None]).double()
+    few = weight[:, :: -(-weight.shape[1] // _SAMPLED)].double()
+    known = torch.cat([pivot[:, None].double(), few / size + 0.0], 1)[size[:, 0] != 0].numpy()
+    return len({row.tobytes() for row in known}) < len(known)
 
 
 def _is_relu(node: Node) -> bool:
@@ -125,7 +137,7 @@ def _directions(rows: Tensor) -> Iterator[list[int]]:
 
 
 def _times(factor: float, values: Tensor) -> Tensor | None:
-    """The products, where all of them are exact in float64: the factor is a power of two, or all are float32 numbers."""
+    """The products, where all are exact in float64: by a power of two, or of float32 numbers alone."""
     shift = torch.frexp(torch.tensor(abs(factor), dtype=torch.float64)).mantissa == 0.5
     single = torch.tensor(factor, dtype=torch.float64)
     if not shift and not (_is_float32(single) and _is_float32(values)):
