@@ -57,7 +57,12 @@ class Loop(nn.Module):
             u = self.policy(s)
             x, y, angle, v = (s[:, i : i + 1] for i in range(4))
             s = torch.cat(
-                [x + 0.1 * v * torch.cos(angle), y + 0.1 * v * torch.sin(angle), angle + 0.1 * u[:, :1], v + 0.1 * u[:, 1:]],
+                [
+                    x + 0.1 * v * torch.cos(angle),
+                    y + 0.1 * v * torch.sin(angle),
+                    angle + 0.1 * u[:, :1],
+                    v + 0.1 * u[:, 1:],
+                ],
                 1,
             )
         return s
@@ -158,7 +163,9 @@ def row(name: str, method: api.Method, limit: float) -> dict[str, object]:
     return {**out, **query(module, low, up, settings, limit)}
 
 
-def query(module: nn.Module, low: np.ndarray, up: np.ndarray, settings: dict[str, object], limit: float) -> dict[str, object]:
+def query(
+    module: nn.Module, low: np.ndarray, up: np.ndarray, settings: dict[str, object], limit: float
+) -> dict[str, object]:
     """A property that holds by half of what CROWN lacks: y_0 stays above a number."""
     bounds = api.compute_bounds(module, low, up, "crown", config=settings)
     with torch.no_grad():

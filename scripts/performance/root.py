@@ -109,7 +109,7 @@ class RootRows:
 
     def alpha(self, schedule: Schedule, target: float | None = None) -> Distances:
         """Slopes of the rows optimised, then certified; hidden bounds stay CROWN's. Ends early at a target."""
-        stop = None if target is None else lambda best: self._distance(best) >= target
+        stop = None if target is None else lambda step, best: self._distance(best) >= target
         found = alpha_rows(self.engine, self.state, self.spec, replace(schedule, stop=stop))
         sure, _ = crown_rows(self.engine, self.state, self.spec, found.parameters)
         return Distances(self._distance(found.lower), self._distance(torch.fmax(self.lower.double(), sure)))

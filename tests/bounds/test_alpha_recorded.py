@@ -52,7 +52,9 @@ class Refuses:
         raise RuntimeError("operation not permitted when stream is capturing")
 
 
-def optimised(case: Case, recorder: Recorder | None, stop: Callable[[torch.Tensor], bool] | None = None) -> Optimised:
+def optimised(
+    case: Case, recorder: Recorder | None, stop: Callable[[int, torch.Tensor], bool] | None = None
+) -> Optimised:
     n = case.graph.nodes[case.graph.output].size
     rows = torch.cat([torch.eye(n), -torch.eye(n)]).double()
     spec = Specification(rows.reshape(1, 2 * n, *case.graph.output_shape).to(DEVICE))
@@ -93,7 +95,7 @@ def test_an_early_end_keeps_the_best(recorder: Recorder | None) -> None:
     """What is looked at does not change afterwards, and what is returned is the last look."""
     looks: list[torch.Tensor] = []
 
-    def stop(best: torch.Tensor) -> bool:
+    def stop(step: int, best: torch.Tensor) -> bool:
         looks.append(best)
         return len(looks) == 5
 

@@ -234,25 +234,27 @@ def test_a_long_look_is_left_to_the_device() -> None:
 
 
 def test_slopes_are_left_alone_when_they_gain_nothing() -> None:
-    """A look that ends the optimisation needs all cases refuted, or next to no gain of any row for a while."""
+    """A look that ends the optimisation needs all cases refuted, or rows that cannot gain what would be of use."""
 
     class Table:
-        def refuted(self, lower: torch.Tensor) -> np.ndarray:
-            return (lower[0] > 0).numpy()
+        thresholds = torch.zeros(2)
 
-    def looks(bounds: list[list[float]]) -> int:
-        enough = _Enough(cast(_RowTable, Table()))
-        return next((n for n, b in enumerate(bounds) if enough(torch.tensor([b]))), len(bounds))
+        def open_rows(self, lower: torch.Tensor) -> torch.Tensor:
+            return torch.full((2,), not bool((lower[0] > 0).any()))
 
-    assert looks([[-2.0, 1.0], [-1.0, 1.0], [0.5, 1.0], [0.6, 1.0]]) == 2
-    still = [[-2.0, -2.0]] + [[-1.0, -1.0]] * 12
-    assert looks(still) == 7
-    climbing = [[-2.0, -2.0 + 0.01 * n] for n in range(13)]
-    assert looks(climbing) == 13
-    late = [[-2.0, -2.0]] * 6 + [[-1.5, -2.0]] + [[-1.0, -2.0]] * 12
-    assert looks(late) == 10
-    nothing = [[-float("inf"), -1.0]] * 13
-    assert looks(nothing) == 13
+    steps = [0, 2, 4, 6, *range(8, 40, 4)]
+
+    def ended(bounds: Callable[[int], list[float]]) -> int:
+        enough = _Enough(cast(_RowTable, Table()), 40)
+        return next((step for step in steps if enough(step, torch.tensor([bounds(step)]))), -1)
+
+    assert ended(lambda step: [-2.0 + 0.1 * step, -5.0]) == 24  # refuted
+    assert ended(lambda step: [-2.0, -2.0]) == 4  # gains nothing
+    assert ended(lambda step: [-2.0, -2.0 + 0.01 * step]) == -1  # climbs as before
+    assert ended(lambda step: [-200.0, -200.0 + 0.01 * step]) == 4  # climbs, but far too slowly
+    assert ended(lambda step: [-2.0, -2.0 + (step > 3)]) == 8  # a quiet look alone ends nothing
+    assert ended(lambda step: [-2.0 - 0.5**step, -2.0 - 0.25**step]) == 6  # gains shrink
+    assert ended(lambda step: [-float("inf"), -1.0]) == -1  # a row without a bound may get one
 
 
 def test_counts_of_several_searches_add_up() -> None:

@@ -8,7 +8,7 @@ A step is a backward walk and a forward sweep (``climb.py``); ``paces.py`` has t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ from verifier.bounds.crown import (
 from verifier.bounds.engine import PLAIN, Engine
 from verifier.bounds.paces import Paces, Schedule
 from verifier.bounds.repeated import Repeated
+from verifier.bounds.worth import DriedUp, looked_at
 from verifier.core.backend import Cost
 from verifier.core.errors import DeadlineExceeded
 from verifier.core.interval import Interval
@@ -52,6 +53,9 @@ __all__ = [
     "optimise",
     "sweep",
 ]
+
+
+Stop = Callable[[int, Tensor], bool]
 
 
 def initial_parameters(
@@ -78,6 +82,7 @@ def optimise(
     parameters: Parameters,
     schedule: Schedule,
     splits: Splits | None = None,
+    settled: Stop | None = None,
 ) -> Optimised:
     """Maximise every row's lower bound over relaxation parameters and split multipliers, in float32.
 
@@ -87,27 +92,34 @@ def optimise(
         state: its bounds stay as they are.
         start: forms whose rows are bounded, float32.
         parameters: initial values, (B, S, *shape); emptied.
+        settled: like the schedule's ``stop``, for rows that other ranks do not have. What is returned is what was found
+            when it said so; only the steps themselves go on, until all ranks are settled.
     """
     climb = Climb(engine.using(PLAIN).unhurried(), state, start, parameters, splits or Splits())
     device = engine.backend.device
     paces = Paces(schedule, device, engine.recorder is not None or device.type == "cuda")
     repeat = Repeated(climb, paces.now, engine.recorder)
+    early: Optimised | None = None
     for step in range(schedule.iterations + 1):
         last = step == schedule.iterations
         paces.set(step)
         done = not last and repeat.step(schedule.iterations - step)
         if not done:
             climb.bound()
-        if last or engine.deadline.expired() or (schedule.stop and _asked(step) and schedule.stop(climb.best.clone())):
+        if last or engine.deadline.expired():
             break
+        if looked_at(step):
+            best = climb.best.clone() if early is None else early.lower
+            if schedule.stop is not None and schedule.stop(step, best):
+                break
+            if settled is not None:
+                if early is None and settled(step, best):
+                    early = climb.result() if engine.backend.size == 1 else climb.result().apart()
+                if engine.backend.agree(float(early is None)) == 0.0:
+                    break
         if not done:
             climb.rise(paces.now)
-    return climb.result()
-
-
-def _asked(step: int) -> bool:
-    """Whether to ask for an early end after a step: the host waits for the device then."""
-    return step < 4 or step % 4 == 0
+    return early or climb.result()
 
 
 # Numbers per row and nonlinear element: values, best ones, gradients, two moments, coefficients and planes.
@@ -172,13 +184,16 @@ def _optimise_node(
     node = graph.nodes[index]
     positions, here = backend.local_index(index, elements)
     rows = 2 * elements.shape[0]
+    low, up = backend.gather_features(index, torch.stack(state.bounds[index]))
+    widths = (up - low).flatten(1)[0, elements].repeat(2)
     parts = []
     total = RowState()
     for chunk in backend.row_chunks(rows, alpha_cost(graph, index), SHARES):
         engine.deadline.check("alpha-CROWN")
         form = hidden_rows(positions, node.shape, chunk, torch.float32, here)
         values, _ = initial_parameters(graph, state.bounds, chunk.size, index + 1)
-        found = optimise(engine, state, {index: form}, values, schedule)
+        dry = DriedUp(schedule.iterations, widths[chunk.start : chunk.stop])
+        found = optimise(engine, state, {index: form}, values, schedule, settled=dry)
         lower = found.lower
         total += found.state
         if state.certified:

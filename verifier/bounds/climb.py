@@ -71,6 +71,16 @@ class Optimised:
     kept: dict[int, Tensor]
     state: RowState = field(default_factory=RowState)
 
+    def apart(self) -> Optimised:
+        """The same in tensors of its own, which no further step changes."""
+
+        def own(tensors: Mapping[int, Tensor]) -> dict[int, Tensor]:
+            return {i: t.clone() for i, t in tensors.items()}
+
+        parameters = {i: {k: t.clone() for k, t in group.items()} for i, group in self.parameters.items()}
+        multipliers, kept = own(self.multipliers), own(self.kept)
+        return Optimised(self.lower.clone(), parameters, multipliers, self.candidate.clone(), kept, self.state)
+
 
 class Climb:
     """One optimisation. A step reads and writes the same tensors as the one before, so that it can be recorded.

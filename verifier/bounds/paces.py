@@ -15,14 +15,15 @@ class Schedule:
     """How to optimise: steps, learning rates and their decay.
 
     Attributes:
-        stop: called with the best bounds (B, S) after some of the steps; True ends early.
+        stop: called with a step and the best bounds (B, S) after it, at some of the steps (:func:`.worth.looked_at`);
+            True ends early. All ranks decide alike.
     """
 
     iterations: int
     rate_alpha: float = 0.25
     rate_beta: float = 0.05
     decay: float = 0.97
-    stop: Callable[[Tensor], bool] | None = None
+    stop: Callable[[int, Tensor], bool] | None = None
 
 
 class Pace(NamedTuple):

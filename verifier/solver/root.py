@@ -28,6 +28,7 @@ from verifier.bounds.ibp import may_overflow
 from verifier.bounds.relevance import relevant
 from verifier.bounds.touch import touched
 from verifier.bounds.walk import minimiser
+from verifier.bounds.worth import CONFIRMED, Forecast
 from verifier.config import Config
 from verifier.core.backend import ParallelBackend
 from verifier.core.claims import Claims, Covered, Semantics, real_part
@@ -209,7 +210,7 @@ def _alpha(context: RootContext, state: BoundState, table: _RowTable, before: _R
     The minimisers are this rank's part of them.
     """
     engine, alpha = context.engine, context.config.bounds.alpha
-    schedule = Schedule(alpha.iterations, alpha.learning_rate, decay=alpha.decay, stop=_Enough(table))
+    schedule = Schedule(alpha.iterations, alpha.learning_rate, decay=alpha.decay, stop=_Enough(table, alpha.iterations))
     found = alpha_rows(engine, state, table.spec, schedule)
     engine.backend.usage.note_rows(found.state)
     sure, lower, error = found.lower.double(), before.lower.double(), before.error
@@ -219,26 +220,41 @@ def _alpha(context: RootContext, state: BoundState, table: _RowTable, before: _R
     return _RowBounds(torch.fmax(lower, sure), error, found.parameters, found.candidate)
 
 
-# Slopes are left alone when no row gained this share of its whole gain since as many looks ago as the second number
-# says; the first looks are too early to tell.
-_WORTHWHILE, _LOOKS_BACK, _FIRST_LOOKS = 1e-4, 3, 8
+# What slopes can still gain does not matter where it is less than the first share of what they have gained, or the
+# second share of the distance to a threshold.
+_OF_GAIN, _OF_GAP = 1e-4, 0.02
 
 
 class _Enough:
-    """Ends an optimisation of rows: all cases are refuted, or the rows gain next to nothing."""
+    """Ends an optimisation of rows: all cases are refuted, or what the rows of the open ones can still gain is next to
+    nothing, or so far from closing any case that a search has to do it anyway.
 
-    def __init__(self, table: _RowTable) -> None:
-        self.table = table
-        self.looks: list[Tensor] = []
+    Args:
+        steps: of the optimisation.
+    """
 
-    def __call__(self, best: Tensor) -> bool:
-        self.looks.append(best)
-        if self.table.refuted(best.double()).all():
+    def __init__(self, table: _RowTable, steps: int) -> None:
+        self.table, self.forecast = table, Forecast(steps)
+        self.first: Tensor | None = None
+        self.confirmed = 0
+
+    def __call__(self, step: int, best: Tensor) -> bool:
+        open_ = self.table.open_rows(best.double())
+        if not open_.any():
             return True
-        if len(self.looks) < _FIRST_LOOKS:
-            return False
-        before = self.looks[-1 - _LOOKS_BACK]
-        return bool((best - before <= _WORTHWHILE * (best - self.looks[0])).all())
+        lower = best[0].double().cpu()
+        self.first = lower if self.first is None else self.first
+        self.forecast.note(step, lower)
+        useless = torch.fmax(_OF_GAIN * (lower - self.first), _OF_GAP * (self.table.thresholds.cpu() - lower))
+        left = self.forecast.linear if self.forecast.series is None else self.forecast.series
+        again = left is not None and self._none(left, useless, open_)
+        self.confirmed = self.confirmed + 1 if again else 0
+        return self.confirmed >= CONFIRMED
+
+    @staticmethod
+    def _none(left: Tensor, useless: Tensor, open_: Tensor) -> bool:
+        """Whether what is left is of no use to any of some rows; rows without a bound may still get one."""
+        return bool((((left <= useless) & torch.isfinite(useless)) | ~open_).all())
 
 
 def _box(graph: Graph, backend: ParallelBackend, problem: Problem, index: int) -> Interval:
@@ -306,6 +322,12 @@ class _RowTable:
         rows = proved(lower[0].double(), self.thresholds, self.strict).cpu().numpy()
         touched = self.touched if self.claims.semantics is not Semantics.FLOAT32 else False
         return np.any(rows[self.case_rows], axis=1) | touched
+
+    def open_rows(self, lower: Tensor) -> Tensor:
+        """(S,) bool on the CPU: rows of cases that are not refuted."""
+        rows = torch.zeros(lower.shape[1], dtype=torch.bool)
+        rows[torch.from_numpy(self.case_rows[~self.refuted(lower)].reshape(-1))] = True
+        return rows
 
     def touch(self, engine: Engine, state: BoundState) -> None:
         """Note the cases that exact bounds of their strict rows refute."""
