@@ -1,4 +1,4 @@
-"""Pairs of ReLUs become lines, parallel ones are merged: the same function in exact arithmetic, and runs are covered."""
+"""Pairs of ReLUs become lines, parallel ones are merged: the same function in exact arithmetic, runs covered."""
 
 from __future__ import annotations
 

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
+
 import numpy as np
 import pytest
 import torch
 
 from tests.bab.test_input_split import evaluate, network, problem
 from tests.support.device import single
+from verifier.api import verify
 from verifier.bab.bounder import CaseRows
 from verifier.bounds.crown import Specification
-from verifier.config import Config
+from verifier.config import Config, load_config
 from verifier.core.deadline import Deadline
 from verifier.core.errors import DeadlineExceeded
 from verifier.core.problem import Problem
+from verifier.core.result import Verdict
+from verifier.frontend.network import Network
 from verifier.graph.graph import Graph
-from verifier.solver.root import Root, RootContext, bound_root
+from verifier.solver.root import Noted, Root, RootContext, bound_root
 
 
 def deep() -> tuple[Graph, Problem]:
@@ -38,12 +44,70 @@ class After(Deadline):
         return self.left < 0
 
 
-def bounded(questions: int | None, query: Deadline | None = None) -> Root:
+def bounded(
+    questions: int | None, query: Deadline | None = None, noted: Noted | None = None, config: Config | None = None
+) -> Root:
     graph, question = deep()
     backend = single(graph)
     deadline = Deadline() if questions is None else After(questions)
-    context = RootContext(graph, backend, backend, Config(), 60.0, deadline, query=query or Deadline())
+    noted, query = noted or Noted(), query or Deadline()
+    context = RootContext(graph, backend, backend, config or Config(), 60.0, deadline, query=query, noted=noted)
     return bound_root(context, question, np.arange(1))
+
+
+def test_what_time_has_cut_is_counted() -> None:
+    cuts = [bounded(questions).cut for questions in (0, 9, 20, 40, None)]
+    assert not cuts[-1] and all(cuts[:-1])
+    hidden = [cut.hidden for cut in cuts]
+    assert hidden == sorted(hidden, reverse=True) and hidden[0] == 3 and 0 in hidden[:-1]  # of four, one is exact
+    assert cuts[0].rows and not cuts[-1].rows
+    steps = load_config(values={"bounds.alpha.intermediate_iterations": 3})
+    slopes = [bounded(questions, config=steps).cut.slopes for questions in (40, 50, 55, None)]
+    assert slopes == sorted(slopes, reverse=True) and slopes[0] > 0 == slopes[-1]
+
+
+def test_the_worst_bound_is_known_at_every_moment() -> None:
+    """Whenever the query ends, the worst bound so far is what the last finished method found; it only grows."""
+    full = bounded(None)
+    worst = []
+    for questions in range(8):
+        noted = Noted()
+        with suppress(DeadlineExceeded):
+            bounded(0, After(questions), noted)
+        assert noted.worst is not None and noted.worst <= float(full.gap.min()) + 1e-6
+        worst.append(noted.worst)
+    assert worst == sorted(worst) and worst[0] < worst[-1]
+    noted = Noted()
+    root = bounded(None, noted=noted)
+    assert noted.worst == pytest.approx(float(root.gap.min()), rel=1e-12)
+
+
+def test_records_of_queries_that_end_in_the_root_have_the_worst_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, question = deep()
+
+    def interrupted(context: RootContext, problem: Problem, cases: np.ndarray) -> Root:
+        context.report("CROWN")
+        context.noted.tighter(-3.0)
+        context.noted.tighter(-7.0)
+        context.noted.cut.hidden = 2
+        raise DeadlineExceeded("in the middle")
+
+    monkeypatch.setattr("verifier.solver.phases.bound_root", interrupted)
+    net = Network(graph, "net", graph.input_shape, graph.output_shape, np.dtype(np.float32), None, forward(graph))
+    off = {"attack.enabled": False, "device": "cpu", "bab.branching": "kfsb", "threads": 1}
+    found = verify(net, question, off, 30.0)
+    assert found.verdict is Verdict.TIMEOUT
+    cut = {"boxes": 1, "hidden": 2, "slopes": 0, "rows": 0}
+    assert found.statistics["root"] == {"method": "CROWN", "open": 1, "worst": -3.0, "cut": cut}
+
+
+def forward(graph: Graph) -> Callable[[np.ndarray, bool], np.ndarray]:
+    def run(x: np.ndarray, optimised: bool) -> np.ndarray:
+        out = graph.forward(torch.from_numpy(x)[None], single(graph).weights)
+        assert isinstance(out, torch.Tensor)
+        return out[0].numpy()
+
+    return run
 
 
 def test_a_root_that_is_cut_short_keeps_what_it_has() -> None:

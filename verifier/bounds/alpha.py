@@ -9,6 +9,7 @@ A step is a backward walk and a forward sweep (``climb.py``); ``paces.py`` has t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -100,13 +101,15 @@ def optimise(
     paces = Paces(schedule, device, engine.recorder is not None or device.type == "cuda")
     repeat = Repeated(climb, paces.now, engine.recorder)
     early: Optimised | None = None
+    cut = False
     for step in range(schedule.iterations + 1):
         last = step == schedule.iterations
         paces.set(step)
         done = not last and repeat.step(schedule.iterations - step)
         if not done:
             climb.bound()
-        if last or engine.deadline.expired():
+        cut = not last and engine.deadline.expired()
+        if last or cut:
             break
         if looked_at(step):
             best = climb.best.clone() if early is None else early.lower
@@ -119,7 +122,7 @@ def optimise(
                     break
         if not done:
             climb.rise(paces.now)
-    return early or climb.result()
+    return early or replace(climb.result(), cut=cut)
 
 
 # Numbers per row and nonlinear element: values, best ones, gradients, two moments, coefficients and planes.
@@ -143,6 +146,7 @@ def alpha_hidden(
     schedule: Schedule,
     relevant: Relevant | None = None,
     anytime: bool = False,
+    missed: list[int] | None = None,
 ) -> BoundState:
     """Tighten every pre-activation by optimising its own rows (layerwise), in order, on one box.
 
@@ -151,13 +155,15 @@ def alpha_hidden(
     Args:
         relevant: elements that matter, see :func:`verifier.bounds.relevance.relevant`; default all.
         anytime: when time runs out, the bounds of the nodes that are left stay as they are.
+        missed: takes the nodes that are left then, undecided or not.
 
     Raises:
         DeadlineExceeded: time ran out, unless ``anytime``.
     """
     graph = engine.graph
     exact = engine.certifying().unhurried()
-    for index in preactivations(graph):
+    nodes = preactivations(graph)
+    for place, index in enumerate(nodes):
         if tight_by_ibp(graph, graph.nodes[index], state.bounds):
             continue
         elements = open_elements(engine, index, state.bounds[index], relevant)
@@ -168,6 +174,8 @@ def alpha_hidden(
         except DeadlineExceeded:
             if not anytime:
                 raise
+            if missed is not None:
+                missed += nodes[place:]
             break
     return state
 

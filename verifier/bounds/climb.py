@@ -62,6 +62,7 @@ class Optimised:
         candidate: (B, S, *input_shape), the last minimiser.
         kept: coefficients on nonlinear outputs in the last walk.
         state: bytes that the optimisation kept for these rows.
+        cut: whether time ran out before its end.
     """
 
     lower: Tensor
@@ -70,6 +71,7 @@ class Optimised:
     candidate: Tensor
     kept: dict[int, Tensor]
     state: RowState = field(default_factory=RowState)
+    cut: bool = False
 
     def apart(self) -> Optimised:
         """The same in tensors of its own, which no further step changes."""

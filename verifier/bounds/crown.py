@@ -275,6 +275,7 @@ def crown_hidden(
     relevant: Relevant | None = None,
     noise: list[float] | None = None,
     anytime: bool = False,
+    missed: list[int] | None = None,
 ) -> BoundState:
     """CROWN bounds of all pre-activations, tightening ``state``; intervals are propagated anew from every one of them.
 
@@ -287,6 +288,7 @@ def crown_hidden(
         relevant: elements that matter, see :func:`verifier.bounds.relevance.relevant`; default all.
         noise: takes, for every node, which share of the bounds' width the error of a run has.
         anytime: when time runs out, keep what was found; the nodes that are left have interval bounds.
+        missed: takes the nodes that are left then, undecided or not.
 
     Raises:
         DeadlineExceeded: time ran out, unless ``anytime``.
@@ -298,7 +300,8 @@ def crown_hidden(
     out = replace(state, bounds=dict(state.bounds), magnitudes=magnitudes, certified=engine.rounding)
     planes: dict[int, Relaxation] = {}
     done = 0
-    for index in nodes if nodes is not None else preactivations(graph):
+    visited = preactivations(graph) if nodes is None else tuple(nodes)
+    for place, index in enumerate(visited):
         _propagate(engine, out, done, index)
         node = graph.nodes[index]
         if tight_by_ibp(graph, node, out.bounds):
@@ -318,6 +321,8 @@ def crown_hidden(
         except DeadlineExceeded:
             if not anytime:
                 raise
+            if missed is not None:
+                missed += visited[place:]
             break
         done = index
     _propagate(engine, out, done, len(graph.nodes) - 1)

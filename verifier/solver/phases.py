@@ -31,7 +31,7 @@ from verifier.core.progress import Progress, SilentProgress
 from verifier.core.result import Witness
 from verifier.core.tracker import Peak, measured_peak
 from verifier.parallel.world import World
-from verifier.solver.root import Root, RootContext, bound_root, hidden_by_rows
+from verifier.solver.root import Noted, Root, RootContext, bound_root, hidden_by_rows
 from verifier.solver.setup import Setup
 
 T_co = TypeVar("T_co", covariant=True)
@@ -67,6 +67,7 @@ class RankState:
     claims: Claims = field(default_factory=Claims)
     roots: list[Root] = field(default_factory=list)
     weak: list[relu_split.WeakDomains | None] = field(default_factory=list)
+    noted: Noted | None = None
 
     @property
     def asked(self) -> Problem:
@@ -131,7 +132,13 @@ class BoundRoot(Phase[Root]):
     seconds: float = math.inf
 
     def run(self, state: RankState) -> Root:
-        setup = state.setup
+        setup, noted = state.setup, Noted(listener=lambda worst: state.progress.update(worst=worst))
+        state.noted = noted
+
+        def report(method: str) -> None:
+            noted.method = method
+            state.progress.update(step=method)
+
         context = RootContext(
             graph=setup.graph,
             backend=setup.backend,
@@ -139,12 +146,14 @@ class BoundRoot(Phase[Root]):
             config=state.config,
             limit=self.limit,
             deadline=state.deadline.sub(self.seconds),
-            report=lambda name: state.progress.update(step=name),
+            report=report,
+            noted=noted,
             claims=state.claims,
             query=state.deadline,
         )
         root = setup.retry(partial(bound_root, context, state.asked, self.cases))
         state.roots.append(root)
+        state.noted = None
         return root
 
 

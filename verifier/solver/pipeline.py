@@ -10,7 +10,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -42,6 +42,7 @@ from verifier.parallel.world import World, solo
 from verifier.solver.counts import SearchKind, entry
 from verifier.solver.phases import Begin, BoundRoot, CoverRuns, Memory, RankState, SplitInputs, SplitNeurons
 from verifier.solver.ranks import broadcast_end, broadcast_query, run_on_all
+from verifier.solver.root import Root
 from verifier.solver.setup import cpu_threads, device_of, set_up
 from verifier.solver.strategy import (
     Features,
@@ -264,23 +265,42 @@ class _Run:
     def _bound(self, state: RankState, share: float = _ROOT_SHARE) -> None:
         """Root bounds of every box. Where a search follows, a root that takes too long is cut short."""
         with self._phase("root bounds"):
-            boxes = open_boxes(self.problem, self.open)
-            for number, cases in enumerate(boxes):
-                self.deadline.check("the root bounds")
-                each = share / (len(boxes) - number) * min(self.deadline.remaining(), 600.0)
-                seconds = each if self.config.bab.enabled else math.inf
-                root = run_on_all(state, BoundRoot(cases, self.deadline.limit, seconds))
-                self._close(cases, root.open)
-                self._note(root.covered)
-                self.real = np.union1d(self.real, root.real)
-            roots = state.roots
-            worst = [float(r.gap.min()) for r in roots if r.gap.size]
-            self.statistics["root"] = {
-                "method": roots[-1].method,
-                "open": int(self.open.size),
-                "worst": min(worst) if worst else None,
-            }
-            self.reason = f"{self.open.size} cases are left open after the root bounds" if worst else ""
+            boxes, state.noted = open_boxes(self.problem, self.open), None
+            earlier = len(state.roots)
+            try:
+                for number, cases in enumerate(boxes):
+                    self.deadline.check("the root bounds")
+                    each = share / (len(boxes) - number) * min(self.deadline.remaining(), 600.0)
+                    seconds = each if self.config.bab.enabled else math.inf
+                    root = run_on_all(state, BoundRoot(cases, self.deadline.limit, seconds))
+                    self._close(cases, root.open)
+                    self._note(root.covered)
+                    self.real = np.union1d(self.real, root.real)
+            finally:
+                self._note_roots(state, state.roots[earlier:], len(boxes))
+            worst = self.statistics["root"]["worst"]
+            self.reason = "" if worst is None else f"{self.open.size} cases are left open after the root bounds"
+
+    def _note_roots(self, state: RankState, roots: Sequence[Root], boxes: int) -> None:
+        """What the roots of some boxes found, also where time or memory ended them."""
+        now = state.noted
+        worst = [float(root.gap.min()) for root in roots if root.gap.size]
+        worst += [now.worst] if now is not None and now.worst is not None else []
+        cuts = [root.cut for root in roots] + ([now.cut] if now is not None else [])
+        cut = {
+            "boxes": boxes - len(roots),
+            "hidden": sum(c.hidden for c in cuts),
+            "slopes": sum(c.slopes for c in cuts),
+            "rows": sum(c.rows for c in cuts),
+        }
+        method = now.method if now is not None else roots[-1].method if roots else ""
+        least = min(worst, default=math.inf)
+        self.statistics["root"] = {
+            "method": method,
+            "open": int(self.open.size),
+            "worst": None if least == math.inf else least,
+            "cut": cut if any(cut.values()) else None,
+        }
 
     def _split_inputs(self, state: RankState, share: float, domains: int | None) -> None:
         limits = [n for n in (domains, self.config.bab.max_domains) if n is not None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -34,10 +35,51 @@ from verifier.core.backend import ParallelBackend
 from verifier.core.claims import Claims, Covered, Semantics, real_part
 from verifier.core.deadline import Deadline
 from verifier.core.interval import Interval
-from verifier.core.numerics import gamma, proved, underflow
+from verifier.core.numerics import finite_lower, gamma, proved, underflow
 from verifier.core.problem import Problem
 from verifier.graph.graph import Graph
 from verifier.solver.strategy import hidden_iterations
+
+
+@dataclass
+class Cut:
+    """What time has cut from root bounds.
+
+    Attributes:
+        hidden: undecided hidden nodes that have interval bounds alone, as time ran out before their rows.
+        slopes: hidden nodes whose slopes were not optimised for the same reason.
+        rows: whether the optimisation of the property's rows was ended by the clock.
+    """
+
+    hidden: int = 0
+    slopes: int = 0
+    rows: bool = False
+
+    def __bool__(self) -> bool:
+        return bool(self.hidden or self.slopes or self.rows)
+
+
+@dataclass
+class Noted:
+    """What is known of one box while its root bounds are computed, for the record of a query that ends meanwhile.
+
+    Attributes:
+        method: the method that runs.
+        worst: the worst bound of an open case minus its threshold, so far; None before the first one, infinite when no
+            case is open.
+        listener: told of every new worst bound that is finite.
+    """
+
+    method: str = ""
+    worst: float | None = None
+    cut: Cut = field(default_factory=Cut)
+    listener: Callable[[float], None] = lambda worst: None
+
+    def tighter(self, worst: float) -> None:
+        """A bound that a method has found."""
+        self.worst = worst if self.worst is None else max(self.worst, worst)
+        if math.isfinite(self.worst):
+            self.listener(self.worst)
 
 
 @dataclass
@@ -53,6 +95,7 @@ class Root:
         method: the last method that ran.
         covered: what the bounds of the refuted cases hold for.
         real: among the open cases those that are refuted for the network in real arithmetic.
+        cut: what time has cut.
     """
 
     state: BoundState
@@ -63,6 +106,7 @@ class Root:
     method: str
     covered: Covered
     real: np.ndarray
+    cut: Cut = field(default_factory=Cut)
 
 
 # Where the error of a run has a larger part in the width of hidden bounds, and these are not enough, the network is
@@ -82,6 +126,7 @@ class RootContext:
         deadline: when it expires, what is left of hidden bounds stays as it is: the root ends soon, whatever it has.
         query: when this one expires, nothing is wanted any more; default never.
         report: told of every method that begins.
+        noted: what is known so far.
         claims: what bounds are made to hold for (default: the real network); where runs would cost much, the network in
             real arithmetic comes first.
     """
@@ -93,6 +138,7 @@ class RootContext:
     limit: float
     deadline: Deadline
     report: Callable[[str], None] = lambda method: None
+    noted: Noted = field(default_factory=Noted)
     claims: Claims = field(default_factory=Claims)
     query: Deadline = field(default_factory=Deadline)
 
@@ -116,9 +162,11 @@ def bound_root(context: RootContext, problem: Problem, cases: np.ndarray) -> Roo
     shared = context.backend.shared_deadline
     context = replace(context, deadline=shared(context.deadline), query=shared(context.query))
     try:
-        return _bound_root(context, problem, cases)
+        root = _bound_root(context, problem, cases)
     except NoisyRuns:
-        return _bound_root(replace(context, claims=Claims()), problem, cases)
+        root = _bound_root(replace(context, claims=Claims()), problem, cases)
+    root.cut = context.noted.cut
+    return root
 
 
 def _bound_root(context: RootContext, problem: Problem, cases: np.ndarray) -> Root:
@@ -136,16 +184,20 @@ def _bound_root(context: RootContext, problem: Problem, cases: np.ndarray) -> Ro
         table.claims = Claims()
         engine = replace(context, claims=Claims()).engine
         state = initial_state(engine, box)
+    lower = _output_ibp(graph, backend, state, table)
+    context.noted.tighter(table.worst(lower))
     if method == "ibp":
-        lower = _output_ibp(graph, backend, state, table)
         table.touch(engine, state)
         return table.root(state, _RowBounds(lower, torch.zeros_like(lower)), "ibp")
     context.report("CROWN")
     rows = hidden_by_rows(config)
     matters = relevant(engine, {graph.output: table.spec.y})
-    state = crown_hidden(engine, state, None if rows else (), matters, noise, anytime=True)
+    missed: list[int] = []
+    state = crown_hidden(engine, state, None if rows else (), matters, noise, anytime=True, missed=missed)
+    context.noted.cut.hidden = _undecided(engine, state, missed, matters)
     context.query.check("CROWN")
     lower, walk = crown_rows(engine, state, table.spec)
+    context.noted.tighter(table.worst(lower))
     found = _RowBounds(lower, walk.error)
     candidates = backend.gather_features(0, minimiser(walk, box.to(torch.float64)))
     table.touch(engine, state)
@@ -162,12 +214,19 @@ def _bound_root(context: RootContext, problem: Problem, cases: np.ndarray) -> Ro
         if steps:
             context.report("alpha-CROWN of hidden nodes")
             hidden = Schedule(steps, alpha.learning_rate, decay=alpha.decay)
-            state = alpha_hidden(engine, replace(state, bounds=dict(state.bounds)), hidden, matters, anytime=True)
+            state, missed = replace(state, bounds=dict(state.bounds)), []
+            state = alpha_hidden(engine, state, hidden, matters, anytime=True, missed=missed)
+            context.noted.cut.slopes = _undecided(engine, state, missed, matters)
             context.query.check("alpha-CROWN")
             found = _alpha(context, state, table, found)
             table.touch(engine, state)
     assert found.minimisers is not None
     return table.root(state, replace(found, minimisers=backend.gather_features(0, found.minimisers)), "alpha-crown")
+
+
+def _undecided(engine: Engine, state: BoundState, nodes: list[int], matters: Mapping[int, Tensor] | None) -> int:
+    """How many of some hidden nodes have elements that are undecided and matter."""
+    return sum(open_elements(engine, i, state.bounds[i], matters).shape[0] > 0 for i in nodes)
 
 
 def hidden_by_rows(config: Config) -> bool:
@@ -213,11 +272,14 @@ def _alpha(context: RootContext, state: BoundState, table: _RowTable, before: _R
     schedule = Schedule(alpha.iterations, alpha.learning_rate, decay=alpha.decay, stop=_Enough(table, alpha.iterations))
     found = alpha_rows(engine, state, table.spec, schedule)
     engine.backend.usage.note_rows(found.state)
+    context.noted.cut.rows |= found.cut
     sure, lower, error = found.lower.double(), before.lower.double(), before.error
     if state.certified:
         sure, walk = crown_rows(engine, state, table.spec, found.parameters)
         error = torch.where(sure > lower, walk.error, error.double())
-    return _RowBounds(torch.fmax(lower, sure), error, found.parameters, found.candidate)
+    best = torch.fmax(lower, sure)
+    context.noted.tighter(table.worst(best))
+    return _RowBounds(best, error, found.parameters, found.candidate)
 
 
 # What slopes can still gain does not matter where it is less than the first share of what they have gained, or the
@@ -328,6 +390,12 @@ class _RowTable:
         rows = torch.zeros(lower.shape[1], dtype=torch.bool)
         rows[torch.from_numpy(self.case_rows[~self.refuted(lower)].reshape(-1))] = True
         return rows
+
+    def worst(self, lower: Tensor) -> float:
+        """Of the open cases the least distance of a best bound (1, S) to its threshold; infinite when none is open."""
+        gap = finite_lower(lower[0].double() - self.thresholds).cpu().numpy()
+        open_ = gap[self.case_rows[~self.refuted(lower)]]
+        return float(open_.max(1).min()) if open_.size else math.inf
 
     def touch(self, engine: Engine, state: BoundState) -> None:
         """Note the cases that exact bounds of their strict rows refute."""
