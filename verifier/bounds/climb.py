@@ -100,7 +100,8 @@ class Climb:
     ) -> None:
         self.engine, self.box, self.start, self.signs = engine, state.box, start, splits.signs
         self.planes = Planes(engine.graph, state.bounds, max(start) + 1, parameters)
-        self.slopes = Bank({(i, k): v for i, d in parameters.items() for k, v in d.items()}, self.planes.limits)
+        slopes = {(i, k): v for i, d in parameters.items() for k, v in d.items()}
+        self.slopes = Bank(slopes, self.planes.limits, _where_free(engine.graph, state.bounds, slopes))
         self.betas = Bank({(i, _BETA): m for i, m in splits.multipliers.items()}, {})
         for taken in (parameters, splits.multipliers):
             taken.clear()  # nobody should hold a second copy
@@ -163,6 +164,26 @@ class Planes:
         return {**self.fixed, **{i: self.made[i](group) for i, group in parameters.items()}}
 
 
+# Tensors with fewer numbers are optimised as they are, and so are those of which more than this share is free.
+_WORTH_PICKING, _MOST_FREE = 1 << 16, 0.5
+
+
+def _where_free(graph: Graph, bounds: Mapping[int, Interval], slopes: Mapping[_Key, Tensor]) -> dict[_Key, Tensor]:
+    """Flat positions of the unstable neurons of ReLUs, where these are few: the slope of all others has no effect."""
+    out: dict[_Key, Tensor] = {}
+    for (i, name), slope in slopes.items():
+        op = graph.nodes[i].op
+        if not isinstance(op, NonlinearOp) or not op.splits_at_zero or slope.numel() < _WORTH_PICKING:
+            continue
+        low, up = bounds[graph.nodes[i].inputs[0]]
+        if slope.shape[2:] != low.shape[1:]:
+            continue
+        free = ((low < 0) & (up > 0)).any(0).flatten().nonzero()[:, 0]
+        if free.numel() <= _MOST_FREE * low[0].numel():
+            out[i, name] = free
+    return out
+
+
 class Bank:
     """Tensors (B, S, *shape) that are optimised, side by side in one buffer: every elementwise operation is one call.
 
@@ -170,13 +191,23 @@ class Bank:
         values, best: views of the current and of the best values, by node and name.
     """
 
-    def __init__(self, tensors: Mapping[_Key, Tensor], limits: Mapping[_Key, ParamSpec]) -> None:
+    def __init__(
+        self,
+        tensors: Mapping[_Key, Tensor],
+        limits: Mapping[_Key, ParamSpec],
+        places: Mapping[_Key, Tensor] | None = None,
+    ) -> None:
         """
         Args:
             limits: of the values; default 0 and infinity.
+            places: flat positions of the elements that are optimised, for some of the tensors; all rows keep the first
+                row's values elsewhere.
         """
-        self.shapes = {key: t.shape[2:] for key, t in tensors.items()}
-        self._now = torch.cat([t.flatten(2) for t in tensors.values()], -1) if tensors else None
+        self.places = dict(places or {})
+        self.whole = {key: (tensors[key].shape[2:], tensors[key].flatten(2)[:, :1].clone()) for key in self.places}
+        flat = {k: t.flatten(2)[..., self.places[k]] if k in self.places else t.flatten(2) for k, t in tensors.items()}
+        self.shapes = {k: flat[k].shape[2:] if k in self.places else t.shape[2:] for k, t in tensors.items()}
+        self._now = torch.cat(list(flat.values()), -1) if tensors else None
         self._best = None if self._now is None else self._now.clone()
         self.values, self.best = self._views(self._now), self._views(self._best)
         self._low, self._high = self._limits(limits)
@@ -212,8 +243,16 @@ class Bank:
         """By node index and name."""
         out: Parameters = {}
         for (i, name), view in views.items():
-            out.setdefault(i, {})[name] = view
+            out.setdefault(i, {})[name] = self._spread((i, name), view)
         return out
+
+    def _spread(self, key: _Key, view: Tensor) -> Tensor:
+        """Values (B, S, *shape) of all elements."""
+        if key not in self.places:
+            return view
+        shape, rest = self.whole[key]
+        full = rest.repeat(1, view.shape[1], 1).index_copy_(2, self.places[key], view)
+        return full.reshape(*view.shape[:2], *shape)
 
     def keep(self, better: Tensor) -> None:
         """Copy the rows (B, S) that improved into the best values."""
@@ -226,7 +265,8 @@ class Bank:
             assert self._now is not None
             self._gradient = torch.zeros_like(self._now)
             self._gradients = self._views(self._gradient)
-        self._gradients[key].copy_(gradient)
+        at = self.places.get(key)
+        self._gradients[key].copy_(gradient if at is None else gradient.flatten(2)[..., at])
         self._written.add(key)
 
     def ascend(self, rate: float | Tensor, correction: float | Tensor) -> None:
