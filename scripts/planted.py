@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import subprocess
 import sys
 import time
@@ -36,8 +37,11 @@ from scripts.train_examples import save_onnx, save_property
 RESTARTS = 100
 _CLASSES = 2
 _MARGIN = 0.05  # by which every point is wanted on its side
+_STEEPNESS = 25.0  # of the first layer, by the radius
+_ROUGHNESS = 1.5  # of the other hidden layers, by what torch begins with
 _RATE, _EVERY, _LOOK = 2e-3, 5, 250  # learning rate; training steps between two attacks, and between two checks
 _WINDOW, _NEW, _BATCH = 8192, 32, 256  # attacked points that are remembered, made each time, trained on
+_STEPS = (1.0, 0.25, 0.05)  # of the attacks that a counterexample has to escape, as shares of the radius
 _SPARED = 0.1  # of the radius: nearer to the planted point nothing is asked
 
 
@@ -48,31 +52,31 @@ class Shape:
     name: str
     inputs: tuple[int, ...]
     epsilon: float
-    steepness: float = 25.0
-    steps: int = 3000
+    steps: int = 2500
 
     def network(self) -> nn.Sequential:
         n = int(np.prod(self.inputs))
         if self.name.startswith("mlp"):
-            hidden, width = (3, 64) if self.name == "mlp3" else (4, 48)
+            hidden, width = (4, 48) if self.name == "mlp4" else (5, 48)
             sizes = [n, *[width] * hidden]
-            layers = [m for a, b in zip(sizes, sizes[1:], strict=False) for m in (nn.Linear(a, b), nn.ReLU())]
+            layers = [m for a, b in itertools.pairwise(sizes) for m in (nn.Linear(a, b), nn.ReLU())]
             return nn.Sequential(nn.Flatten(), *layers, nn.Linear(width, _CLASSES))
         side, channels = self.inputs[1], self.inputs[0]
-        layers = [nn.Conv2d(channels, 8, 3, padding=1), nn.ReLU()]
+        layers = [nn.Conv2d(channels, 6, 3, padding=1), nn.ReLU()]
         if self.name == "cnn2":
-            layers += [nn.Conv2d(8, 8, 3), nn.ReLU()]
+            layers += [nn.Conv2d(6, 6, 3), nn.ReLU()]
             side -= 2
-        width = 8 * side * side
-        return nn.Sequential(*layers, nn.Flatten(), nn.Linear(width, 64), nn.ReLU(), nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, _CLASSES))
+        tail = [6 * side * side, 64, 64, 48]
+        dense = [m for a, b in itertools.pairwise(tail) for m in (nn.Linear(a, b), nn.ReLU())]
+        return nn.Sequential(*layers, nn.Flatten(), *dense, nn.Linear(48, _CLASSES))
 
 
 SHAPES = (
-    Shape("mlp3", (1, 5, 5), 0.2),
-    Shape("cnn1", (1, 5, 5), 0.2, 40.0, 5000),
-    Shape("mlp4", (1, 5, 5), 0.5),
-    Shape("cnn2", (1, 5, 5), 0.5, 40.0, 5000),
-    Shape("mlp4", (1, 5, 5), 0.1),
+    Shape("mlp4", (1, 5, 5), 0.2),
+    Shape("cnn1", (1, 5, 5), 0.2),
+    Shape("mlp4", (1, 6, 6), 0.5),
+    Shape("cnn2", (1, 6, 6), 0.5),
+    Shape("mlp5", (1, 5, 5), 0.1),
 )
 
 
@@ -91,9 +95,9 @@ class Planted:
         return y[:, 1] - y[:, 0]
 
 
-def descend(found: Planted, restarts: int, steps: int, generator: torch.Generator, step: float = 0.25) -> Tensor:
+def descend(found: Planted, restarts: int, steps: int, generator: torch.Generator, step: float) -> Tensor:
     """Points (restarts, *inputs) of projected gradient descent (Madry et al., ICLR 2018) from uniform starts, with
-    sign steps from a quarter of the radius to a hundredth; each is the best its run has seen."""
+    sign steps from a share ``step`` of the radius down to a hundredth; each is the best its run has seen."""
     low, up = found.centre - found.epsilon, found.centre + found.epsilon
     x = low + (up - low) * torch.rand((restarts, *low.shape[1:]), generator=generator)
     best, top = x.clone(), torch.full((restarts,), -torch.inf)
@@ -110,36 +114,68 @@ def descend(found: Planted, restarts: int, steps: int, generator: torch.Generato
 
 
 def escapes(found: Planted, generator: torch.Generator, restarts: int = RESTARTS) -> bool:
-    """Whether no run of an attack from random starts finds a counterexample."""
-    return not bool((found.margin(descend(found, restarts, 100, generator)) >= 0).any())
+    """Whether no run of an attack from random starts finds a counterexample, whatever its steps."""
+    ends = (descend(found, restarts, 100, generator, step) for step in _STEPS)
+    return all(bool((found.margin(x) < 0).all()) for x in ends)
 
 
-def _steepen(network: nn.Sequential, centre: Tensor, scale: float) -> None:
-    """Make the first layer's functions bend within the box: a smooth network has no room for a narrow peak."""
-    layer = next(m for m in network if isinstance(m, nn.Linear | nn.Conv2d))
+def _steepen(network: nn.Sequential, scale: float) -> None:
+    """Make hidden functions bend within the box, and often: a smooth network has no room for a narrow peak."""
+    first, *others = (m for m in network if isinstance(m, nn.Linear | nn.Conv2d))
     with torch.no_grad():
-        layer.weight.mul_(scale)
-        mean = layer(centre if isinstance(layer, nn.Conv2d) else centre.flatten(1)) - layer.bias[None].reshape(
-            1, -1, *[1] * (2 if isinstance(layer, nn.Conv2d) else 0)
-        )
-        layer.bias.sub_(mean.flatten(2).mean(2)[0] if mean.dim() == 4 else mean[0])
+        first.weight.mul_(scale)
+        if first.bias is not None:
+            first.bias.mul_(5.0)
+        for layer in others[:-1]:
+            layer.weight.mul_(_ROUGHNESS)
+
+
+def _raise_peak(network: nn.Sequential, point: Tensor, side: Tensor, epsilon: float) -> None:
+    """Give a CNN a narrow peak at the point to start from, which training alone takes too long to make.
+
+    One channel hands the input on, one neuron of the first linear layer is positive where the sum of all distances to
+    the point is less than three radii, and one neuron of every later layer hands that on.
+    """
+    convs = [m for m in network if isinstance(m, nn.Conv2d)]
+    linears = [m for m in network if isinstance(m, nn.Linear)]
+    level, x = 4 * epsilon, point
+    with torch.no_grad():
+        for number, conv in enumerate(convs):
+            conv.weight[0].zero_()
+            conv.weight[0, 0, 1, 1] = 1.0
+            assert conv.bias is not None
+            conv.bias[0] = 0.0 if number else level
+            if conv.padding[0] == 0:
+                x, side = x[..., 1:-1, 1:-1], side[..., 1:-1, 1:-1]
+        pixels = side.numel()
+        first = linears[0]
+        first.weight[0].zero_()
+        first.weight[0, 0:pixels] = side.flatten() / epsilon
+        first.bias[0] = 3.0 - ((x + level) * side).sum() / epsilon
+        for layer in linears[1:-1]:
+            layer.weight[0].zero_()
+            layer.weight[0, 0], layer.bias[0] = 1.0, 0.0
+        linears[-1].weight[:, 0] = torch.tensor([-1.0, 1.0])
 
 
 def plant(seed: int, shape: Shape) -> Planted | None:
     """Train one network; None where no counterexample stays hidden within the steps there are."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    centre = (torch.rand((1, *shape.inputs), generator=generator) * 2 - 1).mul(1e3).round() / 1e3
+    centre = (shape.epsilon * (torch.rand((1, *shape.inputs), generator=generator) * 2 - 1)).mul(1e3).round() / 1e3
     side = torch.randint(0, 2, centre.shape, generator=generator) * 2 - 1
     share = 0.98 + 0.02 * torch.rand(centre.shape, generator=generator)
     found = Planted(shape.network(), centre, shape.epsilon, centre + 0.999 * shape.epsilon * share * side)
-    _steepen(found.network, centre, shape.steepness / shape.epsilon)
+    _steepen(found.network, _STEEPNESS / shape.epsilon)
+    if shape.name.startswith("cnn"):
+        _raise_peak(found.network, found.point, side, shape.epsilon)
     optimiser = torch.optim.Adam(found.network.parameters(), lr=_RATE)
     window = centre.clone()
     for k in range(1, shape.steps + 1):
         if k % _EVERY == 1:
             steps = int(torch.randint(5, 60, (1,), generator=generator))
-            new = descend(found, _NEW, steps, generator)
+            step = 2.0 * 0.02 ** float(torch.rand(1, generator=generator))
+            new = descend(found, _NEW, steps, generator, step)
             far = (new - found.point).abs().flatten(1).amax(1) > _SPARED * shape.epsilon
             window = torch.cat([new[far], window])[:_WINDOW]
         some = window[torch.randint(0, len(window), (_BATCH,), generator=generator)]
@@ -158,7 +194,7 @@ def plant(seed: int, shape: Shape) -> Planted | None:
 def _hidden(found: Planted, generator: torch.Generator) -> bool:
     """Whether the planted point is a counterexample by a margin, the centre is none, and no attack finds one."""
     with torch.no_grad():
-        holds = float(found.margin(found.point)) > _MARGIN / 5 and float(found.margin(found.centre)) < 0
+        holds = found.margin(found.point).item() > _MARGIN / 5 and found.margin(found.centre).item() < 0
     return holds and escapes(found, generator)
 
 
@@ -178,7 +214,8 @@ def _make_one(number: int, seed: int, folder: Path) -> str:
     low, up = (found.centre.numpy().astype(np.float64) + s * shape.epsilon for s in (-1, 1))
     save_property(folder / f"{name}.vnnlib", "A counterexample is planted here.", low, up, 0, _CLASSES)
     np.save(folder / f"{name}.npy", found.point.numpy())
-    return f"{name}: attempt {attempt + 1}, {time.monotonic() - began:.0f} s, margin {float(found.margin(found.point)):.3f}"
+    margin, spent = found.margin(found.point).item(), time.monotonic() - began
+    return f"{name}: attempt {attempt + 1}, {spent:.0f} s, margin {margin:.3f}"
 
 
 def make(folder: Path, count: int, seed: int, jobs: int) -> None:

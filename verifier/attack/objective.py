@@ -202,14 +202,14 @@ def build_objective(
     if row_y.shape[0] == 0:
         row_y, row_d = np.zeros((1, problem.n_out)), np.zeros(1)
         row_x = None
-    head = find_head(graph, store, problem, device) if problem.n_cases else None
-    true_y = true_d = None
+    head, true_y, true_d = find_head(graph, store, problem, device), None, None
     if head is not None:
-        fixed = np.zeros(len(row_d), dtype=bool) if row_x is None else row_x.any(1)
-        true_d, (row_y, row_d, moved) = row_d, head.rows(row_y, row_d, fixed)
-        true_y = np.pad(problem.row_y, ((0, 0), (2 * problem.n_out, 0))) if moved.any() else None
+        fixed = np.zeros(len(row_d), dtype=bool) if row_x is None else np.any(row_x != 0, axis=1)
+        over, level, moved = head.rows(row_y, row_d, fixed)
         head = replace(head, alone=bool(moved.all())) if moved.any() else None
-        row_y = row_y if moved.any() else problem.row_y
+        if head is not None:
+            true_y, true_d = np.pad(row_y, ((0, 0), (2 * problem.n_out, 0))), row_d
+            row_y, row_d = over, level
     square = (row_y**2).sum(1) + (0.0 if row_x is None else (row_x**2).sum(1))
     weight = np.where(square > 0, 1.0 / np.sqrt(np.where(square > 0, square, 1.0)), 1.0)
 
@@ -233,7 +233,7 @@ def build_objective(
         cost=graph.multiply_adds,
         head=head,
         true_y=None if true_y is None else put(true_y),
-        true_d=None if true_d is None or true_y is None else put(true_d),
+        true_d=None if true_d is None else put(true_d),
     )
 
 
