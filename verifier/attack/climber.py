@@ -45,7 +45,7 @@ class Climber:
             (n_in,) or None.
         """
         objective = self._objective
-        if self._found >= _MOST_CANDIDATES or len(case) == 0:
+        if self._found >= _MOST_CANDIDATES or len(case) == 0 or objective.n_cases == 0:
             return None
         x = x.to(objective.device, objective.dtype).reshape(len(case), -1)
         offers = Offers(_taken, objective)
