@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from verifier.attack.heads import Head, find_head
+from verifier.attack.surrogate import guided
 from verifier.core.device import facts
 from verifier.core.handles import WeightStore
 from verifier.core.problem import Problem
@@ -28,6 +30,9 @@ class Objective:
         case_box: (N,) box of each case, ascending; case_rows: (N, S >= 1) rows of each case, padded with -1.
         batch: points per pass over the network.
         cost: multiply-adds of one evaluation, roughly.
+        head: the last function of a network whose rows are over what that is fed; ``n_out`` then counts what
+            :meth:`outputs` gives.
+        true_y, true_d: with a head, the rows over the network's own outputs: (M, n_out) and (M,) float64.
     """
 
     graph: Graph
@@ -42,6 +47,9 @@ class Objective:
     case_rows: Tensor
     batch: int
     cost: float
+    head: Head | None = None
+    true_y: Tensor | None = None
+    true_d: Tensor | None = None
 
     @property
     def n_in(self) -> int:
@@ -75,9 +83,14 @@ class Objective:
         One pass, so P must fit the batch.
         """
         x = x.double() if self.graph.rounds else x
-        y = self.graph.forward(x.reshape(x.shape[0], *self.graph.input_shape), self.store)
-        assert isinstance(y, Tensor)
-        return self.graph.flat(y)
+        x = x.reshape(x.shape[0], *self.graph.input_shape)
+        if self.head is None:
+            y = self.graph.forward(x, self.store)
+            assert isinstance(y, Tensor)
+            return self.graph.flat(y)
+        values = self.graph.forward(x, self.store, keep=(self.head.node, self.graph.output))
+        assert isinstance(values, dict)
+        return self.head.extended(values[self.head.node].flatten(1), values[self.graph.output].flatten(1))
 
     def slacks(self, x: Tensor, y: Tensor, case: Tensor) -> Tensor:
         """Weighted slack of every row of each point's case, (P, S) float64: +inf for padding, -inf where the network's
@@ -95,6 +108,9 @@ class Objective:
             if self.row_x is not None:
                 value = value + torch.einsum("psn,pn->ps", self.row_x[index], x)
             slack = (self.row_d[index] - value) * self.weight[index]
+        if self.true_y is not None and self.true_d is not None:  # rounding may make a row hold that is over z, or not
+            true = (self.true_d - y @ self.true_y.T).gather(1, index)
+            slack = torch.where(true >= 0, torch.maximum(slack, true), slack)
         bad = ~torch.isfinite(y).all(1, keepdim=True) | torch.isnan(slack)
         return slack.masked_fill(bad, -torch.inf).masked_fill(rows < 0, torch.inf)
 
@@ -186,6 +202,14 @@ def build_objective(
     if row_y.shape[0] == 0:
         row_y, row_d = np.zeros((1, problem.n_out)), np.zeros(1)
         row_x = None
+    head, true_y, true_d = find_head(graph, store, problem, device), None, None
+    if head is not None:
+        fixed = np.zeros(len(row_d), dtype=bool) if row_x is None else np.any(row_x != 0, axis=1)
+        over, level, moved = head.rows(row_y, row_d, fixed)
+        head = replace(head, alone=bool(moved.all())) if moved.any() else None
+        if head is not None:
+            true_y, true_d = np.pad(row_y, ((0, 0), (2 * problem.n_out, 0))), row_d
+            row_y, row_d = over, level
     square = (row_y**2).sum(1) + (0.0 if row_x is None else (row_x**2).sum(1))
     weight = np.where(square > 0, 1.0 / np.sqrt(np.where(square > 0, square, 1.0)), 1.0)
 
@@ -195,7 +219,7 @@ def build_objective(
     per_point = 3 * problem.witness_lower.itemsize * sum(node.size for node in graph.nodes)
     batch = min(facts(device).attack_batch_points, max(1, facts(device).attack_batch_bytes // per_point))
     return Objective(
-        graph=graph,
+        graph=guided(graph),
         store=store,
         lower=put(problem.witness_lower[used]),
         upper=put(problem.witness_upper[used]),
@@ -207,6 +231,9 @@ def build_objective(
         case_rows=put(rows.astype(np.int64)),
         batch=batch,
         cost=graph.multiply_adds,
+        head=head,
+        true_y=None if true_y is None else put(true_y),
+        true_d=None if true_d is None else put(true_d),
     )
 
 

@@ -336,6 +336,17 @@ class NonlinearOp(Op):
         """
         return None
 
+    def guide(self, z: Tensor, width: Tensor) -> Tensor | None:
+        """Slopes (N, *shape) that a search for counterexamples follows at z where the derivative says too little: that
+        of a step, or of a function that is flat in floating point. None, the default: the derivative is good enough.
+
+        The op has one input and is ``elementwise``. Nothing but candidates depends on it.
+
+        Args:
+            width: (N, 1, ...), how near a step, or a bend, has to be to be worth moving for.
+        """
+        return None
+
     def parallel(self, xs: Sequence[Interval]) -> Relaxation:
         """:meth:`relax` with planes that are as parallel as they can be: a function is then a line plus an interval.
 

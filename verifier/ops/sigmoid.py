@@ -45,8 +45,20 @@ TANH = Curve(torch.tanh, _tanh_slope, _tanh_bend, inflection=0.0)
 ERF = Curve(torch.erf, _erf_slope, _erf_bend, inflection=0.0, floor=4.0)
 
 
+# Slope that a search for counterexamples still sees near the bend of a function that is flat in floating point.
+_LEAST_SLOPE = 1e-3
+
+
+class SaturatingOp(CurveOp):
+    """A curve between two limits, which its values reach in floating point."""
+
+    def guide(self, z: Tensor, width: Tensor) -> Tensor | None:
+        """The derivative, but no less than a little, the less the farther away the bend is."""
+        return torch.maximum(self.curve.slope(z), _LEAST_SLOPE / (1 + (z / (1 + width)) ** 2))
+
+
 @dataclass(frozen=True)
-class Sigmoid(CurveOp):
+class Sigmoid(SaturatingOp):
     """f(z) = 1 / (1 + exp(-z))."""
 
     @property
@@ -59,7 +71,7 @@ class Sigmoid(CurveOp):
 
 
 @dataclass(frozen=True)
-class Tanh(CurveOp):
+class Tanh(SaturatingOp):
     """f(z) = tanh z."""
 
     @property
@@ -72,7 +84,7 @@ class Tanh(CurveOp):
 
 
 @dataclass(frozen=True)
-class Erf(CurveOp):
+class Erf(SaturatingOp):
     """f(z) = erf z."""
 
     @property

@@ -56,6 +56,10 @@ class RoundingOp(StepOp):
     below: float
     above: float
 
+    def guide(self, z: Tensor, width: Tensor) -> Tensor | None:
+        """One: the straight-through estimator."""
+        return torch.ones_like(z)
+
     def relax(self, xs: Sequence[Interval], params: Mapping[str, Tensor] | None = None) -> UnaryPlanes:
         """Constant planes, or slope one where the interval is longer than one. Sound: f(z) - z lies between the two
         offsets, which are exact in floating point."""
@@ -79,6 +83,10 @@ class JumpOp(StepOp):
 
     below: float
     above: float
+
+    def guide(self, z: Tensor, width: Tensor) -> Tensor | None:
+        """Slope of a smooth step with the tails of 1 / z^2: no input is ever without a way to the other side."""
+        return (self.above - self.below) / 2 / (width * (1 + (z / width) ** 2))
 
     def parameters(self, xs: Sequence[Interval]) -> Mapping[str, ParamSpec]:
         """Initially the plane of the shorter part is steep, that of the longer one constant."""

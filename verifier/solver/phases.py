@@ -16,6 +16,8 @@ from typing import ClassVar, Generic, TypeVar
 import numpy as np
 import torch
 
+from verifier.attack.climber import Climber
+from verifier.attack.objective import build_objective
 from verifier.bab import input_split, refine, relu_split
 from verifier.bab.context import SearchContext
 from verifier.bounds.alpha import Schedule
@@ -75,8 +77,18 @@ class RankState:
         assert self.problem is not None
         return self.problem
 
-    def search_context(self, bab: BabConfig, deadline: Deadline) -> SearchContext:
+    def search_context(self, bab: BabConfig, deadline: Deadline, cases: np.ndarray | None = None) -> SearchContext:
+        """What a search works with.
+
+        Args:
+            cases: those of the search, ascending, near whose promising points an attack looks for counterexamples.
+        """
         setup = self.setup
+        attack, device = self.config.attack, setup.search.device
+        climb = None
+        if attack.enabled and cases is not None and setup.search.size == 1:
+            objective = build_objective(setup.graph.whole, setup.search.weights, self.asked, device, cases.tolist())
+            climb = Climber(objective, attack, deadline, self.config.seed).climb
         return SearchContext(
             graph=setup.graph,
             backend=setup.search,
@@ -88,6 +100,7 @@ class RankState:
             certify=self.config.numerics.certify,
             team=setup.peers,
             memory_limit=setup.pool_bytes,
+            climb=climb,
         )
 
 
@@ -264,7 +277,8 @@ class SplitNeurons(Phase[relu_split.SearchResult]):
         assert found.rows is not None
         still = np.flatnonzero(np.isin(found.open, self.cases))
         rows = found.rows if still.size == found.open.size else found.rows.select(torch.from_numpy(still))
-        ended = refine.search(state.search_context(state.config.bab, state.deadline), found.state, rows)
+        context = state.search_context(state.config.bab, state.deadline, found.open[still])
+        ended = refine.search(context, found.state, rows)
         if ended.covered.weak:
             state.weak.append(ended.weak)
         return ended
