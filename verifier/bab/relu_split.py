@@ -41,7 +41,7 @@ from verifier.bab.statistics import SearchStatistics, SearchTotals, Stop
 from verifier.bounds.alpha import Schedule
 from verifier.bounds.crown import BoundState
 from verifier.bounds.engine import recorder
-from verifier.core.backend import Group
+from verifier.core.backend import Group, ParallelBackend
 from verifier.core.claims import Covered, Semantics
 from verifier.core.deadline import Deadline
 from verifier.core.errors import VerifierError
@@ -133,7 +133,7 @@ def search(
     exchange.same(splitting.meaning())
     try:
         ending = branch_and_bound(splitting, exchange)
-        return replace(_result(ending), weak=_weak(ending, splitting, context.team))
+        return replace(result(ending), weak=_weak(ending, splitting, context.team))
     finally:
         splitting.bounder.close()
 
@@ -171,10 +171,36 @@ def _weak(ending: Ending, splitting: NeuronSplitting, team: Group) -> WeakDomain
     return WeakDomains(splitting.state, splitting.cases, domains, covered, statistics.bounded)
 
 
-def _result(ending: Ending) -> SearchResult:
+def result(ending: Ending) -> SearchResult:
+    """In the words of a search of neurons."""
     totals = ending.totals
     reason = _REASONS[ending.stop] if totals.left and ending.witness is None else ""
     return SearchResult(ending.witness, totals.left, reason, totals, ending.stop, totals.statistics.covered)
+
+
+def offer(
+    backend: ParallelBackend,
+    slack: Tensor,
+    points: Callable[[Tensor], Tensor],
+    still: Tensor,
+    replay: Callable[[np.ndarray], Witness | None],
+) -> Witness | None:
+    """Replay the points of open domains, at positions ``still`` (n,), that violate the property most.
+
+    Args:
+        slack: (B, S) by how much. points: flat positions in (B, S) to points, (n, *input_shape).
+    """
+    rows = slack.shape[1]
+    flat = slack[still].flatten()
+    best = torch.topk(flat, min(_MOST_OFFERS, flat.shape[0]))
+    # Ranks replay together, so that they agree on how many are worth it whatever each of them computed.
+    count = int(backend.agree(float((best.values >= 0).sum())))
+    for i in best.indices[:count].tolist():
+        at = still[i // rows] * rows + i % rows
+        witness = replay(points(at[None])[0].reshape(-1).cpu().numpy())
+        if witness is not None:
+            return witness
+    return None
 
 
 class Goal(Protocol):
@@ -435,17 +461,7 @@ class Refutation:
 
     def offer(self, splitting: NeuronSplitting, found: Bounded, still: Tensor) -> Witness | None:
         """Minimisers that violate the property most."""
-        rows = splitting.cases.rows
-        slack = found.slack[still].flatten()
-        best = torch.topk(slack, min(_MOST_OFFERS, slack.shape[0]))
-        # Ranks replay together, so that they agree on how many are worth it whatever each of them computed.
-        count = int(splitting.backend.agree(float((best.values >= 0).sum())))
-        for i in best.indices[:count].tolist():
-            at = still[i // rows] * rows + i % rows
-            witness = self.replay(found.points(at[None])[0].reshape(-1).cpu().numpy())
-            if witness is not None:
-                return witness
-        return None
+        return offer(splitting.backend, found.slack, found.points, still, self.replay)
 
     def leaf(self, splitting: NeuronSplitting, domain: OpenNeuronDomains) -> Witness | None:
         """Every neuron is decided: an LP whose duals certify, or whose minimiser may be a counterexample."""

@@ -19,7 +19,7 @@ from torch import Tensor
 from verifier.core.interval import Interval
 from verifier.core.numerics import tiny
 from verifier.core.runtime import RunModel
-from verifier.graph.op import NonlinearOp, Params, ParamSpec, UnaryPlanes
+from verifier.graph.op import Cuts, NonlinearOp, Params, ParamSpec, UnaryPlanes
 from verifier.ops.layout import sane
 
 _INF = float("inf")
@@ -173,6 +173,12 @@ class CurveOp(NonlinearOp):
     def mirrored(self) -> bool:
         """Whether ``curve`` is f(-z): for functions that are concave first and convex later."""
         return False
+
+    @property
+    def cuts(self) -> Cuts:
+        """The inflection comes first."""
+        point = -self.curve.inflection if self.mirrored else self.curve.inflection
+        return Cuts((point,) if abs(point) < _INF else ())
 
     def run_error(self, model: RunModel, xs: Sequence[Interval], found: Interval) -> Tensor | float | None:
         return measured(model, self.kind, found)

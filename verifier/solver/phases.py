@@ -16,7 +16,7 @@ from typing import ClassVar, Generic, TypeVar
 import numpy as np
 import torch
 
-from verifier.bab import input_split, refine, relu_split
+from verifier.bab import input_split, refine, relu_split, value_split
 from verifier.bab.context import SearchContext
 from verifier.bounds.alpha import Schedule
 from verifier.bounds.api import Method, NetworkBounds, Wanted, compute_graph_bounds
@@ -237,9 +237,15 @@ class SplitInputs(Phase[input_split.InputSplitResult]):
         return input_split.search(context, state.asked, self.cases)
 
 
+def splits_values(state: RankState) -> bool:
+    """Whether a search of neurons splits the values that all nonlinearities read, and not ReLUs alone."""
+    setup = state.setup
+    return state.config.bab.value_splits and value_split.applies(setup.graph, setup.search)
+
+
 @dataclass(frozen=True, eq=False)
 class SplitNeurons(Phase[relu_split.SearchResult]):
-    """Branch and bound on ReLU splits of one box.
+    """Branch and bound on splits of ReLUs, or of values, of one box.
 
     Attributes:
         root: which of the roots is meant.
@@ -255,7 +261,9 @@ class SplitNeurons(Phase[relu_split.SearchResult]):
         assert found.rows is not None
         still = np.flatnonzero(np.isin(found.open, self.cases))
         rows = found.rows if still.size == found.open.size else found.rows.select(torch.from_numpy(still))
-        ended = refine.search(state.search_context(state.config.bab, state.deadline), found.state, rows)
+        context = state.search_context(state.config.bab, state.deadline)
+        search = value_split.search if splits_values(state) else refine.search
+        ended = search(context, found.state, rows)
         if ended.covered.weak:
             state.weak.append(ended.weak)
         return ended

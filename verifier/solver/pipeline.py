@@ -40,7 +40,16 @@ from verifier.parallel.backends import placement
 from verifier.parallel.stores import Resident
 from verifier.parallel.world import World, solo
 from verifier.solver.counts import SearchKind, entry
-from verifier.solver.phases import Begin, BoundRoot, CoverRuns, Memory, RankState, SplitInputs, SplitNeurons
+from verifier.solver.phases import (
+    Begin,
+    BoundRoot,
+    CoverRuns,
+    Memory,
+    RankState,
+    SplitInputs,
+    SplitNeurons,
+    splits_values,
+)
 from verifier.solver.ranks import broadcast_end, broadcast_query, run_on_all
 from verifier.solver.setup import cpu_threads, device_of, set_up
 from verifier.solver.strategy import (
@@ -303,7 +312,7 @@ class _Run:
                     self.reason = "the configured bounds leave rows open and have no slopes to search with"
                     return
                 ended = run_on_all(state, SplitNeurons(number, cases))
-                self._count("relu_split", ended.totals)
+                self._count("value_split" if splits_values(state) else "relu_split", ended.totals)
                 self.witness, self.reason = ended.witness, ended.reason
                 self._note(ended.covered, None if ended.weak is None else ended.weak.covered)
                 if ended.witness is not None:
