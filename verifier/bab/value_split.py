@@ -34,9 +34,10 @@ from verifier.bab.search import branch_and_bound, settle
 from verifier.bab.statistics import SearchStatistics, Stop
 from verifier.bab.values import ValueSpace, applies, empty, value_space
 from verifier.bounds.alpha import Schedule
-from verifier.bounds.clamped import ClampedRows, Climbed, Limits, certified, evaluate, optimise
+from verifier.bounds.clamped import ClampedRows, Climbed, Limits, View, certified, evaluate, optimise, view
 from verifier.bounds.crown import BoundState
 from verifier.core.deadline import Deadline
+from verifier.core.device import facts
 from verifier.core.errors import VerifierError
 from verifier.core.interval import Interval
 from verifier.core.numerics import rounded_up
@@ -48,6 +49,8 @@ __all__ = ["ValueSplitting", "applies", "search"]
 
 # Parameters of a domain are kept for its children while they take so many bytes; others start from the root's.
 _KEPT_BYTES = 1 << 20
+# Values that every domain is split at in one round.
+_MOST_DEPTH = 3
 
 
 def search(context: SearchContext, state: BoundState, cases: CaseRows) -> SearchResult:
@@ -84,13 +87,14 @@ class Left:
     """What a batch leaves open.
 
     Attributes:
-        domains: the whole batch.
-        still: (n,) positions of the open ones.
+        domains: the open ones, with the best parameters and multipliers.
+        bounds: node index to (B or 1, *shape) on them.
+        view: of their rows there; None where there are no domains.
     """
 
     domains: ValueDomains
-    bounded: Bounded
-    still: Tensor
+    bounds: dict[int, Interval]
+    view: View | None
 
 
 class ValueSplitting:
@@ -126,9 +130,9 @@ class ValueSplitting:
         self.limits = Limits(self.graph, state.bounds)
         self.keeps = cases.rows * self.limits.size * 4 <= _KEPT_BYTES
         self.candidates = min(self.config.candidates, max(1, self.space.size))
-        widest = max(n.size for n in self.graph.nodes)
+        self._widest = max(n.size for n in self.graph.nodes)
         size = self.config.batch_size
-        self.batch = fitting(self.backend.device, widest * cases.rows) if size == "auto" else size
+        self.batch = fitting(self.backend.device, self._widest * cases.rows) if size == "auto" else size
         self.pool: Pool[OpenValueDomains] = Pool()
 
     def meaning(self) -> list[Tensor]:
@@ -172,13 +176,22 @@ class ValueSplitting:
 
     def branch(self, domains: OpenValueDomains) -> ValueDomains:
         """Both sides of the best candidate of every domain."""
-        ranked = cuts.Ranked(domains.candidates, domains.points)
-        column, point = cuts.tried(domains, ranked, self._trial, self.batch)
-        self.statistics.split += domains.count  # counted before the halves are made, so that a lost one is noticed
-        children = ValueDomains.cat(cuts.halves(domains, column, point))
-        self.statistics.children += children.count
+        ranked = cuts.tried(domains, cuts.Ranked(domains.candidates, domains.points), self._trial, self.batch)
+        children, splits, between = cuts.split(domains, ranked, self._depth(domains.count))
+        # Of those that will be bounded there are as many as there are: one that was lost on the way is missed.
+        self.statistics.split += splits
+        self.statistics.children += between + children.count
         self.statistics.bounded += children.count
         return children
+
+    def _depth(self, count: int) -> int:
+        """Splits of every domain: more than one while a round costs the same with more children."""
+        numbers = facts(self.backend.device).free_batch_numbers
+        free = self.batch if numbers is None else numbers // (self._widest * self.cases.rows)
+        depth = 1
+        while depth < _MOST_DEPTH and count << (depth + 1) < min(free, self.batch):
+            depth += 1
+        return depth
 
     def _trial(self, domains: ValueDomains) -> Tensor:
         """(B,) best gaps at the parents' values."""
@@ -222,18 +235,24 @@ class ValueSplitting:
         thresholds = self._thresholds(domains.case, torch.float32)
         none = empty(bounds, domains.count)
 
-        def done(best: Tensor) -> bool:
-            return bool(((best > thresholds).any(1) | none).all())
-
-        schedule = Schedule(config.iterations, config.learning_rate_alpha, config.learning_rate_beta, 0.98, done)
-        rows, limits = self._rows(domains, bounds), Limits(self.graph, bounds)
-        found = optimise(self.engine, rows, limits, self._places(domains), domains.multipliers, schedule)
+        schedule = Schedule(config.iterations, config.learning_rate_alpha, config.learning_rate_beta, 0.98)
+        target = torch.where(none[:, None], float("-inf"), thresholds)
+        rows = self._rows(domains, bounds)
+        found = optimise(self.engine, rows, self._places(domains), domains.multipliers, schedule, target)
         return Bounded(bounds, none, found, found.lower - thresholds)
 
     def certify(self, domains: ValueDomains, found: Bounded) -> Left:
         done = self._refuted(domains, found)
         self.statistics.closed += int(done.sum())
-        return Left(domains, found, (~done).nonzero()[:, 0])
+        still = (~done).nonzero()[:, 0]
+        part = replace(
+            domains[still], multipliers=found.found.multipliers[still], places=found.found.places[still]
+        )
+        if not part.count:
+            return Left(part, found.bounds, None)
+        bounds = _some(found.bounds, still, domains.count)
+        parameters = Limits(self.graph, bounds).values(part.places)
+        return Left(part, bounds, view(self.engine, self._rows(part, bounds), parameters, part.multipliers))
 
     def _refuted(self, domains: ValueDomains, found: Bounded) -> Tensor:
         """(B,) bool: domains that are refuted, or have no point; certified when the root's bounds are."""
@@ -271,28 +290,25 @@ class ValueSplitting:
 
     def offer(self, left: Left) -> Witness | None:
         """Minimisers that violate the property most."""
-        if not left.still.shape[0]:
+        if left.view is None:
             return None
-        point = left.bounded.found.point
-        flat = point.flatten(0, 1)
+        flat = left.view.point.flatten(0, 1)
         slack = violation(self.graph, self.backend, self.cases, flat, left.domains.case)
-        return offer(self.backend, slack, lambda index: flat[index], left.still, self.replay)
+        every_one = torch.arange(left.domains.count, device=flat.device)
+        return offer(self.backend, slack, lambda index: flat[index], every_one, self.replay)
 
     def push(self, left: Left) -> None:
         """Domains with a value that can be split go into the pool with ranked candidates; the others are stuck."""
-        if not left.still.shape[0]:
+        if left.view is None:
             return
-        still, found = left.still, left.bounded.found
-        gap, row = left.bounded.gap[still].max(1)
-        part = replace(
-            left.domains[still], multipliers=found.multipliers[still], places=found.places[still][..., : self._width]
-        )
-        view = cuts.seen(left.bounded.bounds, found, still, row)
-        ranked = cuts.rank(self.graph, self.space, part, view, self.candidates)
+        part = left.domains
+        gap, row = (left.view.lower - self._thresholds(part.case, torch.float32)).max(1)
+        ranked = cuts.rank(self.graph, self.space, part, cuts.seen(left.bounds, left.view, row), self.candidates)
         free = (ranked.columns >= 0).any(1)
         self.statistics.stuck += int((~free).sum())
+        places = part.places[..., : self._width]
         out = OpenValueDomains(
-            part.case, part.lower, part.upper, part.multipliers, part.places, gap, ranked.columns, ranked.points
+            part.case, part.lower, part.upper, part.multipliers, places, gap, ranked.columns, ranked.points
         )
         self.pool.push(out[free])
 

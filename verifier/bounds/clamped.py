@@ -31,7 +31,7 @@ from verifier.core.interval import Interval
 from verifier.core.numerics import finite_lower, gamma, tiny
 from verifier.graph import traverse
 from verifier.graph.graph import Graph
-from verifier.graph.linear_forms import Dense, Form, add
+from verifier.graph.linear_forms import Dense, Form, add, dense
 from verifier.graph.op import NonlinearOp, ParamSpec, Relaxation
 
 
@@ -88,6 +88,24 @@ class ClampedRows:
     upper: Tensor
     below: Tensor
     above: Tensor
+
+    def __getitem__(self, index: Tensor) -> ClampedRows:
+        """The rows of some of the domains, (n,) int64."""
+        count = self.lower.shape[0]
+
+        def pick(t: Tensor) -> Tensor:
+            return t[index] if t.shape[0] == count else t
+
+        start: dict[int, Form] = {}
+        for i, form in self.start.items():
+            start[i] = Dense(pick(dense(form)))
+        return ClampedRows(
+            Interval(*map(pick, self.box)),
+            {i: Interval(*map(pick, b)) for i, b in self.bounds.items()},
+            start,
+            self.groups,
+            *(pick(t) for t in (self.lower, self.upper, self.below, self.above)),
+        )
 
     def forms(self, multipliers: Tensor) -> dict[int, Form]:
         """The rows plus multipliers (B, S, U) times their columns."""
@@ -196,18 +214,45 @@ class Climbed:
     Attributes:
         lower: (B, S), the best bounds.
         places, multipliers: (B, S, P) and (B, S, U) that gave them.
-        point: (B, S, *input_shape), the last minimisers.
-        kept, values, planes: of the last walk, the coefficients on the outputs of nonlinear nodes, the values of their
-            inputs at the minimisers, and their planes.
     """
 
     lower: Tensor
     places: Tensor
     multipliers: Tensor
+
+
+@dataclass(frozen=True)
+class View:
+    """A walk at given parameters, and the sweep forward from its minimisers.
+
+    Attributes:
+        lower: (B, S), the bounds; not certified.
+        point: (B, S, *input_shape), the minimisers.
+        kept, values, planes: by nonlinear node, the coefficients on its output, the values of its inputs at the
+            minimisers, and its planes.
+    """
+
+    lower: Tensor
     point: Tensor
     kept: dict[int, Tensor]
     values: dict[int, tuple[Tensor, ...]]
-    planes: dict[int, Relaxation]
+    planes: Mapping[int, Relaxation]
+
+
+def look(engine: Engine, rows: ClampedRows, planes: Mapping[int, Relaxation], multipliers: Tensor) -> View:
+    """Float32 bounds of rows with given planes and multipliers, with all that gradients and scores need."""
+    walk = backward(engine, rows.forms(multipliers), planes, keep=True)
+    value, x = lowest(engine.backend, walk, rows.box)
+    value = finite_lower(value - (multipliers * rows.ends(multipliers)).sum(-1))
+    lead = torch.Size(multipliers.shape[:2])
+    point = x.expand(*lead, *x.shape[2:])
+    return View(value.expand(lead), point, walk.kept, sweep(engine, walk, planes, point, lead), planes)
+
+
+def view(engine: Engine, rows: ClampedRows, parameters: Parameters, multipliers: Tensor) -> View:
+    """:func:`look` at given parameters."""
+    planes = relaxations(engine.graph, rows.bounds, torch.float32, parameters)
+    return look(engine.using(PLAIN).unhurried(), rows, planes, multipliers)
 
 
 def evaluate(engine: Engine, rows: ClampedRows, parameters: Parameters, multipliers: Tensor) -> Tensor:
@@ -241,41 +286,55 @@ def certified(
 
 
 def optimise(
-    engine: Engine, rows: ClampedRows, limits: Limits, places: Tensor, multipliers: Tensor, schedule: Schedule
+    engine: Engine, rows: ClampedRows, places: Tensor, multipliers: Tensor, schedule: Schedule, target: Tensor
 ) -> Climbed:
     """Maximise every row's bound over relaxation parameters and multipliers. The best values so far are returned where
     time runs out.
 
     Args:
-        limits: of the relaxations on ``rows.bounds``. places: (B, S, P); multipliers: (B, S, U).
+        places: (B, S, P); multipliers: (B, S, U).
+        target: (B, S); a domain with a row above its target is left alone soon after.
     """
-    climb = _Climb(engine.using(PLAIN).unhurried(), rows, limits, places, multipliers)
+    engine = engine.using(PLAIN)
+    best = torch.full(multipliers.shape[:2], -math.inf, device=multipliers.device)
+    found = Climbed(best, places.clone(), multipliers.clone())
+    index = torch.arange(best.shape[0], device=best.device)
+    climb = _Climb(engine.unhurried(), rows, places, multipliers)
     for step in range(schedule.iterations + 1):
-        climb.bound()
         last = step == schedule.iterations or engine.deadline.expired()
-        climb.sweep()
-        if last or (schedule.stop is not None and step % 4 == 3 and schedule.stop(climb.best)):
-            break
-        climb.rise(schedule, step)
-    return climb.result()
+        climb.step(schedule, step, last)
+        ask = step % _EVERY == _EVERY - 1
+        open_ = ~(climb.best > target[index]).any(1) if ask and not last else None
+        done = open_ is not None and not bool(open_.any())
+        if last or done or (open_ is not None and int(open_.sum()) <= _FEWER * index.numel()):
+            climb.write(found, index)
+            if last or done:
+                break
+            assert open_ is not None
+            stay = open_.nonzero()[:, 0]
+            climb, index = climb.some(stay), index[stay]
+    return found
+
+
+# Steps between looks at which domains are done, and the share of open ones at which the others leave the batch.
+_EVERY, _FEWER = 4, 0.75
 
 
 class _Climb:
     """One optimisation: places and multipliers lie side by side in one tensor (B, S, P + U)."""
 
-    def __init__(self, engine: Engine, rows: ClampedRows, limits: Limits, places: Tensor, multipliers: Tensor) -> None:
-        self.engine, self.rows, self.limits = engine, rows, limits
-        graph, p = engine.graph, places.shape[-1]
-        self.split = p
+    def __init__(self, engine: Engine, rows: ClampedRows, places: Tensor, multipliers: Tensor) -> None:
+        graph = engine.graph
+        self.engine, self.rows, self.limits = engine, rows, Limits(graph, rows.bounds)
+        self.split = places.shape[-1]
         self.now = torch.cat([places, multipliers], -1)
         self.kept_best = self.now.clone()
         self.best: Tensor = self.now.new_full(self.now.shape[:2], -math.inf)
-        inf = math.inf
-        low = torch.where(rows.below, -inf, 0.0)[:, None]
-        high = torch.where(rows.above, inf, 0.0)[:, None]
-        ends = torch.zeros_like(low[..., :1]).expand(-1, -1, p)
+        low = torch.where(rows.below, -math.inf, 0.0)[:, None]
+        high = torch.where(rows.above, math.inf, 0.0)[:, None]
+        ends = torch.zeros_like(low[..., :1]).expand(-1, -1, self.split)
         self.low, self.high = torch.cat([ends, low], -1), torch.cat([ends + 1, high], -1)
-        moved = {slot.node for slot in limits.slots}
+        moved = {slot.node for slot in self.limits.slots}
         self.fixed = relaxations(graph, rows.bounds, torch.float32, None, graph.output + 1, skip=moved)
         self.made: dict[int, Callable[[Mapping[str, Tensor] | None], Relaxation]] = {}
         for i in moved:
@@ -284,26 +343,35 @@ class _Climb:
             self.made[i] = op.prepared([rows.bounds[j] for j in graph.nodes[i].inputs])
         self.moments = torch.zeros_like(self.now), torch.zeros_like(self.now)
 
-    def bound(self) -> None:
-        """Bounds at the present values; the best ones are kept."""
+    def some(self, index: Tensor) -> _Climb:
+        """Some of the domains, as they are now."""
+        now = self.now[index]
+        out = _Climb(self.engine, self.rows[index], now[..., : self.split], now[..., self.split :])
+        out.kept_best, out.best = self.kept_best[index], self.best[index]
+        out.moments = self.moments[0][index], self.moments[1][index]
+        return out
+
+    def write(self, found: Climbed, index: Tensor) -> None:
+        """The best values, at the domains' positions in the whole batch."""
+        found.lower[index] = self.best
+        found.places[index] = self.kept_best[..., : self.split]
+        found.multipliers[index] = self.kept_best[..., self.split :]
+
+    def step(self, schedule: Schedule, step: int, last: bool) -> None:
+        """Bounds at the present values, of which the best ones are kept; then one step of Adam uphill, within the
+        limits."""
         places, multipliers = self.now[..., : self.split], self.now[..., self.split :]
         chosen = self.limits.values(places)
-        self.planes = {**self.fixed, **{i: make(chosen[i]) for i, make in self.made.items()}}
-        self.walk = backward(self.engine, self.rows.forms(multipliers), self.planes, keep=True)
-        value, self.point = lowest(self.engine.backend, self.walk, self.rows.box)
-        value = finite_lower(value - (multipliers * self.rows.ends(multipliers)).sum(-1))
-        better = value > self.best
-        self.best = torch.maximum(self.best, value)
+        planes = {**self.fixed, **{i: make(chosen[i]) for i, make in self.made.items()}}
+        seen = look(self.engine, self.rows, planes, multipliers)
+        better = seen.lower > self.best
+        self.best = torch.maximum(self.best, seen.lower)
         self.kept_best = torch.where(better[..., None], self.now, self.kept_best)
+        if not last:
+            self._rise(schedule, step, seen)
 
-    def sweep(self) -> None:
-        """Values at the minimisers."""
-        lead = torch.Size(self.best.shape)
-        self.values = sweep(self.engine, self.walk, self.planes, self.point, lead)
-
-    def rise(self, schedule: Schedule, step: int) -> None:
-        """One step of Adam uphill, within the limits."""
-        gradient = torch.cat([self._of_places(), self._of_multipliers()], -1)
+    def _rise(self, schedule: Schedule, step: int, seen: View) -> None:
+        gradient = torch.cat([self._of_places(seen), self._of_multipliers(seen)], -1)
         first, second = self.moments
         first.lerp_(gradient, 0.1)
         second.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
@@ -314,31 +382,20 @@ class _Climb:
         move[..., self.split :] *= schedule.rate_beta * pace
         self.now = torch.clamp((self.now + move).nan_to_num(0.0, 0.0, 0.0), self.low, self.high)
 
-    def _of_places(self) -> Tensor:
-        kept = self.walk.kept
+    def _of_places(self, seen: View) -> Tensor:
         found = {
-            i: self.planes[i].gradients(kept[i], self.values[i]) for i in self.made if i in kept and i in self.values
+            i: seen.planes[i].gradients(seen.kept[i], seen.values[i])
+            for i in self.made
+            if i in seen.kept and i in seen.values
         }
         lead = (int(self.now.shape[0]), int(self.now.shape[1]))
         zero = self.now.new_zeros((1, 1, self.split))
         return self.limits.flat(found, lead, zero) * self.limits.width
 
-    def _of_multipliers(self) -> Tensor:
+    def _of_multipliers(self, seen: View) -> Tensor:
         """z - u where the multiplier pushes against u, z - l against l; at zero, by how much z leaves the clamps."""
         multipliers, rows = self.now[..., self.split :], self.rows
         low, up = rows.lower[:, None], rows.upper[:, None]
-        z = rows.collect(self.values, low.expand_as(multipliers))
+        z = rows.collect(seen.values, low.expand_as(multipliers))
         outside = (z - up).clamp(min=0) + (z - low).clamp(max=0)
         return torch.where(multipliers > 0, z - up, torch.where(multipliers < 0, z - low, outside))
-
-    def result(self) -> Climbed:
-        best = self.kept_best
-        return Climbed(
-            self.best,
-            best[..., : self.split],
-            best[..., self.split :],
-            self.point.expand(*self.best.shape, *self.point.shape[2:]),
-            self.walk.kept,
-            self.values,
-            self.planes,
-        )

@@ -7,7 +7,7 @@ bound, as branching in global optimisation has it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,10 +15,10 @@ from torch import Tensor
 
 from verifier.bab.domains import ValueDomains
 from verifier.bab.values import Group, ValueSpace
-from verifier.bounds.clamped import Climbed
+from verifier.bounds.clamped import View
 from verifier.core.interval import Interval
 from verifier.graph.graph import Graph
-from verifier.graph.op import NonlinearOp, Relaxation
+from verifier.graph.op import NonlinearOp
 
 # A minimiser is a good point for a split unless it lies in this share of the interval at either end.
 _MARGIN = 0.2
@@ -43,22 +43,17 @@ class Seen:
     planes: dict[int, Tensor]
 
 
-def seen(bounds: dict[int, Interval], found: Climbed, still: Tensor, row: Tensor) -> Seen:
-    """Of some domains (n,) at positions ``still``, each with one row (n,)."""
-    count = found.lower.shape[0]
+def seen(bounds: dict[int, Interval], found: View, row: Tensor) -> Seen:
+    """Of every domain, one row (B,)."""
+    at = torch.arange(row.shape[0], device=row.device)
 
     def pick(t: Tensor) -> Tensor:
-        return t.expand(count, *t.shape[1:])[still, row][:, None]
+        return t.expand(row.shape[0], *t.shape[1:])[at, row][:, None]
 
     kept = {i: pick(a) for i, a in found.kept.items() if i in found.values}
     values = {i: tuple(map(pick, found.values[i])) for i in kept}
-    planes = {i: pick(_plane_values(found.planes[i], found.kept[i], found.values[i])) for i in kept}
-    own = {i: Interval(*(e[still] if e.shape[0] == count else e for e in b)) for i, b in bounds.items()}
-    return Seen(own, kept, values, planes)
-
-
-def _plane_values(planes: Relaxation, a: Tensor, zs: Sequence[Tensor]) -> Tensor:
-    return planes.forward(a, zs)
+    planes = {i: pick(found.planes[i].forward(found.kept[i], found.values[i])) for i in kept}
+    return Seen(bounds, kept, values, planes)
 
 
 @dataclass(frozen=True)
@@ -202,10 +197,8 @@ def halves(domains: ValueDomains, column: Tensor, point: Tensor) -> tuple[ValueD
     return first, second
 
 
-def tried(
-    domains: ValueDomains, ranked: Ranked, evaluate: Callable[[ValueDomains], Tensor], batch: int
-) -> tuple[Tensor, Tensor]:
-    """Of every domain the candidate whose worse child gains most, (B,) column and (B,) point.
+def tried(domains: ValueDomains, ranked: Ranked, evaluate: Callable[[ValueDomains], Tensor], batch: int) -> Ranked:
+    """The candidates of every domain, those first whose worse child gains most.
 
     Args:
         evaluate: (n,) gaps of some domains.
@@ -213,18 +206,34 @@ def tried(
     """
     b, k = ranked.columns.shape
     if k == 1:
-        return ranked.columns[:, 0], ranked.points[:, 0]
+        return ranked
     flat = ranked.columns.reshape(-1)
     index = (flat >= 0).nonzero()[:, 0]
-    origin = index // k
     gaps = domains.lower.new_full((b * k, 2), float("-inf"))
-    for first in range(0, index.numel(), max(1, batch)):
-        some = index[first : first + batch]
-        part = domains.plain[origin[first : first + batch]]
-        sides = halves(part, flat[some], ranked.points.reshape(-1)[some])
+    for some in index.split(max(1, batch)):
+        sides = halves(domains.plain[some // k], flat[some], ranked.points.reshape(-1)[some])
         gaps[some] = torch.stack([evaluate(side) for side in sides], 1)
     gaps = gaps.clamp(max=0.0)  # what is proved is not distinguished
-    score = (gaps.amin(1) + 0.25 * gaps.amax(1)).reshape(b, k)
-    score = score.masked_fill(ranked.columns < 0, float("-inf"))
-    best = score.argmax(1, keepdim=True)
-    return ranked.columns.gather(1, best)[:, 0], ranked.points.gather(1, best)[:, 0]
+    score = (gaps.amin(1) + 0.25 * gaps.amax(1)).reshape(b, k).masked_fill(ranked.columns < 0, float("-inf"))
+    order = score.argsort(dim=1, descending=True, stable=True)
+    return Ranked(ranked.columns.gather(1, order), ranked.points.gather(1, order))
+
+
+def split(domains: ValueDomains, ranked: Ranked, depth: int) -> tuple[ValueDomains, int, int]:
+    """Split every domain at its first candidate, and the children at the next ones: children that cover the domains.
+
+    Returns:
+        the children that are to be bounded, how many splits there were, and how many of them split a child.
+    """
+    children, origin = domains.plain, torch.arange(domains.count, device=domains.case.device)
+    counts: list[int] = []
+    for d in range(min(depth, ranked.columns.shape[1])):
+        column, point = ranked.columns[origin, d], ranked.points[origin, d]
+        at = torch.arange(children.count, device=column.device)
+        low, up = (end[at, column.clamp(min=0)] for end in (children.lower, children.upper))
+        fits = (column >= 0) & (point > low) & (point < up)
+        rest, cut = (~fits).nonzero()[:, 0], fits.nonzero()[:, 0]
+        counts.append(int(cut.shape[0]))  # before the halves are made, so that a lost one is noticed
+        children = ValueDomains.cat([children[rest], *halves(children[cut], column[cut], point[cut])])
+        origin = origin[torch.cat([rest, cut, cut])]
+    return children, sum(counts), sum(counts[1:])
