@@ -250,18 +250,20 @@ class SplitNeurons(Phase[relu_split.SearchResult]):
     Attributes:
         root: which of the roots is meant.
         cases: indices of its cases that are still open.
+        seconds: how long at most; default until the deadline.
     """
 
     name = "split_neurons"
     root: int
     cases: np.ndarray
+    seconds: float = math.inf
 
     def run(self, state: RankState) -> relu_split.SearchResult:
         found = state.roots[self.root]
         assert found.rows is not None
         still = np.flatnonzero(np.isin(found.open, self.cases))
         rows = found.rows if still.size == found.open.size else found.rows.select(torch.from_numpy(still))
-        context = state.search_context(state.config.bab, state.deadline)
+        context = state.search_context(state.config.bab, state.deadline.sub(self.seconds))
         search = value_split.search if splits_values(state) else refine.search
         ended = search(context, found.state, rows)
         if ended.covered.weak:
