@@ -184,7 +184,9 @@ class Search:
         return torch.cat(parts, 1)
 
 
-def random_domains(search: Search, splitting: ValueSplitting, count: int, seed: int, share: float = 0.3) -> ValueDomains:
+def random_domains(
+    search: Search, splitting: ValueSplitting, count: int, seed: int, share: float = 0.3
+) -> ValueDomains:
     """Domains around some of the sampled points, with random clamps, multipliers and parameters."""
     space, random = splitting.space, torch.Generator().manual_seed(seed)
 

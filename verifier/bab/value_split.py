@@ -153,9 +153,9 @@ class ValueSplitting:
         space, lead = self.space, (self.roots, self.cases.rows)
         self.statistics.roots = self.roots
         self.statistics.bounded += self.roots
-        clamps = (end.expand(self.roots, -1).clone() for end in (space.lower, space.upper))
+        low, up = (end.expand(self.roots, -1).clone() for end in (space.lower, space.upper))
         none = torch.zeros((*lead, space.size), device=case.device)
-        settle(self, ValueDomains(case, *clamps, none, self._rooted(case)[..., : self._width]))
+        settle(self, ValueDomains(case, low, up, none, self._rooted(case)[..., : self._width]))
 
     @property
     def _width(self) -> int:
@@ -245,9 +245,7 @@ class ValueSplitting:
         done = self._refuted(domains, found)
         self.statistics.closed += int(done.sum())
         still = (~done).nonzero()[:, 0]
-        part = replace(
-            domains[still], multipliers=found.found.multipliers[still], places=found.found.places[still]
-        )
+        part = replace(domains[still], multipliers=found.found.multipliers[still], places=found.found.places[still])
         if not part.count:
             return Left(part, found.bounds, None)
         bounds = _some(found.bounds, still, domains.count)
@@ -271,9 +269,7 @@ class ValueSplitting:
     def _confirmed(self, domains: ValueDomains, found: Bounded, index: Tensor) -> Tensor:
         """(n,) bool: whether some row of these domains is refuted, as far as the claims ask. Everything is made anew
         from the domains' own clamps and multipliers."""
-        part = replace(
-            domains[index], multipliers=found.found.multipliers[index], places=found.found.places[index]
-        )
+        part = replace(domains[index], multipliers=found.found.multipliers[index], places=found.found.places[index])
         bounds = self.space.domain_bounds(self.engine, self.state, part.lower, part.upper)
         lower, error = self.lower(part, bounds)
         sure, weak = self.judge.judged(part.case, lower, error)

@@ -1,8 +1,8 @@
 """Rows on the part of a box where the values of some nodes lie between two numbers each.
 
 Beta-CROWN for splits of any value, not of ReLUs at zero alone: Shi et al., *Neural network verification with
-branch-and-bound for general nonlinearities* (GenBaB), arXiv 2405.21063. On a domain every split value z_k, as a function
-of the input, satisfies l_k <= z_k <= u_k. For any numbers g_k
+branch-and-bound for general nonlinearities* (GenBaB), arXiv 2405.21063. On a domain every split value z_k, as a
+function of the input, satisfies l_k <= z_k <= u_k. For any numbers g_k
 
     row(x)  >=  row(x) + sum_k g_k z_k(x) - sum_k e_k,     e_k = g_k u_k where g_k > 0, else g_k l_k,
 

@@ -343,9 +343,7 @@ class NonlinearOp(Op):
             return Cuts(self.pieces.points, anywhere=False)
         return Cuts() if self.elementwise else None
 
-    def cut_gains(
-        self, which: int, at: Tensor, xs: Sequence[Interval], a: Tensor, zs: Sequence[Tensor]
-    ) -> Tensor:
+    def cut_gains(self, which: int, at: Tensor, xs: Sequence[Interval], a: Tensor, zs: Sequence[Tensor]) -> Tensor:
         """Estimate of what splitting every element of an input adds to the bound of a . y on the worse side, and a
         quarter of what it adds on the other: how far the planes move at the minimiser and in the middle (BBPS, Shi et
         al., arXiv 2405.21063, with planes instead of their concretised bounds). No proof depends on it.

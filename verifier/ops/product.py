@@ -206,9 +206,7 @@ class MatMul(NonlinearOp):
     def cuts(self) -> Cuts:
         return Cuts()
 
-    def cut_gains(
-        self, which: int, at: Tensor, xs: Sequence[Interval], a: Tensor, zs: Sequence[Tensor]
-    ) -> Tensor:
+    def cut_gains(self, which: int, at: Tensor, xs: Sequence[Interval], a: Tensor, zs: Sequence[Tensor]) -> Tensor:
         """A product's planes are at most a quarter of its box's area away, which shrinks with the side that is split:
         the wider part counts, and a quarter of the other."""
         size = a[:, 0].abs()
