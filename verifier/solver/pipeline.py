@@ -53,6 +53,7 @@ from verifier.solver.phases import (
 from verifier.solver.ranks import broadcast_end, broadcast_query, run_on_all
 from verifier.solver.setup import cpu_threads, device_of, set_up
 from verifier.solver.strategy import (
+    LEAST_LOOK,
     Features,
     features,
     first_look,
@@ -214,7 +215,9 @@ class _Run:
         plan = search_plan(found, self.config, splits_values(self.state))
         if plan.inputs and search:
             if attack:
-                yield partial(self._split_inputs, share=1.0, domains=first_look(found))
+                boxes = first_look(found)  # no more than a few where inputs are not what is split first after that
+                boxes = min(boxes, LEAST_LOOK) if plan.before else boxes
+                yield partial(self._split_inputs, share=1.0, domains=boxes)
                 if host:
                     yield self._move
                 yield partial(self._attack, config=self.config.attack)

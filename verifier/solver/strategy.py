@@ -52,7 +52,7 @@ def features(graph: Graph, problem: Problem) -> Features:
 
 
 # Boxes of a first look, and of one whose boxes are cheap.
-_LEAST_LOOK, _LONGEST_LOOK = 64, 4096
+LEAST_LOOK, _LONGEST_LOOK = 64, 4096
 # Where boxes are not cheap, as many as so many seconds of a CPU allow.
 _LOOK_SECONDS = 16.0
 
@@ -61,7 +61,7 @@ def first_look(found: Features) -> int:
     """Boxes to bound before a thorough attack: about a second of a CPU's work, counted as if every row were walked, but
     a few boxes in any case."""
     each = CPU.walk_flops / max(1.0, found.box_flops)  # boxes a second
-    return int(min(_LONGEST_LOOK, max(each, min(_LEAST_LOOK, _LOOK_SECONDS * each), 1)))
+    return int(min(_LONGEST_LOOK, max(each, min(LEAST_LOOK, _LOOK_SECONDS * each), 1)))
 
 
 def quick(attack: AttackConfig) -> AttackConfig:
@@ -131,7 +131,7 @@ def starts_on_host(found: Features, config: Config, device: torch.device, ranks:
         return False
     looks = config.attack.enabled and config.bab.enabled and search_plan(found, config).inputs > 0
     # The look is no longer than a second where its least number of boxes is not what decides.
-    return looks and found.walk_flops < _HOST_FLOPS and _LEAST_LOOK * found.box_flops <= CPU.walk_flops
+    return looks and found.walk_flops < _HOST_FLOPS and LEAST_LOOK * found.box_flops <= CPU.walk_flops
 
 
 def hidden_iterations(graph: Graph, rows: dict[int, int], limit: float, device: str, config: Config) -> int:
