@@ -149,17 +149,6 @@ class Below:
         return Plane(torch.where(good, slope, zero), torch.where(good, intercept, self.least), bend, -hinge * bend)
 
 
-def lower_plane(curve: Curve, low: Tensor, up: Tensor, point: Tensor, least: Tensor) -> Plane:
-    """Plane below ``curve`` on [low, up].
-
-    Args:
-        low, up: (B, 1, *shape).
-        point: tangent point (B, S or 1, *shape); any value is sound.
-        least: (B, 1, *shape) lower bound of the function on the interval, used where no better plane is finite.
-    """
-    return Below(curve, low, up, least).at(point)
-
-
 def _intercept(curve: Curve, value: Tensor, slope: Tensor, x: Tensor) -> Tensor:
     """f(x) - slope x, rounded down."""
     product = slope * x
