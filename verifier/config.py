@@ -169,6 +169,9 @@ class BabConfig(Section):
     )
     cuda_graphs: bool = Field(default=True, description="replay work of equal shapes as CUDA graphs, on a GPU")
     leaf_lp: bool = Field(default=True, description="solve an LP where every neuron is decided")
+    value_splits: bool = Field(
+        default=True, description="in networks with other nonlinearities than ReLU, split what they read as well"
+    )
     clip: bool = Field(default=True, description="cut input boxes by the final linear bounds (input splits)")
 
 

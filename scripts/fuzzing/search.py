@@ -30,6 +30,8 @@ _FAMILIES = {
     "softmax": 0.03,
     "affine": 0.04,
 }
+# Of small networks whose searches come to an end; ReLUs are split in all of them, other values in the later ones.
+_SHARP = {"relu": 0.5, "piecewise": 0.2, "mixed": 0.08, "smooth": 0.1, "product": 0.08, "softmax": 0.04}
 Row = dict[str, Fraction]
 
 
@@ -79,7 +81,7 @@ def sharp(rng: np.random.Generator, device: str) -> Iterator[Found | None]:
         layers = networks.layers(rng, [n_in, *[width] * int(rng.integers(1, 3)), n_out])
         model = networks.perceptron(layers)
     else:
-        family = "relu" if rng.random() < 0.7 else "piecewise"
+        family = str(rng.choice(list(_SHARP), p=list(_SHARP.values())))
         model = networks.random_network(rng, family, n_in, int(rng.integers(1, 4)), n_out, width=width)
     runtime = truth.Runtime(model)
     try:

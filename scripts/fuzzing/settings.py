@@ -36,8 +36,14 @@ PATHS: dict[str, list[tuple[str, str, Any]]] = {
     "small windows": [("verifier.graph.linear_forms", "_SMALLEST_PLANE", 1)],
     "long sums": [("verifier.bounds.walk", "_LONG_SUM", 2), ("verifier.core.sums", "BLOCK", 3)],
     "small batches": [("verifier.core.device", "_KINDS", _SMALL)],
-    "many splits": [("verifier.bab.sweeps", "_SUBTREE", 8), ("verifier.bab.input_split", "_SPLITS_PER_ROUND", 6)],
+    "many splits": [
+        ("verifier.bab.sweeps", "_SUBTREE", 8),
+        ("verifier.bab.input_split", "_SPLITS_PER_ROUND", 6),
+        ("verifier.bab.value_split", "_MOST_DEPTH", 6),
+    ],
     "early recordings": [("verifier.bab.recordings", "_AFTER", 1)],
+    # Children of value splits start from the root's parameters.
+    "nothing kept": [("verifier.bab.value_split", "_KEPT_BYTES", 0)],
 }
 
 
@@ -77,6 +83,7 @@ def random_settings(rng: np.random.Generator, device: str, domains: int = 400) -
     maybe("bab.candidates", [1, 2, 5])
     maybe("bab.probes", [0, 2, 5], 0.4)
     maybe("bab.leaf_lp", [False], 0.15)
+    maybe("bab.value_splits", [False], 0.1)
     maybe("bab.clip", [False], 0.2)
     maybe("bab.cuda_graphs", [False])
     maybe("bounds.method", ["ibp", "crown", "alpha-crown"], 0.4)

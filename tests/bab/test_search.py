@@ -158,29 +158,6 @@ def test_ranks_replay_as_many_candidates_whatever_each_computed(count: int) -> N
     splitting: Any = SimpleNamespace(backend=backend, cases=SimpleNamespace(rows=1))
     slack = torch.tensor([[-1e-7], [-1.0], [-1e-8], [-2e-8]], dtype=torch.float64)
     found: Any = SimpleNamespace(slack=slack, points=lambda index: index[:, None].double())
-    goal.climb = None
-    left = relu_split.Left(SimpleNamespace(), found, torch.arange(4))  # type: ignore[arg-type]
-    assert goal.offer(splitting, left) is None
+    assert goal.offer(splitting, found, torch.arange(4)) is None
     assert backend.asked == [0.0]
     assert [int(x[0]) for x in tried] == [2, 3][:count]
-
-
-def test_climbs_start_from_the_minimisers_that_miss_by_least() -> None:
-    """One for every 16 open domains; what a climb returns is replayed, and only the replay decides."""
-    tried: list[np.ndarray] = []
-    climbed: list[tuple[list[int], list[int]]] = []
-
-    def climb(x: torch.Tensor, case: torch.Tensor) -> np.ndarray:
-        climbed.append((x[:, 0].int().tolist(), case.tolist()))
-        return np.array([77.0])
-
-    goal = object.__new__(relu_split.Refutation)
-    goal.replay, goal.climb = lambda x: tried.append(x), climb
-    splitting: Any = SimpleNamespace(backend=Agrees(0), cases=SimpleNamespace(rows=2))
-    slack = -torch.arange(80, dtype=torch.float64).reshape(40, 2).flip(0) - 1
-    found: Any = SimpleNamespace(slack=slack, points=lambda index: index[:, None].double())
-    domains: Any = SimpleNamespace(case=100 + torch.arange(40))
-    left = relu_split.Left(domains, found, torch.arange(5, 40))  # 35 open ones, the last of which miss by least
-    assert goal.offer(splitting, left) is None
-    assert climbed == [([78, 79, 76], [139, 139, 138])]
-    assert [float(x[0]) for x in tried] == [77.0]

@@ -185,13 +185,13 @@ def _found(name: str, count: int) -> bool:
 
 
 def test_a_plane_that_is_not_looked_at_at_its_far_end_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = curves.lower_plane
+    right = curves.Below.at
 
     def wrong(*arguments: Any) -> curves.Plane:
         plane = right(*arguments)
         return plane._replace(intercept=plane.intercept + 1e-4 * plane.slope.abs())
 
-    monkeypatch.setattr(curves, "lower_plane", wrong)
+    monkeypatch.setattr(curves.Below, "at", wrong)
     assert _found("relaxation", 300)
 
 

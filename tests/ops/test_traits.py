@@ -375,3 +375,31 @@ def test_parallel_planes_hold(sample: Sample, seed: int) -> None:
     if slope is not None and 0 <= slope <= 1:
         assert isinstance(planes, UnaryPlanes)
         assert torch.equal(planes.lower_slope, planes.upper_slope)
+
+
+# ------------------------------------------------------------------------------------------------------------- cuts
+
+
+def test_which_ops_can_be_split_nowhere() -> None:
+    assert {s.op.kind for s in NONLINEAR if nonlinear(s).cuts is None} == {"Single"}
+    kinks = {s.op.kind for s in NONLINEAR if (cuts := nonlinear(s).cuts) is not None and not cuts.anywhere}
+    assert kinks == {"Relu", "LeakyRelu", "Sign", "Heaviside"}
+
+
+def nonlinear(sample: Sample) -> NonlinearOp:
+    assert isinstance(sample.op, NonlinearOp)
+    return sample.op
+
+
+@those([s for s in NONLINEAR if nonlinear(s).cuts is not None])
+@settings(max_examples=5)
+@given(seed=seeds)
+def test_gains_of_cuts_are_numbers(sample: Sample, seed: int) -> None:
+    """One for every element of the input, none of them negative."""
+    op, first, second = nonlinear(sample), inputs(sample, seed, 2), inputs(sample, seed + 1, 2)
+    box = [Interval(torch.minimum(x, y), torch.maximum(x, y)) for x, y in zip(first, second, strict=True)]
+    a = torch.randn((2, 1, *out_shape(sample)), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    for i, b in enumerate(box):
+        at = b.lower / 2 + b.upper / 2
+        gains = op.cut_gains(i, at, box, a.to(DEVICE), [x[:, None] for x in first])
+        assert gains.shape == at.shape and bool((gains >= 0).all()) and bool(torch.isfinite(gains).all())

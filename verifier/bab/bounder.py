@@ -15,8 +15,10 @@ from verifier.bounds.alpha import Parameters, Schedule, Splits, optimise, sweep
 from verifier.bounds.crown import BoundState, Specification, relaxations
 from verifier.bounds.engine import PLAIN, Engine
 from verifier.bounds.walk import Walk, backward, concretise
+from verifier.core.backend import ParallelBackend
 from verifier.core.deadline import Deadline
 from verifier.core.numerics import finite_lower, rounded_up
+from verifier.graph.graph import Graph
 from verifier.graph.linear_forms import Form
 
 
@@ -131,18 +133,8 @@ class WalkBounder:
         columns = space.collect({i: v[0] for i, v in z.items()}, lead)[pick, best]
         candidate = self.backend.gather_features(0, found.candidate)
         flat = candidate.expand(*lead, *candidate.shape[2:]).flatten(0, 1)
-        slack = self._slack(flat, domains.case)
+        slack = violation(self.graph, self.backend, self.cases, flat, domains.case)
         return Bounded(gap, alpha_beta, found.parameters, coefficients, columns, slack, lambda index: flat[index])
-
-    def _slack(self, x: Tensor, case: Tensor) -> Tensor:
-        """(B, S) by how much points (B * S, *in) violate all rows of their case."""
-        y = self.graph.whole.forward(x, self.backend.weights)
-        assert isinstance(y, Tensor)
-        spec, lead = self.cases.spec.select(case), (case.shape[0], self.rows, -1)
-        value = torch.einsum("bso,bto->bts", spec.y.flatten(2), y.double().reshape(lead))
-        if spec.x is not None:
-            value = value + torch.einsum("bsi,bti->bts", spec.x.flatten(2), x.double().reshape(lead))
-        return (self.cases.thresholds[case][:, None] - value).amin(-1)
 
     def evaluate(self, domains: NeuronDomains) -> Tensor:
         planes = relaxations(
@@ -168,6 +160,17 @@ class WalkBounder:
 
     def _forms(self, case: Tensor) -> dict[int, Form]:
         return self.cases.spec.select(case).forms(self.backend, self.graph.output, torch.float32)
+
+
+def violation(graph: Graph, backend: ParallelBackend, cases: CaseRows, x: Tensor, case: Tensor) -> Tensor:
+    """(B, S) by how much points (B * S, *in) violate all rows of their domains' cases (B,)."""
+    y = graph.whole.forward(x, backend.weights)
+    assert isinstance(y, Tensor)
+    spec, lead = cases.spec.select(case), (case.shape[0], cases.rows, -1)
+    value = torch.einsum("bso,bto->bts", spec.y.flatten(2), y.double().reshape(lead))
+    if spec.x is not None:
+        value = value + torch.einsum("bsi,bti->bts", spec.x.flatten(2), x.double().reshape(lead))
+    return (cases.thresholds[case][:, None] - value).amin(-1)
 
 
 def domain_parameters(

@@ -6,6 +6,7 @@ found: the search optimises them in float32, and here the bound is computed once
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
@@ -21,6 +22,7 @@ from verifier.bounds.crown import BoundState, crown_rows
 from verifier.bounds.touch import near, touched
 from verifier.core.claims import Covered, Semantics, real_part
 from verifier.core.device import facts
+from verifier.core.interval import Interval
 from verifier.core.numerics import proved
 
 # The fewest and most domains of a batch.
@@ -38,90 +40,67 @@ def fitting(device: torch.device, numbers: int) -> int:
     return int(max(_FEWEST, min(facts(device).neuron_batch_numbers // numbers, _MOST)))
 
 
-class Certificates:
-    """Certificates of the domains of one search.
+class Judge:
+    """What certified bounds close, and what closings cover.
 
     Args:
         state: root bounds (1, *shape).
         statistics: where what closings cover is noted.
 
     Attributes:
-        weak: domains that were closed for the network in real arithmetic alone, as far as there is room for them. A
-            batch that was tried twice is here twice.
-        strong: what the other closings hold for.
+        strong: what the closings hold for, those left out that hold for the network in real arithmetic alone and that a
+            search for runs can go on with.
     """
 
     def __init__(
-        self,
-        context: SearchContext,
-        state: BoundState,
-        cases: CaseRows,
-        space: SplitSpace,
-        statistics: SearchStatistics,
+        self, context: SearchContext, state: BoundState, cases: CaseRows, statistics: SearchStatistics
     ) -> None:
         self.engine, self.claims = context.engine, context.claims
-        self.state, self.cases, self.space, self.statistics = state, cases, space, statistics
+        self.state, self.cases, self.statistics = state, cases, statistics
         self.strong = Covered()
-        self.weak: list[NeuronDomains] = []
-        self._room = int(KEPT_SHARE * context.memory_limit)
 
     def refuted(self, case: Tensor, gap: Tensor) -> Tensor:
         """(B,) bool: domains with a row whose bound (B, S), less its threshold, refutes it; as good as the bound is."""
         return proved(gap, torch.zeros_like(gap), self.cases.strict_of(case)).any(1)
 
-    def closed(self, domains: NeuronDomains, found: Bounded) -> Tensor:
-        """(B,) bool: domains that are refuted; certified when the root's bounds are."""
-        done = self.refuted(domains.case, found.gap)
-        if self.state.certified and bool(done.any()):
-            index = done.nonzero()[:, 0]
-            sure = self._confirmed(domains, found, index)
-            done[index] = sure
-            self.statistics.uncertified += int((~sure).sum())
-        return self._with_touched(domains, found, done)
+    def judged(self, case: Tensor, lower: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
+        """(n,) bool each: domains that certified bounds (n, S) close for all that they hold for, and those that they
+        close for the real network alone, where the claims allow that. Both are noted.
 
-    def _with_touched(self, domains: NeuronDomains, found: Bounded, done: Tensor) -> Tensor:
-        """Add the domains whose strict rows only touch their thresholds."""
-        strict = self.cases.strict_of(domains.case)
+        Args:
+            error: (n, S), of a run, which the bounds allow for.
+        """
+        statistics = self.statistics
+        sure, real = self._refutes(case, lower), self._refutes(case, real_part(lower, error))
+        weak = real & ~sure
+        count = int(weak.sum())
+        if count and not self.claims.real_closes(statistics.waiting, statistics.bounded):
+            statistics.waiting += count
+            weak = torch.zeros_like(weak)
+        self._note(case, lower, error, sure, weak)
+        return sure, weak
+
+    def touching(
+        self, case: Tensor, gap: Tensor, done: Tensor, bounds: Callable[[Tensor], Mapping[int, Interval]]
+    ) -> Tensor:
+        """``done`` (B,) and the domains whose strict rows only touch their thresholds.
+
+        Args:
+            gap: (B, S). bounds: of some domains (n,).
+        """
+        strict = self.cases.strict_of(case)
         if strict is None:
             return done
-        thresholds = self.cases.thresholds[domains.case]
-        index = (near(found.gap.amax(1), thresholds, strict) & ~done).nonzero()[:, 0]
+        thresholds = self.cases.thresholds[case]
+        index = (near(gap.amax(1), thresholds, strict) & ~done).nonzero()[:, 0]
         if index.numel():
-            case, bounds = domains.case[index], self.space.domain_bounds(domains.signs[index])
-            spec = self.cases.spec.select(case)
-            hits = touched(self.engine, bounds, spec, thresholds[index], strict[index])
+            spec = self.cases.spec.select(case[index])
+            hits = touched(self.engine, bounds(index), spec, thresholds[index], strict[index])
             if self.claims.semantics is not Semantics.FLOAT32:  # nothing is left for the error of a run
                 done[index] = hits
                 self.statistics.covered.weak += int(hits.sum())
                 self.strong.weak += int(hits.sum())
         return done
-
-    def _confirmed(self, domains: NeuronDomains, found: Bounded, index: Tensor) -> Tensor:
-        """(n,) bool: whether some row of these domains is refuted, as far as the claims ask."""
-        statistics = self.statistics
-        others = found.parameters and {i: {k: v[index] for k, v in d.items()} for i, d in found.parameters.items()}
-        part = NeuronDomains(domains.case[index], domains.signs[index], found.alpha_beta[index])
-        lower, error = self.lower(part, others)
-        sure, real = self._refutes(part.case, lower), self._refutes(part.case, real_part(lower, error))
-        weak = real & ~sure
-        count = int(weak.sum())
-        if count and not self.claims.real_closes(statistics.waiting, statistics.bounded):
-            statistics.waiting += count
-            weak, count = torch.zeros_like(weak), 0
-        self._note(part.case, lower, error, sure, weak)
-        self._keep(part, weak, count)
-        return sure | weak
-
-    def _keep(self, domains: NeuronDomains, weak: Tensor, count: int) -> None:
-        """The weak ones of some domains, (n,) bool, for a search that goes on with them."""
-        if not count:
-            return
-        kept = domains[weak.nonzero()[:, 0]]
-        self._room -= kept.nbytes
-        if self._room < 0:
-            self.strong.weak += count
-        else:
-            self.weak.append(kept)
 
     def _refutes(self, case: Tensor, lower: Tensor) -> Tensor:
         """(n,) bool: whether some row's bound (n, S) refutes it."""
@@ -138,6 +117,65 @@ class Certificates:
         real = int(closed.sum()) if self.state.magnitudes.run is None else 0
         self.statistics.covered.note(gap[closed], errors[closed], real or int(weak.sum()))
         self.strong.note(gap[sure], errors[sure], real)
+
+
+class Certificates(Judge):
+    """Certificates of the domains of one search.
+
+    Args:
+        state: root bounds (1, *shape).
+        statistics: where what closings cover is noted.
+
+    Attributes:
+        weak: domains that were closed for the network in real arithmetic alone, as far as there is room for them. A
+            batch that was tried twice is here twice.
+    """
+
+    def __init__(
+        self,
+        context: SearchContext,
+        state: BoundState,
+        cases: CaseRows,
+        space: SplitSpace,
+        statistics: SearchStatistics,
+    ) -> None:
+        super().__init__(context, state, cases, statistics)
+        self.space = space
+        self.weak: list[NeuronDomains] = []
+        self._room = int(KEPT_SHARE * context.memory_limit)
+
+    def closed(self, domains: NeuronDomains, found: Bounded) -> Tensor:
+        """(B,) bool: domains that are refuted; certified when the root's bounds are."""
+        done = self.refuted(domains.case, found.gap)
+        if self.state.certified and bool(done.any()):
+            index = done.nonzero()[:, 0]
+            sure = self._confirmed(domains, found, index)
+            done[index] = sure
+            self.statistics.uncertified += int((~sure).sum())
+        return self._with_touched(domains, found, done)
+
+    def _with_touched(self, domains: NeuronDomains, found: Bounded, done: Tensor) -> Tensor:
+        """Add the domains whose strict rows only touch their thresholds."""
+        return self.touching(domains.case, found.gap, done, lambda i: self.space.domain_bounds(domains.signs[i]))
+
+    def _confirmed(self, domains: NeuronDomains, found: Bounded, index: Tensor) -> Tensor:
+        """(n,) bool: whether some row of these domains is refuted, as far as the claims ask."""
+        others = found.parameters and {i: {k: v[index] for k, v in d.items()} for i, d in found.parameters.items()}
+        part = NeuronDomains(domains.case[index], domains.signs[index], found.alpha_beta[index])
+        sure, weak = self.judged(part.case, *self.lower(part, others))
+        self._keep(part, weak, int(weak.sum()))
+        return sure | weak
+
+    def _keep(self, domains: NeuronDomains, weak: Tensor, count: int) -> None:
+        """The weak ones of some domains, (n,) bool, for a search that goes on with them."""
+        if not count:
+            return
+        kept = domains[weak.nonzero()[:, 0]]
+        self._room -= kept.nbytes
+        if self._room < 0:
+            self.strong.weak += count
+        else:
+            self.weak.append(kept)
 
     def proved(self, domains: NeuronDomains) -> Tensor:
         """(n,) bool: whether some row of every domain is refuted at these slopes and multipliers, for all that the

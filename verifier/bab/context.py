@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
-from torch import Tensor
 
 from verifier.bounds.engine import Engine
 from verifier.config import BabConfig
@@ -21,11 +20,6 @@ from verifier.parallel.group import Solo
 # Replays a candidate (n_in,) and returns a witness when it is one. With several ranks it is called on the first rank of
 # the first group alone.
 Accept = Callable[[np.ndarray], Witness | None]
-
-
-# Looks for a counterexample near points (n, n_in) of some of the search's cases (n,), and returns a candidate (n_in,),
-# or None. It belongs to one rank, so that groups of several go without.
-Climb = Callable[[Tensor, Tensor], np.ndarray | None]
 
 
 def accept_nothing(x: np.ndarray) -> None:
@@ -43,7 +37,6 @@ class SearchContext:
         certify: proofs account for every rounding error; otherwise they are plain float32.
         team: this rank's peers in the other groups, which take part in a search with the same arguments.
         memory_limit: bytes that the open domains of this rank may take.
-        climb: looks for candidates near promising points; None: only those points themselves are tried.
     """
 
     graph: Graph
@@ -56,7 +49,6 @@ class SearchContext:
     certify: bool = True
     team: Group = field(default_factory=Solo)
     memory_limit: int = 1 << 62
-    climb: Climb | None = None
 
     @property
     def engine(self) -> Engine:

@@ -100,3 +100,39 @@ class OpenNeuronDomains(NeuronDomains):
     candidates: Tensor
     probes: Tensor
     pushes: Tensor
+
+
+@dataclass(frozen=True)
+class ValueDomains(Domains):
+    """Clamps of node values, and what the bound is computed with. S rows per case, U columns, P relaxation parameters.
+
+    Attributes:
+        lower, upper: float32 (B, U), closed: the value of every column lies between the two.
+        multipliers: float32 (B, S, U): above zero of the upper clamp, below zero of the lower one.
+        places: float32 (B, S, P), relaxation parameters as places between their limits; or (B, S, 0): the root's.
+    """
+
+    lower: Tensor
+    upper: Tensor
+    multipliers: Tensor
+    places: Tensor
+
+    @property
+    def plain(self) -> ValueDomains:
+        """Without what an open domain remembers besides."""
+        return ValueDomains(self.case, self.lower, self.upper, self.multipliers, self.places)
+
+
+@dataclass(frozen=True)
+class OpenValueDomains(ValueDomains):
+    """Value domains that were bounded and are still open.
+
+    Attributes:
+        gap: float32 (B,), the best row's bound minus its threshold; negative, the worst domain has the lowest.
+        candidates: int64 (B, k), columns that might be split, best first; -1 for none.
+        points: float32 (B, k), where.
+    """
+
+    gap: Tensor
+    candidates: Tensor
+    points: Tensor

@@ -26,7 +26,7 @@ from verifier.bab.domains import NeuronDomains, OpenNeuronDomains
 from verifier.bab.exchange import Exchange
 from verifier.bab.kernel import Kernel
 from verifier.bab.pool import Pool
-from verifier.bab.relu_split import Left, NeuronSplitting, SearchResult
+from verifier.bab.relu_split import NeuronSplitting, SearchResult
 from verifier.bab.search import branch_and_bound
 from verifier.bab.splits import split_space
 from verifier.bab.statistics import Stop
@@ -309,7 +309,7 @@ class RaisedRows:
             self._account(splitting.certificates)
         return done
 
-    def offer(self, splitting: NeuronSplitting, left: Left) -> None:
+    def offer(self, splitting: NeuronSplitting, found: Bounded, still: Tensor) -> None:
         """A row has no counterexample."""
 
     def leaf(self, splitting: NeuronSplitting, domain: OpenNeuronDomains) -> None:

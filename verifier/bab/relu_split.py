@@ -41,7 +41,7 @@ from verifier.bab.statistics import SearchStatistics, SearchTotals, Stop
 from verifier.bounds.alpha import Schedule
 from verifier.bounds.crown import BoundState
 from verifier.bounds.engine import recorder
-from verifier.core.backend import Group
+from verifier.core.backend import Group, ParallelBackend
 from verifier.core.claims import Covered, Semantics
 from verifier.core.deadline import Deadline
 from verifier.core.errors import VerifierError
@@ -64,8 +64,6 @@ _MARGIN = 1.25
 _LEAST_MORE, _SHARE_MORE, _LONGER = 1000, 0.25, 4.0
 # A search has few open domains left when they are less than this share of the most that there were.
 _DRAINED = 0.6
-# Minimisers of a batch from which an attack climbs: one for so many open domains, and at most so many.
-_CLIMB_EACH, _MOST_CLIMBS = 16, 16
 
 _REASONS = {
     Stop.NONE: "undecided leaves",
@@ -135,7 +133,7 @@ def search(
     exchange.same(splitting.meaning())
     try:
         ending = branch_and_bound(splitting, exchange)
-        return replace(_result(ending), weak=_weak(ending, splitting, context.team))
+        return replace(result(ending), weak=_weak(ending, splitting, context.team))
     finally:
         splitting.bounder.close()
 
@@ -173,10 +171,60 @@ def _weak(ending: Ending, splitting: NeuronSplitting, team: Group) -> WeakDomain
     return WeakDomains(splitting.state, splitting.cases, domains, covered, statistics.bounded)
 
 
-def _result(ending: Ending) -> SearchResult:
+def result(ending: Ending) -> SearchResult:
+    """In the words of a search of neurons."""
     totals = ending.totals
     reason = _REASONS[ending.stop] if totals.left and ending.witness is None else ""
     return SearchResult(ending.witness, totals.left, reason, totals, ending.stop, totals.statistics.covered)
+
+
+def offer(
+    backend: ParallelBackend,
+    slack: Tensor,
+    points: Callable[[Tensor], Tensor],
+    still: Tensor,
+    replay: Callable[[np.ndarray], Witness | None],
+) -> Witness | None:
+    """Replay the points of open domains, at positions ``still`` (n,), that violate the property most.
+
+    Args:
+        slack: (B, S) by how much. points: flat positions in (B, S) to points, (n, *input_shape).
+    """
+    rows = slack.shape[1]
+    flat = slack[still].flatten()
+    best = torch.topk(flat, min(_MOST_OFFERS, flat.shape[0]))
+    # Ranks replay together, so that they agree on how many are worth it whatever each of them computed.
+    count = int(backend.agree(float((best.values >= 0).sum())))
+    for i in best.indices[:count].tolist():
+        at = still[i // rows] * rows + i % rows
+        witness = replay(points(at[None])[0].reshape(-1).cpu().numpy())
+        if witness is not None:
+            return witness
+    return None
+
+
+class Goal(Protocol):
+    """What neurons are split for: to refute cases, or to raise the bounds of rows."""
+
+    def pick(self, splitting: NeuronSplitting) -> OpenNeuronDomains:
+        """Take the domains of the next round out of the pool."""
+        ...
+
+    def closed(self, splitting: NeuronSplitting, domains: NeuronDomains, found: Bounded) -> Tensor:
+        """(B,) bool: domains that need not be split further."""
+        ...
+
+    def offer(self, splitting: NeuronSplitting, found: Bounded, still: Tensor) -> Witness | None:
+        """Try points of open domains, at positions ``still`` (n,), as counterexamples."""
+        ...
+
+    def leaf(self, splitting: NeuronSplitting, domain: OpenNeuronDomains) -> Witness | None:
+        """Account for a domain without a free neuron."""
+        ...
+
+    def full(self, splitting: NeuronSplitting) -> Stop:
+        """Whether there is no more room, or no more work to do."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -191,30 +239,6 @@ class Left:
     domains: NeuronDomains
     found: Bounded
     still: Tensor
-
-
-class Goal(Protocol):
-    """What neurons are split for: to refute cases, or to raise the bounds of rows."""
-
-    def pick(self, splitting: NeuronSplitting) -> OpenNeuronDomains:
-        """Take the domains of the next round out of the pool."""
-        ...
-
-    def closed(self, splitting: NeuronSplitting, domains: NeuronDomains, found: Bounded) -> Tensor:
-        """(B,) bool: domains that need not be split further."""
-        ...
-
-    def offer(self, splitting: NeuronSplitting, left: Left) -> Witness | None:
-        """Try points of open domains as counterexamples."""
-        ...
-
-    def leaf(self, splitting: NeuronSplitting, domain: OpenNeuronDomains) -> Witness | None:
-        """Account for a domain without a free neuron."""
-        ...
-
-    def full(self, splitting: NeuronSplitting) -> Stop:
-        """Whether there is no more room, or no more work to do."""
-        ...
 
 
 class NeuronSplitting:
@@ -356,7 +380,7 @@ class NeuronSplitting:
         return Left(domains, found.found, (~done).nonzero()[:, 0])
 
     def offer(self, left: Left) -> Witness | None:
-        return self.goal.offer(self, left) if left.still.shape[0] else None
+        return self.goal.offer(self, left.found, left.still) if left.still.shape[0] else None
 
     def push(self, left: Left) -> None:
         """Domains with a free neuron go into the pool with ranked candidates, the others to the goal."""
@@ -426,7 +450,6 @@ class Refutation:
         self.leaf_lp, self.real_suffices = context.config.leaf_lp, context.claims.semantics is not Semantics.FLOAT32
         self.replay, self.leaves = replay, LeafSolver(context.graph, context.backend)
         self.enough, self._most_open = enough, 0
-        self.climb = context.climb if context.backend.size == 1 else None
 
     def pick(self, splitting: NeuronSplitting) -> OpenNeuronDomains:
         """The worst ones, while there is room for more of them."""
@@ -436,35 +459,9 @@ class Refutation:
     def closed(self, splitting: NeuronSplitting, domains: NeuronDomains, found: Bounded) -> Tensor:
         return splitting.certificates.closed(domains, found)
 
-    def offer(self, splitting: NeuronSplitting, left: Left) -> Witness | None:
+    def offer(self, splitting: NeuronSplitting, found: Bounded, still: Tensor) -> Witness | None:
         """Minimisers that violate the property most."""
-        found, still, rows = left.found, left.still, splitting.cases.rows
-        slack = found.slack[still].flatten()
-        best = torch.topk(slack, min(_MOST_OFFERS, slack.shape[0]))
-        # Ranks replay together, so that they agree on how many are worth it whatever each of them computed.
-        count = int(splitting.backend.agree(float((best.values >= 0).sum())))
-        for i in best.indices[:count].tolist():
-            at = still[i // rows] * rows + i % rows
-            witness = self.replay(found.points(at[None])[0].reshape(-1).cpu().numpy())
-            if witness is not None:
-                return witness
-        return self._climbed(left, slack, rows)
-
-    def _climbed(self, left: Left, slack: Tensor, rows: int) -> Witness | None:
-        """A candidate that is uphill from the minimisers which miss by least.
-
-        Args:
-            slack: (n * rows,) of the open domains.
-        """
-        if self.climb is None:
-            return None
-        still = left.still
-        count = min(_MOST_CLIMBS, -(-still.shape[0] // _CLIMB_EACH))
-        best = torch.topk(slack, min(count, slack.shape[0])).indices
-        domain = still[best // rows]
-        x = left.found.points(domain * rows + best % rows).flatten(1)
-        candidate = self.climb(x, left.domains.case[domain])
-        return None if candidate is None else self.replay(candidate)
+        return offer(splitting.backend, found.slack, found.points, still, self.replay)
 
     def leaf(self, splitting: NeuronSplitting, domain: OpenNeuronDomains) -> Witness | None:
         """Every neuron is decided: an LP whose duals certify, or whose minimiser may be a counterexample."""

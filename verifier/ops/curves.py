@@ -19,7 +19,7 @@ from torch import Tensor
 from verifier.core.interval import Interval
 from verifier.core.numerics import tiny
 from verifier.core.runtime import RunModel
-from verifier.graph.op import NonlinearOp, Params, ParamSpec, UnaryPlanes
+from verifier.graph.op import Cuts, NonlinearOp, Params, ParamSpec, UnaryPlanes
 from verifier.ops.layout import sane
 
 _INF = float("inf")
@@ -90,41 +90,63 @@ class Plane(NamedTuple):
     d_intercept: Tensor
 
 
-def lower_plane(curve: Curve, low: Tensor, up: Tensor, point: Tensor, least: Tensor) -> Plane:
-    """Plane below ``curve`` on [low, up].
+class Below:
+    """Planes below ``curve`` on [low, up]; what does not depend on where they touch is worked out once.
 
     Args:
         low, up: (B, 1, *shape).
-        point: tangent point (B, S or 1, *shape); any value is sound.
         least: (B, 1, *shape) lower bound of the function on the interval, used where no better plane is finite.
     """
-    p = curve.inflection
-    f_low, f_up = curve.value(low), curve.value(up)
-    chord = (f_up - f_low) / (up - low)
-    at_low = curve.slope(low)
-    # Left of the inflection the chord is below f when f' >= chord from low on; f' grows there, so check low alone.
-    on_chord = (low >= p) | ((up > p) & (f_low + at_low * (up - low) >= f_up))
-    chord = torch.where(low >= p, chord, torch.minimum(chord, at_low - curve.error(at_low)))
 
-    t = torch.minimum(torch.maximum(point, low), up.clamp(max=p))
-    tangent_slope = curve.slope(t)
-    slope = torch.where(on_chord, chord, tangent_slope)
+    def __init__(self, curve: Curve, low: Tensor, up: Tensor, least: Tensor) -> None:
+        p = curve.inflection
+        self.curve, self.low, self.up, self.least = curve, low, up, least
+        f_low, self.f_up = curve.value(low), curve.value(up)
+        chord = (self.f_up - f_low) / (up - low)
+        at_low = curve.slope(low)
+        # Left of the inflection the chord is below f when f' >= chord from low on; f' grows there, so check low alone.
+        self.on_chord = (low >= p) | ((up > p) & (f_low + at_low * (up - low) >= self.f_up))
+        self.chord = torch.where(low >= p, chord, torch.minimum(chord, at_low - curve.error(at_low)))
+        self.at_low = _intercept(curve, f_low, self.chord, low)
+        self.end, self.width, self.inside = up.clamp(max=p), (up - low).abs(), curve.contains(low, up)
+        self.concave: Plane | None = self._of_chords() if p == -_INF else None
 
-    at_ends = [_intercept(curve, f, slope, x) for f, x in ((f_low, low), (f_up, up))]
-    slack = curve.error(tangent_slope) * (up - low).abs()
-    touching = _intercept(curve, curve.value(t), slope, t) - slack * (1 + 1e-6)
-    touching = touching - touching.abs() * torch.finfo(t.dtype).eps
-    first = torch.where(on_chord, at_ends[0], touching)
-    intercept = torch.where(on_chord | (up > p), torch.minimum(first, at_ends[1]), first)
+    def _of_chords(self) -> Plane:
+        """No plane of a concave function touches it inside."""
+        intercept = torch.minimum(self.at_low, _intercept(self.curve, self.f_up, self.chord, self.up))
+        good, zero = self._good(self.chord, intercept), torch.zeros_like(self.chord)
+        return Plane(torch.where(good, self.chord, zero), torch.where(good, intercept, self.least), zero, zero)
 
-    good = torch.isfinite(slope) & torch.isfinite(intercept) & curve.contains(low, up)
-    zero = torch.zeros_like(slope)
-    free = good & ~on_chord
-    bend = torch.where(free, curve.bend(t), zero)
-    # The plane hangs on its tangent point, or on the far end where the tangent would pass above it.
-    hinge = torch.where((up > p) & (at_ends[1] < touching), up, t)
-    hinge = torch.where(free, hinge, zero)
-    return Plane(torch.where(good, slope, zero), torch.where(good, intercept, least), bend, -hinge * bend)
+    def _good(self, slope: Tensor, intercept: Tensor) -> Tensor:
+        return torch.isfinite(slope) & torch.isfinite(intercept) & self.inside
+
+    def at(self, point: Tensor) -> Plane:
+        """The plane that touches at a point (B, S or 1, *shape), where it touches; any value is sound."""
+        if self.concave is not None:
+            return self.concave
+        curve, on_chord, up = self.curve, self.on_chord, self.up
+        p = curve.inflection
+        t = torch.minimum(torch.maximum(point, self.low), self.end)
+        tangent_slope = curve.slope(t)
+        slope = torch.where(on_chord, self.chord, tangent_slope)
+
+        slack = curve.error(tangent_slope) * self.width
+        touching = _intercept(curve, curve.value(t), slope, t) - slack * (1 + 1e-6)
+        touching = touching - touching.abs() * torch.finfo(t.dtype).eps
+        intercept, hinge = touching, t
+        if p < _INF:
+            beyond = up > p
+            at_up = _intercept(curve, self.f_up, slope, up)
+            first = torch.where(on_chord, self.at_low, touching)
+            intercept = torch.where(on_chord | beyond, torch.minimum(first, at_up), first)
+            # The plane hangs on its tangent point, or on the far end where the tangent would pass above it.
+            hinge = torch.where(beyond & (at_up < touching), up, t)
+
+        good, zero = self._good(slope, intercept), torch.zeros_like(slope)
+        free = good & ~on_chord
+        bend = torch.where(free, curve.bend(t), zero)
+        hinge = torch.where(free, hinge, zero)
+        return Plane(torch.where(good, slope, zero), torch.where(good, intercept, self.least), bend, -hinge * bend)
 
 
 def _intercept(curve: Curve, value: Tensor, slope: Tensor, x: Tensor) -> Tensor:
@@ -174,6 +196,12 @@ class CurveOp(NonlinearOp):
         """Whether ``curve`` is f(-z): for functions that are concave first and convex later."""
         return False
 
+    @property
+    def cuts(self) -> Cuts:
+        """The inflection comes first."""
+        point = -self.curve.inflection if self.mirrored else self.curve.inflection
+        return Cuts((point,) if abs(point) < _INF else ())
+
     def run_error(self, model: RunModel, xs: Sequence[Interval], found: Interval) -> Tensor | float | None:
         return measured(model, self.kind, found)
 
@@ -204,20 +232,27 @@ class CurveOp(NonlinearOp):
         return out
 
     def relax(self, xs: Sequence[Interval], params: Mapping[str, Tensor] | None = None) -> UnaryPlanes:
+        return self.prepared(xs)(params)
+
+    def prepared(self, xs: Sequence[Interval]) -> Callable[[Mapping[str, Tensor] | None], UnaryPlanes]:
         low, up = (x[:, None] for x in self._oriented(xs))
-        given = {k: v.initial for k, v in self.parameters(xs).items()} if params is None else params
         reach = self.interval(xs, ())
         sign = -1.0 if self.mirrored else 1.0
         middle = torch.zeros_like(low)
-        below = lower_plane(self.curve, low, up, sign * given.get("lower_point", middle), reach.lower[:, None])
-        above = lower_plane(
-            self.curve.negated_mirror(), -up, -low, -sign * given.get("upper_point", middle), -reach.upper[:, None]
-        )
-        d_lower = {"lower_point": (below.d_slope, sign * below.d_intercept)} if "lower_point" in given else None
-        d_upper = {"upper_point": (-above.d_slope, sign * above.d_intercept)} if "upper_point" in given else None
-        if self.mirrored:
-            return UnaryPlanes(-below.slope, below.intercept, -above.slope, -above.intercept, d_lower, d_upper)
-        return UnaryPlanes(below.slope, below.intercept, above.slope, -above.intercept, d_lower, d_upper)
+        lower = Below(self.curve, low, up, reach.lower[:, None])
+        upper = Below(self.curve.negated_mirror(), -up, -low, -reach.upper[:, None])
+
+        def planes(params: Mapping[str, Tensor] | None) -> UnaryPlanes:
+            given = {k: v.initial for k, v in self.parameters(xs).items()} if params is None else params
+            below = lower.at(sign * given.get("lower_point", middle))
+            above = upper.at(-sign * given.get("upper_point", middle))
+            d_lower = {"lower_point": (below.d_slope, sign * below.d_intercept)} if "lower_point" in given else None
+            d_upper = {"upper_point": (-above.d_slope, sign * above.d_intercept)} if "upper_point" in given else None
+            if self.mirrored:
+                return UnaryPlanes(-below.slope, below.intercept, -above.slope, -above.intercept, d_lower, d_upper)
+            return UnaryPlanes(below.slope, below.intercept, above.slope, -above.intercept, d_lower, d_upper)
+
+        return planes
 
     def _oriented(self, xs: Sequence[Interval]) -> tuple[Tensor, Tensor]:
         low, up = sane(xs[0])

@@ -16,6 +16,7 @@ from verifier.core.interval import Interval
 from verifier.core.numerics import gamma, tiny, underflow
 from verifier.core.runtime import LARGEST, TINY, UNIT, RunModel, rate
 from verifier.graph.op import (
+    Cuts,
     NonlinearOp,
     Params,
     ParamSpec,
@@ -200,6 +201,20 @@ class MatMulPlanes(Relaxation):
 @dataclass(frozen=True)
 class MatMul(NonlinearOp):
     """(..., n, k) @ (..., k, m), both variable, with equal leading dims. Parameters as in :class:`Mul`, per output."""
+
+    @property
+    def cuts(self) -> Cuts:
+        return Cuts()
+
+    def cut_gains(self, which: int, at: Tensor, xs: Sequence[Interval], a: Tensor, zs: Sequence[Tensor]) -> Tensor:
+        """A product's planes are at most a quarter of its box's area away, which shrinks with the side that is split:
+        the wider part counts, and a quarter of the other."""
+        size = a[:, 0].abs()
+        other = (xs[1 - which].upper - xs[1 - which].lower).to(a.dtype)
+        reach = size @ other.mT if which == 0 else other.mT @ size
+        low, up = xs[which]
+        parts = torch.minimum(at - low, up - at), torch.maximum(at - low, up - at)
+        return ((parts[0] + parts[1] / 4) * reach / 4).nan_to_num(0.0, 0.0, 0.0).clamp(min=0)
 
     def forward(self, xs: Sequence[Tensor], p: Params) -> Tensor:
         return xs[0] @ xs[1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from verifier.core.interval import Interval
 from verifier.core.runtime import TINY, UNIT, RunModel, rate
 from verifier.graph.op import NonlinearOp, Params, ParamSpec, UnaryPlanes
-from verifier.ops.curves import Curve, lower_plane, measured, tangent_limits
+from verifier.ops.curves import Below, Curve, measured, tangent_limits
 from verifier.ops.layout import sane
 
 _INF = float("inf")
@@ -66,30 +66,37 @@ class Reciprocal(NonlinearOp):
 
     def relax(self, xs: Sequence[Interval], params: Mapping[str, Tensor] | None = None) -> UnaryPlanes:
         """On z > 0 tangent below and chord above; on z < 0 the same for -1 / (-z). Sound: f is convex on z > 0."""
+        return self.prepared(xs)(params)
+
+    def prepared(self, xs: Sequence[Interval]) -> Callable[[Mapping[str, Tensor] | None], UnaryPlanes]:
         low, up = (x[:, None] for x in sane(xs[0]))
-        point = (self.parameters(xs) if params is None else params)["point"]
-        t = point.initial if isinstance(point, ParamSpec) else point
         reach = self.interval(xs, ())
         minus = up < 0
         a, b = torch.where(minus, -up, low), torch.where(minus, -low, up)
-        t = torch.where(minus, -t, t)
         least = torch.where(minus, -reach.upper[:, None], reach.lower[:, None])
         most = torch.where(minus, -reach.lower[:, None], reach.upper[:, None])
-        tangent = lower_plane(RECIPROCAL, a, b, t, least)
-        chord = lower_plane(RECIPROCAL.negated_mirror(), -b, -a, -t, -most)
+        below = Below(RECIPROCAL, a, b, least)
+        chord = Below(RECIPROCAL.negated_mirror(), -b, -a, -most).at(-a)  # which touches nowhere
         chord_above = -chord.intercept
-        zero = torch.zeros_like(tangent.d_slope)
-        d_slope = torch.where(minus, -tangent.d_slope, tangent.d_slope)
-        lower = {"point": (torch.where(minus, zero, d_slope), torch.where(minus, zero, tangent.d_intercept))}
-        upper = {"point": (torch.where(minus, d_slope, zero), torch.where(minus, tangent.d_intercept, zero))}
-        return UnaryPlanes(
-            torch.where(minus, chord.slope, tangent.slope),
-            torch.where(minus, -chord_above, tangent.intercept),
-            torch.where(minus, tangent.slope, chord.slope),
-            torch.where(minus, -tangent.intercept, chord_above),
-            lower,
-            upper,
-        )
+
+        def planes(params: Mapping[str, Tensor] | None) -> UnaryPlanes:
+            point = (self.parameters(xs) if params is None else params)["point"]
+            t = point.initial if isinstance(point, ParamSpec) else point
+            tangent = below.at(torch.where(minus, -t, t))
+            zero = torch.zeros_like(tangent.d_slope)
+            d_slope = torch.where(minus, -tangent.d_slope, tangent.d_slope)
+            lower = {"point": (torch.where(minus, zero, d_slope), torch.where(minus, zero, tangent.d_intercept))}
+            upper = {"point": (torch.where(minus, d_slope, zero), torch.where(minus, tangent.d_intercept, zero))}
+            return UnaryPlanes(
+                torch.where(minus, chord.slope, tangent.slope),
+                torch.where(minus, -chord_above, tangent.intercept),
+                torch.where(minus, tangent.slope, chord.slope),
+                torch.where(minus, -tangent.intercept, chord_above),
+                lower,
+                upper,
+            )
+
+        return planes
 
 
 def softmax_error(model: RunModel, row: int, found: Interval) -> Tensor | None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from verifier.core.interval import Interval
 from verifier.core.runtime import RunModel
 from verifier.graph.op import (
+    Cuts,
     NonlinearOp,
     Params,
     ParamSpec,
@@ -87,6 +88,11 @@ class JumpOp(StepOp):
     def guide(self, z: Tensor, width: Tensor) -> Tensor | None:
         """Slope of a smooth step with the tails of 1 / z^2: no input is ever without a way to the other side."""
         return (self.above - self.below) / 2 / (width * (1 + (z / width) ** 2))
+
+    @property
+    def cuts(self) -> Cuts:
+        """At the jump."""
+        return Cuts((0.0,), anywhere=False)
 
     def parameters(self, xs: Sequence[Interval]) -> Mapping[str, ParamSpec]:
         """Initially the plane of the shorter part is steep, that of the longer one constant."""
@@ -188,6 +194,10 @@ class Single(StepOp):
     """Nearest float32: what a conversion from float64 gives. Beyond float32's range there are no bounds."""
 
     rounds = True
+
+    @property
+    def cuts(self) -> None:
+        """Its planes are an error of rounding apart."""
 
     def step(self, z: Tensor) -> Tensor:
         return z.to(torch.float32).to(z.dtype)

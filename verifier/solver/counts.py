@@ -7,11 +7,12 @@ from typing import Any, Literal
 
 from verifier.bab.statistics import SearchTotals
 
-SearchKind = Literal["input_split", "relu_split"]
+SearchKind = Literal["input_split", "relu_split", "value_split"]
 
 _OF_KIND: dict[SearchKind, tuple[str, ...]] = {
     "input_split": ("depth",),
     "relu_split": ("leaves", "uncertified", "forced"),
+    "value_split": ("uncertified",),
 }
 
 

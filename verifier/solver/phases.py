@@ -16,9 +16,7 @@ from typing import ClassVar, Generic, TypeVar
 import numpy as np
 import torch
 
-from verifier.attack.climber import Climber
-from verifier.attack.objective import build_objective
-from verifier.bab import input_split, refine, relu_split
+from verifier.bab import input_split, refine, relu_split, value_split
 from verifier.bab.context import SearchContext
 from verifier.bounds.alpha import Schedule
 from verifier.bounds.api import Method, NetworkBounds, Wanted, compute_graph_bounds
@@ -77,18 +75,8 @@ class RankState:
         assert self.problem is not None
         return self.problem
 
-    def search_context(self, bab: BabConfig, deadline: Deadline, cases: np.ndarray | None = None) -> SearchContext:
-        """What a search works with.
-
-        Args:
-            cases: those of the search, ascending, near whose promising points an attack looks for counterexamples.
-        """
+    def search_context(self, bab: BabConfig, deadline: Deadline) -> SearchContext:
         setup = self.setup
-        attack, device = self.config.attack, setup.search.device
-        climb = None
-        if attack.enabled and cases is not None and setup.search.size == 1:
-            objective = build_objective(setup.graph.whole, setup.search.weights, self.asked, device, cases.tolist())
-            climb = Climber(objective, attack, deadline, self.config.seed).climb
         return SearchContext(
             graph=setup.graph,
             backend=setup.search,
@@ -100,7 +88,6 @@ class RankState:
             certify=self.config.numerics.certify,
             team=setup.peers,
             memory_limit=setup.pool_bytes,
-            climb=climb,
         )
 
 
@@ -259,26 +246,35 @@ class SplitInputs(Phase[input_split.InputSplitResult]):
         return input_split.search(context, state.asked, self.cases)
 
 
+def splits_values(state: RankState) -> bool:
+    """Whether a search of neurons splits the values that all nonlinearities read, and not ReLUs alone."""
+    setup = state.setup
+    return state.config.bab.value_splits and value_split.applies(setup.graph, setup.search)
+
+
 @dataclass(frozen=True, eq=False)
 class SplitNeurons(Phase[relu_split.SearchResult]):
-    """Branch and bound on ReLU splits of one box.
+    """Branch and bound on splits of ReLUs, or of values, of one box.
 
     Attributes:
         root: which of the roots is meant.
         cases: indices of its cases that are still open.
+        seconds: how long at most; default until the deadline.
     """
 
     name = "split_neurons"
     root: int
     cases: np.ndarray
+    seconds: float = math.inf
 
     def run(self, state: RankState) -> relu_split.SearchResult:
         found = state.roots[self.root]
         assert found.rows is not None
         still = np.flatnonzero(np.isin(found.open, self.cases))
         rows = found.rows if still.size == found.open.size else found.rows.select(torch.from_numpy(still))
-        context = state.search_context(state.config.bab, state.deadline, found.open[still])
-        ended = refine.search(context, found.state, rows)
+        context = state.search_context(state.config.bab, state.deadline.sub(self.seconds))
+        search = value_split.search if splits_values(state) else refine.search
+        ended = search(context, found.state, rows)
         if ended.covered.weak:
             state.weak.append(ended.weak)
         return ended

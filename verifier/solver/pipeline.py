@@ -40,11 +40,21 @@ from verifier.parallel.backends import placement
 from verifier.parallel.stores import Resident
 from verifier.parallel.world import World, solo
 from verifier.solver.counts import SearchKind, entry
-from verifier.solver.phases import Begin, BoundRoot, CoverRuns, Memory, RankState, SplitInputs, SplitNeurons
+from verifier.solver.phases import (
+    Begin,
+    BoundRoot,
+    CoverRuns,
+    Memory,
+    RankState,
+    SplitInputs,
+    SplitNeurons,
+    splits_values,
+)
 from verifier.solver.ranks import broadcast_end, broadcast_query, run_on_all
 from verifier.solver.root import Root
 from verifier.solver.setup import cpu_threads, device_of, set_up
 from verifier.solver.strategy import (
+    LEAST_LOOK,
     Features,
     features,
     first_look,
@@ -202,23 +212,28 @@ class _Run:
         attack, search = self.config.attack.enabled, self.config.bab.enabled
         if attack:
             yield partial(self._attack, config=quick(self.config.attack))
-        inputs, neurons = search_plan(found, self.config)
-        if inputs and search:
+        assert self.state is not None
+        plan = search_plan(found, self.config, splits_values(self.state))
+        if plan.inputs and search:
             if attack:
-                yield partial(self._split_inputs, share=1.0, domains=first_look(found))
+                boxes = first_look(found)  # no more than a few where inputs are not what is split first after that
+                boxes = min(boxes, LEAST_LOOK) if plan.before else boxes
+                yield partial(self._split_inputs, share=1.0, domains=boxes)
                 if host:
                     yield self._move
                 yield partial(self._attack, config=self.config.attack)
-            if neurons:  # what a search can be spared is known after its root bounds
+            if plan.neurons or plan.before:  # what a search can be spared is known after its root bounds
                 yield self._bound
-            yield partial(self._split_inputs, share=inputs, domains=None)
-            if not neurons:
+            if plan.before:
+                yield partial(self._split_neurons, share=plan.before)
+            yield partial(self._split_inputs, share=plan.inputs, domains=None)
+            if not plan.neurons:
                 return
         else:
             yield self._bound
         if attack:
             yield partial(self._attack, config=self.config.attack)
-        if search and neurons:
+        if search and plan.neurons:
             yield self._split_neurons
 
     # -- steps ------------------------------------------------------------------------------------------------------
@@ -312,7 +327,12 @@ class _Run:
             self.witness, self.open, self.reason = ended.witness, np.asarray(ended.open), ended.reason
             self._note(ended.covered)
 
-    def _split_neurons(self, state: RankState) -> None:
+    def _split_neurons(self, state: RankState, share: float = 1.0) -> None:
+        """Box by box.
+
+        Args:
+            share: of the time that is left; when it is not all, boxes that stay open are left to another search.
+        """
         with self._phase("branch and bound on neurons"):
             for number, root in enumerate(state.roots):
                 cases = root.open[np.isin(root.open, self.open)]
@@ -322,8 +342,9 @@ class _Run:
                 if root.rows is None:
                     self.reason = "the configured bounds leave rows open and have no slopes to search with"
                     return
-                ended = run_on_all(state, SplitNeurons(number, cases))
-                self._count("relu_split", ended.totals)
+                each = share / (len(state.roots) - number) * min(self.deadline.remaining(), 600.0)
+                ended = run_on_all(state, SplitNeurons(number, cases, math.inf if share == 1.0 else each))
+                self._count("value_split" if splits_values(state) else "relu_split", ended.totals)
                 self.witness, self.reason = ended.witness, ended.reason
                 self._note(ended.covered, None if ended.weak is None else ended.weak.covered)
                 if ended.witness is not None:
@@ -332,7 +353,9 @@ class _Run:
                     left = ended.totals.statistics
                     worst = left.worst if left.open else 0.0
                     self.reason = f"{ended.reason}: {ended.open} domains are left open, final gap {worst:.6g}"
-                    return
+                    if share == 1.0:
+                        return
+                    continue
                 self._close(root.open, np.zeros(0, np.int64))
 
     def _note(self, covered: Covered, strong: Covered | None = None) -> None:

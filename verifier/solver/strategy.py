@@ -5,6 +5,7 @@ same query takes the same path on the same device.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -51,7 +52,7 @@ def features(graph: Graph, problem: Problem) -> Features:
 
 
 # Boxes of a first look, and of one whose boxes are cheap.
-_LEAST_LOOK, _LONGEST_LOOK = 64, 4096
+LEAST_LOOK, _LONGEST_LOOK = 64, 4096
 # Where boxes are not cheap, as many as so many seconds of a CPU allow.
 _LOOK_SECONDS = 16.0
 
@@ -60,7 +61,7 @@ def first_look(found: Features) -> int:
     """Boxes to bound before a thorough attack: about a second of a CPU's work, counted as if every row were walked, but
     a few boxes in any case."""
     each = CPU.walk_flops / max(1.0, found.box_flops)  # boxes a second
-    return int(min(_LONGEST_LOOK, max(each, min(_LEAST_LOOK, _LOOK_SECONDS * each), 1)))
+    return int(min(_LONGEST_LOOK, max(each, min(LEAST_LOOK, _LOOK_SECONDS * each), 1)))
 
 
 def quick(attack: AttackConfig) -> AttackConfig:
@@ -70,28 +71,49 @@ def quick(attack: AttackConfig) -> AttackConfig:
 
 # Up to this many free inputs halving boxes is tried first, and up to the second number it is all that is tried.
 FEW_INPUTS, VERY_FEW_INPUTS = 20, 8
-# Splitting neurons never decides a network that has other nonlinearities; halving boxes can, even with many inputs.
+# Splitting ReLUs never decides a network that has other nonlinearities; halving boxes can, even with many inputs.
 SMOOTH_INPUTS = 256
 # Of the time that is left, for the one that can.
 _SMOOTH_SHARE = 0.8
+# Where values are split as well, they can, too, and do better the more inputs there are: with more than a few they come
+# first, for this share of the time that is left.
+_VALUES_SHARE = 0.5
 # More boxes than this are searched together, not one after the other.
 MANY_BOXES = 32
 
 
-def search_plan(found: Features, config: Config) -> tuple[float, bool]:
+class SearchPlan(NamedTuple):
+    """How to branch, in order.
+
+    Attributes:
+        before: the share of the remaining time for splitting neurons before inputs; 0: not at all.
+        inputs: the share of what is left then for splitting inputs; 0: not at all.
+        neurons: whether neurons are split after that.
+    """
+
+    before: float
+    inputs: float
+    neurons: bool
+
+
+def search_plan(found: Features, config: Config, values: bool = False) -> SearchPlan:
     """How to branch.
 
-    Returns:
-        the share of the remaining time for splitting inputs (0: not at all), and whether neurons are split after that.
+    Args:
+        values: whether a search of neurons splits the values that all nonlinearities read.
     """
     if config.bab.branching == "input":
-        return 1.0, False
+        return SearchPlan(0.0, 1.0, False)
     if config.bab.branching != "auto":
-        return 0.0, True
+        return SearchPlan(0.0, 0.0, True)
     if found.boxes > MANY_BOXES or found.free_inputs <= VERY_FEW_INPUTS:
-        return 1.0, False
+        return SearchPlan(0.0, 1.0, False)
     few, share = (FEW_INPUTS, 0.5) if found.only_relu else (SMOOTH_INPUTS, _SMOOTH_SHARE)
-    return (share, True) if found.free_inputs <= few else (0.0, True)
+    if found.free_inputs > few:
+        return SearchPlan(0.0, 0.0, True)
+    if values and found.free_inputs > FEW_INPUTS:
+        return SearchPlan(_VALUES_SHARE, 1.0, False)
+    return SearchPlan(0.0, share, True)
 
 
 # Networks that are so small are worth no GPU before a first look at the boxes has failed: loading its kernels alone
@@ -107,9 +129,9 @@ def starts_on_host(found: Features, config: Config, device: torch.device, ranks:
     """
     if device.type != "cuda" or config.device != "auto" or ranks > 1:
         return False
-    looks = config.attack.enabled and config.bab.enabled and search_plan(found, config)[0] > 0
+    looks = config.attack.enabled and config.bab.enabled and search_plan(found, config).inputs > 0
     # The look is no longer than a second where its least number of boxes is not what decides.
-    return looks and found.walk_flops < _HOST_FLOPS and _LEAST_LOOK * found.box_flops <= CPU.walk_flops
+    return looks and found.walk_flops < _HOST_FLOPS and LEAST_LOOK * found.box_flops <= CPU.walk_flops
 
 
 def hidden_iterations(graph: Graph, rows: dict[int, int], limit: float, device: str, config: Config) -> int:
