@@ -131,14 +131,16 @@ class Relaxation:
         return Checked(None, values[: self.inputs], np.abs(h - np.maximum(z, 0.0)), z)
 
     def _multipliers(self, ray: np.ndarray) -> Multipliers:
-        y = self._oriented(ray)
+        y = self.last = self._oriented(ray)
         cost = self.matrix.T @ y
         tie, on_z, on_h = y[self._tie], cost[self._z], cost[self._h]
         lower, bottom = np.maximum(tie, 0.0), np.maximum(-on_h, 0.0)
         total = lower + bottom
         alpha = np.divide(lower, total, out=np.zeros_like(total), where=total > 0)
         active, inactive = self._signs > 0, self._signs < 0
-        beta = np.where(active, np.maximum(-on_z, 0.0), np.where(inactive, np.maximum(on_z, 0.0), 0.0))
+        # On a split h >= 0, or z <= h, say the same as the split itself.
+        at_least, at_most = np.maximum(-on_z, 0.0) + bottom, np.maximum(on_z, 0.0) + lower
+        beta = np.where(active, at_least, np.where(inactive, at_most, 0.0))
         used = (active & (tie < -_SMALL)) | (inactive & (on_h > _SMALL)) | (beta > _SMALL)
         rows = np.maximum(-y[len(y) - self.rows :], 0.0)
         return Multipliers(np.where(rows > _SMALL, rows, 0.0), alpha, np.where(used, beta, 0.0), used)

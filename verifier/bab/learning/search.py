@@ -75,6 +75,7 @@ class LearningSearch:
     figures: Figures = field(default_factory=Figures)
     covered: Covered = field(default_factory=Covered)
     witness: Witness | None = None
+    deep: bool = False
 
     def __post_init__(self) -> None:
         self.core = Core(len(self.relaxation.places))
@@ -89,6 +90,8 @@ class LearningSearch:
         while self.relaxation.work < limit:
             self.deadline.check("learning")
             conflict = core.propagate()
+            if conflict is None and self.deep and self._deeper():
+                continue
             if conflict is None:
                 found = self.relaxation.check(self._signs(), self.deadline.remaining())
                 self.figures.programs += 1
@@ -103,6 +106,15 @@ class LearningSearch:
                 return End.REFUTED if refutes(core.derivation, self._certified) else End.STUCK
             self.figures.learned += 1
         return End.WORK
+
+    def _deeper(self) -> bool:
+        core = self.core
+        free = self._signs() == 0
+        if not free.any():
+            return False
+        pick = int(np.where(free, np.array(core.activity), -1.0).argmax())
+        core.decide(core.phase[pick])
+        return True
 
     def _signs(self) -> np.ndarray:
         signs = np.zeros(self.core.variables, dtype=np.int8)
