@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from verifier.bab.compact import Compact
 
@@ -68,17 +69,17 @@ class Relaxation:
     def __init__(self, net: Compact, first: int, count: int) -> None:
         self.places = net.places.cpu().numpy()
         self.inputs, self.columns, self.rows = net.input_weight.shape[1], net.size, count
-        self.matrix, lower, upper = _system(net, first, count)
+        self.system = _system(net, first, count)
         self._z = self.inputs + self.places
         self._h = self._z + self.columns
         self._tie = self.columns + self.places  # rows h - z
         self._signs = np.zeros(len(self.places), dtype=np.int8)
-        low = np.full(self.matrix.shape[1], -np.inf)
-        high = np.full(self.matrix.shape[1], np.inf)
+        low = np.full(self.system.columns, -np.inf)
+        high = np.full(self.system.columns, np.inf)
         low[: self.inputs], high[: self.inputs] = -1.0, 1.0
         low[self._h] = 0.0
-        self._solver = _solver(self.matrix, (low, high), (lower, upper))
-        self.box, self.sides = (low, high), (lower, upper)
+        self._solver = _solver(self.system, (low, high))
+        self.box, self.sides = (low, high), (self.system.lower, self.system.upper)
         self.work = 0
 
     def check(self, signs: np.ndarray, seconds: float) -> Checked:
@@ -131,8 +132,8 @@ class Relaxation:
         return Checked(None, values[: self.inputs], np.abs(h - np.maximum(z, 0.0)), z)
 
     def _multipliers(self, ray: np.ndarray) -> Multipliers:
-        y = self.last = self._oriented(ray)
-        cost = self.matrix.T @ y
+        y = self._oriented(ray)
+        cost = self.system.transposed(y)
         tie, on_z, on_h = y[self._tie], cost[self._z], cost[self._h]
         lower, bottom = np.maximum(tie, 0.0), np.maximum(-on_h, 0.0)
         total = lower + bottom
@@ -153,7 +154,7 @@ class Relaxation:
 
     def _proves(self, y: np.ndarray) -> float:
         """By how much sum of y (row - side) exceeds what columns can give; positive for a proof."""
-        return _least(y, *self.sides) + _least(-(self.matrix.T @ y), *self.box)
+        return _least(y, *self.sides) + _least(-self.system.transposed(y), *self.box)
 
 
 _SMALL = 1e-9
@@ -166,51 +167,75 @@ def _least(weights: np.ndarray, low: np.ndarray, high: np.ndarray) -> float:
     return float(np.where(weights == 0, 0.0, weights * np.where(weights == 0, 0.0, side)).sum())
 
 
-def _system(net: Compact, first: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Matrix of the rows, and their sides."""
+@dataclass(frozen=True)
+class _System:
+    """Rows of a program as a list of entries, and their sides.
+
+    Attributes:
+        at, column, value: row, column and value of every entry, row by row.
+        lower, upper: (m,) sides.
+        columns: how many.
+    """
+
+    at: np.ndarray
+    column: np.ndarray
+    value: np.ndarray
+    lower: np.ndarray
+    upper: np.ndarray
+    columns: int
+
+    @classmethod
+    def of(cls, matrix: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> _System:
+        at, column = matrix.nonzero()
+        return cls(at, column, matrix[at, column], lower, upper, matrix.shape[1])
+
+    def transposed(self, y: np.ndarray) -> np.ndarray:
+        """What weights (m,) of the rows give on the columns."""
+        return np.bincount(self.column, self.value * y[self.at], self.columns)
+
+
+def _system(net: Compact, first: int, count: int) -> _System:
+    """The rows: pre-activations, outputs less pre-activations, chords, and the case's own."""
     n, t, places = net.input_weight.shape[1], net.size, net.places.cpu().numpy()
-
-    def array(value: Any) -> np.ndarray:
-        return value.double().cpu().numpy()
-
     affine = np.zeros((t, n + 2 * t))
     affine[:, n : n + t] = np.eye(t)
-    affine[net.entry, :n] = -array(net.input_weight)
+    affine[net.entry, :n] = -_array(net.input_weight)
     for layer in net.layers:
         columns = slice(n + t + layer.sources.start, n + t + layer.sources.stop)
-        affine[layer.columns, columns] = -array(layer.weight)
+        affine[layer.columns, columns] = -_array(layer.weight)
     tie = np.zeros((t, n + 2 * t))
     tie[:, n : n + t], tie[:, n + t :] = -np.eye(t), np.eye(t)
-    chord = np.zeros((len(places), n + 2 * t))
-    here = np.arange(len(places))
-    slope, intercept = array(net.slope), array(net.intercept)
-    chord[here, n + t + places], chord[here, n + places] = 1.0, -slope[places]
     rows = np.zeros((count, n + 2 * t))
-    rows[:, n + t :] = array(net.rows[first : first + count])
+    rows[:, n + t :] = _array(net.rows[first : first + count])
     if net.row_input is not None:
-        rows[:, :n] = array(net.row_input[first : first + count])
-    bias, kept = array(net.bias), array(net.kept) > 0
-    constant = array(net.row_constant[first : first + count])
-    lower = np.concatenate([bias, np.zeros(t), np.full(len(places) + count, -np.inf)])
-    upper = np.concatenate([bias, np.where(kept, 0.0, np.inf), intercept[places], -constant])
-    return np.concatenate([affine, tie, chord, rows]), lower, upper
+        rows[:, :n] = _array(net.row_input[first : first + count])
+    # An output that only ever enters with a positive sign gains nothing from being large.
+    above = places[(affine[:, n + t + places] != 0).any(0) | (rows[:, n + t + places] < 0).any(0)]
+    chord, here = np.zeros((len(above), n + 2 * t)), np.arange(len(above))
+    chord[here, n + t + above], chord[here, n + above] = 1.0, -_array(net.slope)[above]
+    bias, kept = _array(net.bias), _array(net.kept) > 0
+    lower = np.concatenate([bias, np.zeros(t), np.full(len(above) + count, -np.inf)])
+    high = (bias, np.where(kept, 0.0, np.inf), _array(net.intercept)[above], -_array(net.row_constant)[first:][:count])
+    return _System.of(np.concatenate([affine, tie, chord, rows]), lower, np.concatenate(high))
 
 
-def _solver(
-    matrix: np.ndarray, box: tuple[np.ndarray, np.ndarray], sides: tuple[np.ndarray, np.ndarray]
-) -> Any:
+def _array(value: Tensor) -> np.ndarray:
+    return value.double().cpu().numpy()
+
+
+def _solver(system: _System, box: tuple[np.ndarray, np.ndarray]) -> Any:
     import highspy
 
     model = highspy.HighsLp()
-    model.num_row_, model.num_col_ = matrix.shape
-    model.col_cost_ = np.zeros(matrix.shape[1])
+    rows = len(system.lower)
+    model.num_row_, model.num_col_ = rows, system.columns
+    model.col_cost_ = np.zeros(system.columns)
     model.col_lower_, model.col_upper_ = box
-    model.row_lower_, model.row_upper_ = sides
-    at, column = matrix.nonzero()
+    model.row_lower_, model.row_upper_ = system.lower, system.upper
     model.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
-    model.a_matrix_.start_ = np.append(0, np.cumsum(np.bincount(at, minlength=matrix.shape[0]))).astype(np.int32)
-    model.a_matrix_.index_ = column.astype(np.int32)
-    model.a_matrix_.value_ = matrix[at, column]
+    model.a_matrix_.start_ = np.append(0, np.cumsum(np.bincount(system.at, minlength=rows))).astype(np.int32)
+    model.a_matrix_.index_ = system.column.astype(np.int32)
+    model.a_matrix_.value_ = system.value
     solver: Any = highspy._Highs()  # type: ignore[attr-defined]
     for name, value in (("output_flag", False), ("threads", 1), ("solver", "simplex"), ("presolve", "off")):
         solver.setOptionValue(name, value)

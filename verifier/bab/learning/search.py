@@ -90,8 +90,8 @@ class LearningSearch:
         while self.relaxation.work < limit:
             self.deadline.check("learning")
             conflict = core.propagate()
-            if conflict is None and self.deep and self._deeper():
-                continue
+            if conflict is None and self.deep:
+                conflict = self._dive()
             if conflict is None:
                 found = self.relaxation.check(self._signs(), self.deadline.remaining())
                 self.figures.programs += 1
@@ -107,14 +107,16 @@ class LearningSearch:
             self.figures.learned += 1
         return End.WORK
 
-    def _deeper(self) -> bool:
+    def _dive(self) -> int | None:
+        """Decide every neuron, those of recent conflicts first, as it was last; a clause that this contradicts."""
         core = self.core
-        free = self._signs() == 0
-        if not free.any():
-            return False
-        pick = int(np.where(free, np.array(core.activity), -1.0).argmax())
-        core.decide(core.phase[pick])
-        return True
+        for variable in sorted(range(core.variables), key=core.activity.__getitem__, reverse=True):
+            if not core.assigned(variable):
+                core.decide(core.phase[variable])
+                conflict = core.propagate()
+                if conflict is not None:
+                    return conflict
+        return None
 
     def _signs(self) -> np.ndarray:
         signs = np.zeros(self.core.variables, dtype=np.int8)
