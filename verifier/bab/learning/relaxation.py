@@ -21,6 +21,12 @@ from torch import Tensor
 from verifier.bab.compact import Compact
 
 
+# Multipliers of a ray, whose largest is 1, that count as none.
+_SMALL = 1e-9
+# Rows that are violated but for so much, relative to their constants: the program knows no better.
+_NEARLY = 1e-5
+
+
 @dataclass(frozen=True)
 class Multipliers:
     """What may refute a domain.
@@ -40,19 +46,16 @@ class Multipliers:
 
 @dataclass(frozen=True)
 class Checked:
-    """What the program says of a domain.
+    """What the program says of a domain; nothing: the solver gave up.
 
     Attributes:
-        refuted: how, where there is no point; ``point`` is None then.
-        point: (n,) scaled free inputs in [-1, 1] of a point of the relaxation; None, and no ``refuted``: the solver
-            gave up.
-        error: (U,) >= 0, by how much every neuron's output differs from that of a ReLU there.
+        refuted: how, where there is no point.
+        point: (n,) scaled free inputs in [-1, 1] of a point of the relaxation.
         z: (U,) pre-activations there.
     """
 
     refuted: Multipliers | None = None
     point: np.ndarray | None = None
-    error: np.ndarray | None = None
     z: np.ndarray | None = None
 
 
@@ -67,9 +70,10 @@ class Relaxation:
     """
 
     def __init__(self, net: Compact, first: int, count: int) -> None:
-        self.places = net.places.cpu().numpy()
-        self.inputs, self.columns, self.rows = net.input_weight.shape[1], net.size, count
-        self.system = _system(net, first, count)
+        self._net = _Net.of(net, slice(first, first + count))
+        self.places, self.rows = self._net.places, count
+        self.inputs, self.columns = self._net.input_weight.shape[1], net.size
+        self.system = _system(self._net)
         self._z = self.inputs + self.places
         self._h = self._z + self.columns
         self._tie = self.columns + self.places  # rows h - z
@@ -81,6 +85,11 @@ class Relaxation:
         self._solver = _solver(self.system, (low, high))
         self.box, self.sides = (low, high), (self.system.lower, self.system.upper)
         self.work = 0
+
+    @property
+    def numbers(self) -> int:
+        """Entries of the program's matrix."""
+        return len(self.system.value)
 
     def check(self, signs: np.ndarray, seconds: float) -> Checked:
         """Whether a domain, given by signs (U,) of its splits, has a point.
@@ -127,9 +136,19 @@ class Relaxation:
         self._solver.changeColsBounds(len(both), both, low[both], high[both])
         self._solver.changeRowsBounds(len(tie), tie.astype(np.int32), self.sides[0][tie], self.sides[1][tie])
 
+    def violates(self, point: np.ndarray) -> bool:
+        """Whether scaled free inputs (n,) violate all rows of the case, or nearly so."""
+        net, h = self._net, np.zeros(self.columns)
+        z = net.bias.copy()
+        z[net.entry] += net.input_weight @ point
+        for columns, sources, weight in net.layers:
+            z[columns] += weight @ h[sources]
+            h[columns] = np.where(net.kept[columns], z[columns], np.maximum(z[columns], 0.0))
+        slack = net.row_constant + net.rows @ h + net.row_input @ point
+        return bool((slack <= _NEARLY * (1 + np.abs(net.row_constant))).all())
+
     def _point(self, values: np.ndarray) -> Checked:
-        z, h = values[self._z], values[self._h]
-        return Checked(None, values[: self.inputs], np.abs(h - np.maximum(z, 0.0)), z)
+        return Checked(None, values[: self.inputs], values[self._z])
 
     def _multipliers(self, ray: np.ndarray) -> Multipliers:
         y = self._oriented(ray)
@@ -155,9 +174,6 @@ class Relaxation:
     def _proves(self, y: np.ndarray) -> float:
         """By how much sum of y (row - side) exceeds what columns can give; positive for a proof."""
         return _least(y, *self.sides) + _least(-self.system.transposed(y), *self.box)
-
-
-_SMALL = 1e-9
 
 
 def _least(weights: np.ndarray, low: np.ndarray, high: np.ndarray) -> float:
@@ -194,33 +210,68 @@ class _System:
         return np.bincount(self.column, self.value * y[self.at], self.columns)
 
 
-def _system(net: Compact, first: int, count: int) -> _System:
+@dataclass(frozen=True)
+class _Net:
+    """A compact network and the rows of one case, float64.
+
+    Attributes:
+        layers: columns, the columns that feed them, and the weights between.
+    """
+
+    layers: tuple[tuple[slice, slice, np.ndarray], ...]
+    places: np.ndarray
+    kept: np.ndarray
+    bias: np.ndarray
+    slope: np.ndarray
+    intercept: np.ndarray
+    entry: slice
+    input_weight: np.ndarray
+    rows: np.ndarray
+    row_input: np.ndarray
+    row_constant: np.ndarray
+
+    @classmethod
+    def of(cls, net: Compact, rows: slice) -> _Net:
+        def array(value: Tensor) -> np.ndarray:
+            return value.double().cpu().numpy()
+
+        layers = tuple((layer.columns, layer.sources, array(layer.weight)) for layer in net.layers)
+        weight, constant = array(net.input_weight), array(net.row_constant[rows])
+        row_input = np.zeros((len(constant), weight.shape[1]))
+        return cls(
+            layers,
+            net.places.cpu().numpy(),
+            net.kept.cpu().numpy().astype(bool),
+            array(net.bias),
+            array(net.slope),
+            array(net.intercept),
+            net.entry,
+            weight,
+            array(net.rows[rows]),
+            row_input if net.row_input is None else array(net.row_input[rows]),
+            constant,
+        )
+
+
+def _system(net: _Net) -> _System:
     """The rows: pre-activations, outputs less pre-activations, chords, and the case's own."""
-    n, t, places = net.input_weight.shape[1], net.size, net.places.cpu().numpy()
+    n, t, places, count = net.input_weight.shape[1], len(net.bias), net.places, len(net.rows)
     affine = np.zeros((t, n + 2 * t))
     affine[:, n : n + t] = np.eye(t)
-    affine[net.entry, :n] = -_array(net.input_weight)
-    for layer in net.layers:
-        columns = slice(n + t + layer.sources.start, n + t + layer.sources.stop)
-        affine[layer.columns, columns] = -_array(layer.weight)
+    affine[net.entry, :n] = -net.input_weight
+    for columns, sources, weight in net.layers:
+        affine[columns, n + t + sources.start : n + t + sources.stop] = -weight
     tie = np.zeros((t, n + 2 * t))
     tie[:, n : n + t], tie[:, n + t :] = -np.eye(t), np.eye(t)
     rows = np.zeros((count, n + 2 * t))
-    rows[:, n + t :] = _array(net.rows[first : first + count])
-    if net.row_input is not None:
-        rows[:, :n] = _array(net.row_input[first : first + count])
+    rows[:, :n], rows[:, n + t :] = net.row_input, net.rows
     # An output that only ever enters with a positive sign gains nothing from being large.
     above = places[(affine[:, n + t + places] != 0).any(0) | (rows[:, n + t + places] < 0).any(0)]
     chord, here = np.zeros((len(above), n + 2 * t)), np.arange(len(above))
-    chord[here, n + t + above], chord[here, n + above] = 1.0, -_array(net.slope)[above]
-    bias, kept = _array(net.bias), _array(net.kept) > 0
-    lower = np.concatenate([bias, np.zeros(t), np.full(len(above) + count, -np.inf)])
-    high = (bias, np.where(kept, 0.0, np.inf), _array(net.intercept)[above], -_array(net.row_constant)[first:][:count])
-    return _System.of(np.concatenate([affine, tie, chord, rows]), lower, np.concatenate(high))
-
-
-def _array(value: Tensor) -> np.ndarray:
-    return value.double().cpu().numpy()
+    chord[here, n + t + above], chord[here, n + above] = 1.0, -net.slope[above]
+    lower = np.concatenate([net.bias, np.zeros(t), np.full(len(above) + count, -np.inf)])
+    upper = (net.bias, np.where(net.kept, 0.0, np.inf), net.intercept[above], -net.row_constant)
+    return _System.of(np.concatenate([affine, tie, chord, rows]), lower, np.concatenate(upper))
 
 
 def _solver(system: _System, box: tuple[np.ndarray, np.ndarray]) -> Any:
