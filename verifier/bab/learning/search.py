@@ -57,7 +57,7 @@ class LearningSearch:
     Attributes:
         share: of all assignments, what the certified clauses exclude if no two of them exclude the same one. It is at
             least 1 when everything is refuted.
-        programs: linear programs solved; ``clauses``: certified ones; ``refused``: those whose certificate fell short.
+        programs: linear programs solved; ``clauses``: certified ones; ``refused``: refuted domains without a certificate.
         covered: what the certificates hold for.
     """
 
@@ -136,16 +136,17 @@ class LearningSearch:
         if found.refuted is None:
             return None
         signs = np.where(found.refuted.used, self._signs(), 0)
-        confirmed = None
+        real: tuple[np.ndarray, Confirmed] | None = None
         for split, multipliers in (self._shortened(signs, found.refuted), (signs, found.refuted)):
             confirmed = self.certifier.confirm(split, multipliers)
-            if self._holds(confirmed):
+            if confirmed.sure:
                 return self._add(split, confirmed)
-            self.refused += 1
+            if confirmed.real and real is None:
+                real = split, confirmed
+        if real is not None and self.judge.weak:
+            return self._add(*real)
+        self.refused += 1
         return None
-
-    def _holds(self, confirmed: Confirmed) -> bool:
-        return confirmed.sure or (confirmed.real and self.judge.weak)
 
     def _add(self, signs: np.ndarray, confirmed: Confirmed) -> int:
         """The negation of a certified domain: one of its neurons is on the other side."""
