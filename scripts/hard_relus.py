@@ -1,7 +1,7 @@
 """Small hard ReLU networks with known verdicts: makes them, answers them, prints the table.
 
-    python scripts/hard_relus.py OUT [--disguise SAMPLE:CATEGORY] [--timeout 100] [--seconds 120] [--only-make] [--seed 0]
-                                 [--set KEY=VALUE ...]
+    python scripts/hard_relus.py OUT [--disguise SAMPLE:CATEGORY] [--timeout 100] [--seconds 120] [--only-make]
+                                 [--seed 0] [--set KEY=VALUE ...]
 
 OUT becomes a folder as ``bench_vnncomp.py`` takes it. ``real_relu`` has networks of one and two hidden layers with
 random and with trained weights; a mixed-integer program (HiGHS) finds the least value of an output where the others
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import shutil
 import subprocess
 import sys
@@ -38,15 +39,13 @@ Layers = list[tuple[np.ndarray, np.ndarray]]
 # (free inputs, widths of hidden layers, trained, rows)
 SHAPES: tuple[tuple[int, tuple[int, ...], bool, int], ...] = (
     (24, (40,), False, 1),
-    (24, (60,), False, 2),
-    (30, (80,), False, 1),
-    (16, (60,), True, 1),
-    (24, (60,), True, 2),
-    (30, (100,), True, 1),
+    (20, (36,), False, 2),
+    (12, (40,), True, 1),
+    (20, (36,), True, 2),
     (12, (20, 20), False, 1),
     (24, (24, 16), False, 2),
     (24, (24, 24), True, 1),
-    (30, (30, 20), True, 2),
+    (24, (20, 20), True, 2),
 )
 # The share of an output's spread that lies between the least value and a threshold.
 GAPS = {"unsat": (0.02, 0.1), "sat": (0.02, 0.02)}
@@ -69,7 +68,7 @@ def random_layers(shape: Sequence[int], rng: np.random.Generator) -> Layers:
     """Weights of the usual size, biases that leave units undecided on [-1, 1]."""
     return [
         (rng.normal(0, (2 / n) ** 0.5, (m, n)).astype(np.float32), rng.normal(0, 0.3, m).astype(np.float32))
-        for n, m in zip(shape, shape[1:], strict=False)
+        for n, m in itertools.pairwise(shape)
     ]
 
 
@@ -79,7 +78,7 @@ def trained_layers(shape: Sequence[int], seed: int) -> Layers:
     x = torch.rand(2000, shape[0]) * 2 - 1
     mixed = x @ torch.randn(shape[0], 2 * shape[-1])
     y = torch.sin(2 * mixed[:, : shape[-1]]) + mixed[:, shape[-1] :] * x[:, :1]
-    modules = [m for n, k in zip(shape, shape[1:], strict=False) for m in (nn.Linear(n, k), nn.ReLU())][:-1]
+    modules = [m for n, k in itertools.pairwise(shape) for m in (nn.Linear(n, k), nn.ReLU())][:-1]
     net = nn.Sequential(*modules)
     optimiser = torch.optim.Adam(net.parameters(), lr=3e-3)
     for _ in range(400):

@@ -1,9 +1,10 @@
 """Certificates of learned clauses: the bound of a domain with exactly the splits of the clause.
 
 Multipliers of a linear program are weights of the case's rows, slopes, and multipliers of splits. A split whose
-multiplier is zero may have shaped the relaxation all the same, so that the bound is computed anew with the root's bounds
-for every neuron that the clause does not name, in float64 with every rounding error accounted for
-(:func:`verifier.bab.leaf_lp.certify`).
+multiplier is zero may have shaped the relaxation all the same, so that the bound is computed anew with the root's
+bounds for every neuron that the clause does not name, in float64 with every rounding error accounted for
+(:func:`verifier.bab.leaf_lp.certify`). Whatever the multipliers are, the certificate holds or falls short: they are
+made non-negative first.
 """
 
 from __future__ import annotations
@@ -76,4 +77,4 @@ class Certifier:
         directions = space.multiplier_signs(sign)
         splits = {i: directions[i].double() * m.double() for i, m in space.scatter(beta).items()}
         slopes = {i: {"alpha": a} for i, a in space.scatter(alpha).items()}
-        return Confirmed(*certify(self.engine, state, self.rows, (found.rows, splits), slopes))
+        return Confirmed(*certify(self.engine, state, self.rows, (found.rows.clip(0.0), splits), slopes))

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from verifier.bab.compact import Compact
 
-
 # Multipliers of a ray, whose largest is 1, that count as none.
 _SMALL = 1e-9
 # Rows that are violated but for so much, relative to their constants: the program knows no better.

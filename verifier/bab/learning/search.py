@@ -57,7 +57,8 @@ class LearningSearch:
     Attributes:
         share: of all assignments, what the certified clauses exclude if no two of them exclude the same one. It is at
             least 1 when everything is refuted.
-        programs: linear programs solved; ``clauses``: certified ones; ``refused``: refuted domains without a certificate.
+        programs: linear programs solved; ``clauses``: certified ones.
+        refused: refuted domains without a certificate.
         covered: what the certificates hold for.
     """
 
