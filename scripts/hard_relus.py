@@ -132,9 +132,9 @@ def least(layers: Layers, limits: np.ndarray, seconds: float) -> float | None:
     cost[before], whole[n + hidden :] = w[0], 1
     found = milp(
         cost,
-        constraints=LinearConstraint(np.array(matrix), -np.inf, np.array(most)),
+        constraints=LinearConstraint(np.array(matrix), -np.inf, np.array(most)),  # pyright: ignore[reportArgumentType]
         integrality=whole,
-        bounds=Bounds(np.concatenate([np.full(n, -1.0), np.zeros(2 * hidden)]), upper),
+        bounds=Bounds(np.concatenate([np.full(n, -1.0), np.zeros(2 * hidden)]), upper),  # pyright: ignore[reportArgumentType]
         options={"time_limit": seconds, "mip_rel_gap": 1e-6},
     )
     return float(found.fun + b[0]) if found.status == 0 else None
