@@ -17,10 +17,10 @@ from verifier.bab.bounder import CaseRows
 from verifier.bab.compact import compact
 from verifier.bab.context import SearchContext
 from verifier.bab.learning import attempt, clauses
-from verifier.bab.learning.certificate import Certifier
+from verifier.bab.learning.certificate import Certifier, Confirmed
 from verifier.bab.learning.clauses import Clause, refutes
 from verifier.bab.learning.core import Core
-from verifier.bab.learning.relaxation import Relaxation
+from verifier.bab.learning.relaxation import Multipliers, Relaxation
 from verifier.bab.learning.search import End, Judge, LearningSearch
 from verifier.bab.splits import split_space
 from verifier.bounds.crown import Specification, crown_hidden, initial_state
@@ -198,6 +198,35 @@ def test_learning_agrees_with_the_truth(kind: str, sat: bool, monkeypatch: pytes
         if split_space(graph, backend, state.bounds).size:
             found = attempt.learn(context, state, cases)
             assert bool(found.refuted.all()) is not sat and found.statistics.programs > 0
+
+
+def test_a_clause_names_what_was_certified(monkeypatch: pytest.MonkeyPatch) -> None:
+    s = Setting("mlp", 2)
+    rows, _ = sampled(s)
+    search = searched(s, torch.cat([rows[:, :1].amin(0) - 0.01, rows.amax(0)[1:]]))
+    certified: list[tuple[int, ...]] = []
+    confirm = Certifier.confirm
+
+    def noted(self: Certifier, signs: np.ndarray, found: Multipliers) -> Confirmed:
+        split = np.flatnonzero(signs)
+        certified.append(tuple(sorted((2 * split + (signs[split] > 0)).tolist())))
+        return confirm(self, signs, found)
+
+    monkeypatch.setattr(Certifier, "confirm", noted)
+    search.run(4000)
+    axioms = [c.literals for c in search.core.derivation if c.antecedents is None]
+    assert axioms and all(tuple(sorted(a)) in certified for a in axioms)
+
+
+def test_negative_weights_prove_nothing() -> None:
+    s = Setting("mlp", 1)
+    rows, active = sampled(s)
+    search = searched(s, rows.amax(0) + 100 * (1 + rows.amax(0).abs()))  # every point is a counterexample
+    size = len(active[0])
+    nothing = np.zeros(size)
+    found = Multipliers(-np.ones(rows.shape[1]), nothing, nothing - 1.0, nothing > 0)
+    for signs in (nothing, np.where(active[0], 1, -1)):
+        assert not search.certifier.confirm(signs.astype(np.int8), found).real
 
 
 def test_a_derivation_that_is_not_confirmed_is_no_proof(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,6 +32,8 @@ from verifier.core.result import Witness
 _MOST_COLUMNS, _MOST_NUMBERS, _MOST_CASES = 2000, 200_000, 4
 # Iterations between two looks at what the clauses exclude.
 _SLICE = 2000
+# The first clauses are the longest ones: so many, or so many slices, come before judgement.
+_FEW_CLAUSES, _FIRST_SLICES = 8, 4
 # Seconds of an iteration, its part of certificates included, and of every number in the program.
 _ITERATION, _NUMBER = 1.5e-4, 2e-8
 # Of the time that is left, for all cases together.
@@ -106,7 +108,9 @@ def _promising(search: LearningSearch, most: int) -> End:
     """Search slice by slice, as long as it looks as if ``most`` iterations are enough."""
     while True:
         end, done = search.run(min(_SLICE, most)), search.relaxation.work
-        if end is not End.WORK or done >= most or search.deadline.expired() or search.share * most < done:
+        if end is not End.WORK or done >= most or search.deadline.expired():
+            return end
+        if search.share * most < done and (search.clauses >= _FEW_CLAUSES or done >= _FIRST_SLICES * _SLICE):
             return end
 
 

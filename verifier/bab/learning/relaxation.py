@@ -24,6 +24,10 @@ from verifier.bab.compact import Compact
 _SMALL = 1e-9
 # Rows that are violated but for so much, relative to their constants: the program knows no better.
 _NEARLY = 1e-5
+# Of a neuron's chord above its ReLU, relative to the width of its bounds: what counts as none.
+_FLAT = 1e-4
+# Options of the solver to try where it gives up, and their usual values.
+_OTHERWISE = (("primal_feasibility_tolerance", 1e-6, 1e-7), ("simplex_scale_strategy", 0, 2))
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,7 @@ class Relaxation:
         net: the compact network; ``first``, ``count``: which of its rows are the case's.
 
     Attributes:
+        bent: neurons that splitting matters for: the chord of the others is their ReLU, nearly.
         work: iterations of the simplex method so far; every solve counts as some.
     """
 
@@ -84,6 +89,8 @@ class Relaxation:
         self._solver = _solver(self.system, (low, high))
         self.box, self.sides = (low, high), (self.system.lower, self.system.upper)
         self.work = 0
+        slope = self._net.slope[self.places]  # u / (u - l); the chord is at most -l u / (u - l) above the ReLU
+        self.bent = np.flatnonzero(slope * (1 - slope) > _FLAT)
 
     @property
     def numbers(self) -> int:
@@ -98,9 +105,12 @@ class Relaxation:
         """
         self._move(signs)
         found = self._solve(seconds)
-        if found is None:  # the start may be to blame
-            self._solver.clearSolver()
-            found = self._solve(seconds)
+        for name, value, usual in _OTHERWISE:
+            if found is None:  # the start may be to blame, or how the solver works
+                self._solver.clearSolver()
+                self._solver.setOptionValue(name, value)
+                found = self._solve(seconds)
+                self._solver.setOptionValue(name, usual)
         return found or Checked()
 
     def _solve(self, seconds: float) -> Checked | None:

@@ -108,7 +108,7 @@ class LearningSearch:
     def _dive(self) -> int | None:
         """Decide every neuron, those of recent conflicts first, as it was last; a clause that this contradicts."""
         core = self.core
-        for variable in sorted(range(core.variables), key=core.activity.__getitem__, reverse=True):
+        for variable in sorted(self.relaxation.bent.tolist(), key=core.activity.__getitem__, reverse=True):
             if not core.assigned(variable):
                 core.decide(core.phase[variable])
                 conflict = core.propagate()
