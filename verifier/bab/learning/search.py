@@ -88,7 +88,7 @@ class LearningSearch:
             if conflict is None:
                 conflict = self._dive()
             if conflict is None:
-                conflict = self._clause(self._check(self._signs()))
+                conflict = self._clause(self._look())
             if self.witness is not None:
                 return End.WITNESS
             if conflict is None:
@@ -122,6 +122,16 @@ class LearningSearch:
         trail = np.array(self.core.trail, dtype=np.int64)
         signs[trail >> 1] = 1 - 2 * (trail & 1)
         return signs
+
+    def _look(self) -> Checked:
+        """The domain of all phases; of the earlier decisions alone, where the solver gives up."""
+        signs, level = self._signs(), np.array(self.core.level)
+        found = self._check(signs)
+        for part in (0.9, 0.75, 0.6, 0.45, 0.3, 0.15):
+            if found.refuted is not None or found.point is not None:
+                break
+            found = self._check(np.where(level <= part * self.core.decisions, signs, 0))
+        return found
 
     def _check(self, signs: np.ndarray) -> Checked:
         self.programs += 1
