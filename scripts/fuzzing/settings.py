@@ -25,6 +25,12 @@ _SMALL = {kind: replace(facts(kind), box_batch_bytes=4096) for kind in ("cpu", "
 PATHS: dict[str, list[tuple[str, str, Any]]] = {
     # Refinements of the hidden bounds begin at once and come often.
     "early refinement": [("verifier.bab.refine", "_FIRST", 0.02), ("verifier.bab.refine", "_GROWTH", 2.0)],
+    # Learning from refuted phases after the first search, however little it promises.
+    "patient learning": [
+        ("verifier.bab.refine", "_LEARNING", 0),
+        ("verifier.bab.refine", "_FIRST", 0.02),
+        ("verifier.bab.learning.attempt", "_SLICE", 1_000_000),
+    ],
     # Neuron splits on the graph itself.
     "no compact network": [("verifier.bab.compact", "_MOST_NUMBERS", 0)],
     # Every proof in float64.

@@ -33,7 +33,14 @@ import torch
 from torch import Tensor
 
 from verifier.bab.highs import WarmStarts
-from verifier.bounds.crown import BoundState, Specification, crown_rows, relaxations, row_cost
+from verifier.bounds.crown import (
+    BoundState,
+    SlopeParameters,
+    Specification,
+    crown_rows,
+    relaxations,
+    row_cost,
+)
 from verifier.bounds.engine import Arithmetic, Engine
 from verifier.bounds.walk import Walk, backward
 from verifier.core.backend import Cost, ParallelBackend, canonical_chunks
@@ -294,7 +301,11 @@ def _scatter(splits: list[_Split], signs: Mapping[int, Tensor], beta: np.ndarray
 
 
 def certify(
-    engine: Engine, state: BoundState, rows: LeafRows, duals: tuple[np.ndarray, Mapping[int, Tensor]]
+    engine: Engine,
+    state: BoundState,
+    rows: LeafRows,
+    duals: tuple[np.ndarray, Mapping[int, Tensor]],
+    parameters: SlopeParameters | None = None,
 ) -> tuple[bool, bool, float, float]:
     """Whether the combined row is certified above the combined threshold, for all that the bounds hold for and in real
     arithmetic, by how much, and the error of a run in that.
@@ -305,6 +316,7 @@ def certify(
 
     Args:
         duals: weights (S,) of the rows, and for every node with splits sign times beta.
+        parameters: of the relaxations, (1, 1, *shape) by node; default those that they start with.
     """
     graph, backend = engine.graph, engine.backend
     spec, strict, (weights, multipliers) = rows.spec, rows.strict, duals
@@ -323,7 +335,7 @@ def certify(
 
     y = spec.y.to(_F64)
     row = Specification(combine(y), None if spec.x is None else combine(spec.x.to(_F64)))
-    lower, walk = crown_rows(engine, state, row, splits=multipliers)
+    lower, walk = crown_rows(engine, state, row, parameters, multipliers)
     lower, run = lower.reshape(()), walk.error.reshape(())
     size = error(y, graph.output) + ((w + least) * (thresholds.abs() + least)).sum()
     if spec.x is not None:

@@ -25,14 +25,16 @@ from verifier.bab.context import SearchContext
 from verifier.bab.domains import NeuronDomains, OpenNeuronDomains
 from verifier.bab.exchange import Exchange
 from verifier.bab.kernel import Kernel
+from verifier.bab.learning import attempt
 from verifier.bab.pool import Pool
 from verifier.bab.relu_split import NeuronSplitting, SearchResult
 from verifier.bab.search import branch_and_bound
 from verifier.bab.splits import split_space
-from verifier.bab.statistics import Stop
+from verifier.bab.statistics import SearchTotals, Stop
 from verifier.bounds.alpha import initial_parameters
 from verifier.bounds.crown import BoundState, Specification, exact_by_ibp, preactivations, tighten, undecided
 from verifier.core.backend import ParallelBackend
+from verifier.core.claims import Covered
 from verifier.core.device import facts
 from verifier.core.errors import MemoryExceeded
 from verifier.core.memory import in_halves, out_of_memory
@@ -56,6 +58,8 @@ _FEW_ROUNDS = 2
 _LONGER = 4
 # A refinement after the first that gains less of the total width of undecided neurons is the last one.
 _WORTHWHILE = 0.01
+# The stage after which learning is tried: what is easy has been answered, and little time has gone.
+_LEARNING = 1
 
 
 def search(context: SearchContext, state: BoundState, cases: CaseRows) -> SearchResult:
@@ -72,6 +76,8 @@ def search(context: SearchContext, state: BoundState, cases: CaseRows) -> Search
     if net is not None and config.max_domains is None:
         stages = plan(limit, least_refinement(net.size, rate))
     ended: SearchResult | None = None
+    covered = Covered()
+    learning = min(_LEARNING, len(stages) - 2) if attempt.worthwhile(context, net, cases, state) else -1
     for number, stage in enumerate(stages):
         last = stage.search == math.inf
         if stage.refinement:
@@ -86,8 +92,36 @@ def search(context: SearchContext, state: BoundState, cases: CaseRows) -> Search
         ended = replace(found, totals=found.totals.after(None if ended is None else ended.totals))
         if ended.witness is not None or not ended.open or last or ended.stop is not Stop.DOMAINS:
             break
+        if number == learning:
+            ended, cases = _learned(context, state, cases, ended, covered)
+            if ended.witness is not None or not ended.open:
+                break
     assert ended is not None
-    return ended
+    covered.add(ended.covered)
+    return replace(ended, covered=covered)
+
+
+def _learned(
+    context: SearchContext, state: BoundState, cases: CaseRows, ended: SearchResult, covered: Covered
+) -> tuple[SearchResult, CaseRows]:
+    """How things stand after an attempt to learn, and the cases that it leaves.
+
+    Args:
+        ended: the search before.
+        covered: takes what the clauses of the other cases hold for.
+    """
+    found = attempt.learn(context, state, cases)
+    covered.add(found.covered)
+    left = (~found.refuted).nonzero()[:, 0]
+    before = ended.totals.statistics
+    counts = replace(found.statistics, open=before.open, stuck=before.stuck, worst=before.worst)
+    if not left.numel():
+        counts = found.statistics
+    totals = SearchTotals(counts, ended.totals.groups).after(replace(ended.totals, groups=()))
+    done = found.witness is not None or not left.numel()
+    open_count = 0 if done else ended.open
+    ended = replace(ended, witness=found.witness, open=open_count, totals=totals, covered=Covered())
+    return (replace(ended, reason="", stop=Stop.NONE) if done else ended), cases.select(left)
 
 
 class Stage(NamedTuple):

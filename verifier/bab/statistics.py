@@ -38,6 +38,7 @@ class SearchStatistics:
         uncertified: closings in float32 that their certificate did not confirm.
         forced: phases that follow because the other side is refuted.
         refused: candidates that did not replay.
+        programs: linear programs that learning solved; ``clauses``: certified clauses that it found.
         waiting: domains refuted for the real network alone that were split further.
         worst: lowest bound minus threshold among the open domains, +inf without any.
         covered: what closings hold for.
@@ -56,6 +57,8 @@ class SearchStatistics:
     uncertified: int = 0
     forced: int = 0
     refused: int = 0
+    programs: int = 0
+    clauses: int = 0
     waiting: int = 0
     worst: float = math.inf
     covered: Covered = field(default_factory=Covered)

@@ -11,7 +11,7 @@ SearchKind = Literal["input_split", "relu_split", "value_split"]
 
 _OF_KIND: dict[SearchKind, tuple[str, ...]] = {
     "input_split": ("depth",),
-    "relu_split": ("leaves", "uncertified", "forced"),
+    "relu_split": ("leaves", "uncertified", "forced", "programs", "clauses"),
     "value_split": ("uncertified",),
 }
 

@@ -1,0 +1,248 @@
+"""Learning: derivations are checked, certificates stand for exactly their splits, no counterexample is excluded."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from tests.bab.test_kernel import DEVICE, Setting
+from tests.support.device import single
+from tests.truth.test_milp import network, truth
+from verifier.bab.bounder import CaseRows
+from verifier.bab.compact import compact
+from verifier.bab.context import SearchContext
+from verifier.bab.learning import attempt, clauses
+from verifier.bab.learning.certificate import Certifier, Confirmed
+from verifier.bab.learning.clauses import Clause, refutes
+from verifier.bab.learning.core import Core
+from verifier.bab.learning.relaxation import Multipliers, Relaxation
+from verifier.bab.learning.search import End, Judge, LearningSearch
+from verifier.bab.splits import split_space
+from verifier.bounds.crown import Specification, crown_hidden, initial_state
+from verifier.bounds.engine import Engine
+from verifier.config import BabConfig
+from verifier.core.deadline import Deadline
+from verifier.core.interval import Interval
+
+# ------------------------------------------------------------------------------------------------- propositional logic
+
+# (a or b), (a or not b), (not a or c), (not a or not c), then a, then a contradiction.
+AXIOMS = [Clause((0, 2)), Clause((0, 3)), Clause((1, 4)), Clause((1, 5))]
+STEPS = [Clause((0,), (0, 1)), Clause((), (2, 3, 4))]
+ALL = range(4)
+
+
+def test_a_derivation_holds() -> None:
+    assert refutes([*AXIOMS, *STEPS], ALL)
+    assert refutes([Clause(())], {0})  # the case is refuted without a split
+
+
+@pytest.mark.parametrize("missing", range(4))
+def test_every_axiom_needs_its_certificate(missing: int) -> None:
+    assert not refutes([*AXIOMS, *STEPS], set(ALL) - {missing})
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [],
+        [Clause((0,), (0, 1))],  # no contradiction
+        [Clause((0,), (0,)), Clause((), (2, 3, 4))],  # an antecedent is missing
+        [Clause((0,), (0, 1)), Clause((), (3, 4))],
+        [Clause((0,), (0, 1)), Clause((), (2, 3, 5))],  # rests on itself
+        [Clause((0,), (5,)), Clause((), (2, 3, 4))],  # on what comes later
+        [Clause((0,), (-2, 1)), Clause((), (2, 3, 4))],
+        [Clause((), ())],
+        [Clause((0,)), Clause((), (2, 3, 4))],  # a step that calls itself an axiom
+    ],
+)
+def test_steps_that_do_not_follow(steps: Sequence[Clause]) -> None:
+    assert not refutes([*AXIOMS, *steps], ALL)
+
+
+def satisfiable(variables: int, axioms: Sequence[Sequence[int]]) -> bool:
+    for values in itertools.product((0, 1), repeat=variables):
+        if all(any(values[x >> 1] == 1 - (x & 1) for x in clause) for clause in axioms):
+            return True
+    return False
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_core_agrees_with_enumeration(seed: int) -> None:
+    """Axioms become known where a full assignment contradicts them, as the relaxation tells them."""
+    random = np.random.default_rng(seed)
+    n = int(random.integers(1, 9))
+    axioms = []
+    for _ in range(int(random.integers(n, 6 * n + 2))):
+        chosen = random.permutation(n)[: int(random.integers(1, 4))]
+        axioms.append([2 * int(v) + int(random.integers(0, 2)) for v in chosen])
+    core, certified = Core(n), set()
+    for _ in range(1000):
+        conflict = core.propagate()
+        if conflict is None:
+            free = [v for v in range(n) if not core.assigned(v)]
+            if free:
+                core.decide(core.phase[free[int(random.integers(0, len(free)))]])
+                continue
+            true = set(core.trail)
+            false = next((a for a in axioms if not true & set(a)), None)
+            if false is None:
+                assert satisfiable(n, axioms)
+                return
+            conflict = core.add(false)
+            certified.add(conflict)
+        if not core.learn(conflict):
+            break
+    assert not satisfiable(n, axioms)
+    assert refutes(core.derivation, certified)
+    for missing in certified:
+        rest = certified - {missing}
+        if satisfiable(n, [core.derivation[j].literals for j in rest]):
+            assert not refutes(core.derivation, rest)
+
+
+# ------------------------------------------------------------------------------------------------------------ networks
+
+
+def searched(setting: Setting, thresholds: torch.Tensor, case: int = 0) -> LearningSearch:
+    """A search of one case whose rows have other thresholds (S,)."""
+    s = setting
+    cases = replace(s.cases, thresholds=thresholds.expand(s.cases.thresholds.shape[0], -1).contiguous())
+    graph, backend = s.made.graph, s.made.backend
+    net = compact(graph, backend, s.state.box, s.space, cases.spec, cases.thresholds)
+    assert net is not None
+    certifier = Certifier(Engine(graph, backend), s.state, s.space, cases, case)
+    relaxation = Relaxation(net, case * cases.rows, cases.rows)
+    return LearningSearch(certifier, relaxation, Judge(lambda x: None), Deadline(60.0))
+
+
+def sampled(setting: Setting, case: int = 0) -> tuple[torch.Tensor, np.ndarray]:
+    """Values (n, S) of a case's rows at points of the box, and (n, U) bool: pre-activations that are >= 0."""
+    values = setting.made.values(setting.made.samples(4000, 3))
+    y = values[setting.made.graph.output].double().reshape(4000, -1)
+    rows = y @ setting.cases.spec.y[case].flatten(1).T
+    z = torch.cat([values[g.value].reshape(4000, -1)[:, g.elements] for g in setting.space.groups], 1)
+    return rows, (z >= 0).cpu().numpy()
+
+
+@pytest.mark.parametrize("seed", range(1, 5))
+def test_clauses_hold_at_every_counterexample(seed: int) -> None:
+    s = Setting("mlp", seed)
+    rows, active = sampled(s)
+    thresholds = rows.amax(0)
+    thresholds[0] = rows[:, 0].quantile(0.02)
+    search = searched(s, thresholds)
+    assert search.run(4000) is not End.REFUTED
+    bad = active[(rows <= thresholds).all(1).cpu().numpy()]
+    assert len(bad) > 0
+    axioms = [c.literals for c in search.core.derivation]  # what is derived holds there as well
+    for literals in axioms:
+        holds = np.zeros(len(bad), dtype=bool)
+        for literal in literals:
+            holds |= bad[:, literal >> 1] == (literal & 1 == 0)
+        assert holds.all()
+
+
+@pytest.mark.parametrize("seed", range(1, 5))
+def test_certificates_stand_for_their_splits_alone(seed: int) -> None:
+    s = Setting("mlp", seed)
+    rows, active = sampled(s)
+    thresholds = rows.amax(0)
+    thresholds[0] = rows[:, 0].min() - 1e-3 * (1 + rows[:, 0].min().abs())
+    search = searched(s, thresholds)
+    refused = confirmed = 0
+    for some in active[:40]:
+        signs = np.where(some, 1, -1).astype(np.int8)
+        found = search.relaxation.check(signs, 10.0).refuted
+        if found is None:
+            continue
+        used = np.where(found.used, signs, 0).astype(np.int8)
+        if not search.certifier.confirm(used, found).sure:
+            continue
+        confirmed += 1
+        # Without rows and multipliers nothing is left, and negative ones prove nothing.
+        empty = replace(found, rows=0 * found.rows, beta=0 * found.beta)
+        assert not search.certifier.confirm(used, empty).real
+        negative = replace(found, rows=-found.rows, beta=-found.beta)
+        assert not search.certifier.confirm(used, negative).real
+        for u in np.flatnonzero(used):
+            fewer = used.copy()
+            fewer[u] = 0
+            weaker = search.certifier.confirm(fewer, found)
+            refused += not weaker.real
+            if weaker.real:  # then it is true: no sample of the larger domain violates all rows
+                inside = ((fewer == 0) | ((fewer > 0) == active)).all(1)
+                assert not bool((rows[torch.from_numpy(inside).to(DEVICE)] <= thresholds).all(1).any())
+    assert confirmed > 0 and refused > 0
+
+
+@pytest.mark.parametrize("sat", [True, False], ids=["sat", "unsat"])
+@pytest.mark.parametrize("kind", ["mlp", "deep-mlp"])
+def test_learning_agrees_with_the_truth(kind: str, sat: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attempt, "_SLICE", 1 << 30)
+    for seed in range(2, 6):
+        case, graph = truth(kind, seed, sat, 0.02), network(kind, seed, sat, 0.02).graph
+        backend, shape = single(graph), (1, *graph.input_shape)
+        box = Interval(case.lower.reshape(shape), case.upper.reshape(shape)).to(DEVICE)
+        engine = Engine(graph, backend)
+        state = crown_hidden(engine, initial_state(engine, box))
+        y = torch.from_numpy(case.row).to(DEVICE).reshape(1, 1, *graph.output_shape)
+        threshold = torch.full((1, 1), case.threshold, dtype=torch.float64, device=DEVICE)
+        context = SearchContext(graph, backend, BabConfig(), Deadline(60.0))
+        cases = CaseRows(Specification(y), threshold, {})
+        if split_space(graph, backend, state.bounds).size:
+            found = attempt.learn(context, state, cases)
+            assert bool(found.refuted.all()) is not sat and found.statistics.programs > 0
+
+
+def test_a_clause_names_what_was_certified(monkeypatch: pytest.MonkeyPatch) -> None:
+    s = Setting("mlp", 2)
+    rows, _ = sampled(s)
+    search = searched(s, torch.cat([rows[:, :1].amin(0) - 0.01, rows.amax(0)[1:]]))
+    certified: list[tuple[int, ...]] = []
+    confirm = Certifier.confirm
+
+    def noted(self: Certifier, signs: np.ndarray, found: Multipliers) -> Confirmed:
+        split = np.flatnonzero(signs)
+        certified.append(tuple(sorted((2 * split + (signs[split] > 0)).tolist())))
+        return confirm(self, signs, found)
+
+    monkeypatch.setattr(Certifier, "confirm", noted)
+    search.run(4000)
+    axioms = [c.literals for c in search.core.derivation if c.antecedents is None]
+    assert axioms and all(tuple(sorted(a)) in certified for a in axioms)
+
+
+def test_negative_weights_prove_nothing() -> None:
+    s = Setting("mlp", 1)
+    rows, active = sampled(s)
+    search = searched(s, rows.amax(0) + 100 * (1 + rows.amax(0).abs()))  # every point is a counterexample
+    size = len(active[0])
+    nothing = np.zeros(size)
+    found = Multipliers(-np.ones(rows.shape[1]), nothing, nothing - 1.0, nothing > 0)
+    for signs in (nothing, np.where(active[0], 1, -1)):
+        assert not search.certifier.confirm(signs.astype(np.int8), found).real
+
+
+def test_a_derivation_that_is_not_confirmed_is_no_proof(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The search believes neither its core nor the solver."""
+    s = Setting("mlp", 1)
+    rows, _ = sampled(s)
+    search = searched(s, rows.amin(0) - 10 * (1 + rows.amin(0).abs()))
+    search._certified = _Nothing()  # type: ignore[assignment]
+    assert search.run(4000) is End.STUCK
+    again = searched(s, rows.amin(0) - 10 * (1 + rows.amin(0).abs()))
+    assert again.run(4000) is End.REFUTED
+    assert clauses.refutes(again.core.derivation, again._certified)
+
+
+class _Nothing(set[int]):
+    """Forgets what is put in."""
+
+    def add(self, element: int) -> None:
+        pass

@@ -1,0 +1,1 @@
+"""Learning from what is refuted: conflict-driven search over the phases of neurons, with certified clauses."""
