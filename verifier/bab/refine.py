@@ -97,8 +97,14 @@ def search(context: SearchContext, state: BoundState, cases: CaseRows) -> Search
             if ended.witness is not None or not ended.open:
                 break
     assert ended is not None
-    covered.add(ended.covered)
-    return replace(ended, covered=covered)
+    weak = ended.weak and replace(ended.weak, covered=_sum(covered, ended.weak.covered))
+    return replace(ended, covered=_sum(covered, ended.covered), weak=weak)
+
+
+def _sum(first: Covered, second: Covered) -> Covered:
+    total = replace(first)
+    total.add(second)
+    return total
 
 
 def _learned(
