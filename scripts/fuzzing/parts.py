@@ -125,7 +125,8 @@ def frontier(rng: np.random.Generator) -> str | None:
             return {i: (c, g) for i, c, g in zip(*columns, strict=True)}
 
         before, count = facts(pool.domains), pool.count
-        out = worst_of_each(pool, int(rng.integers(1, 60)), cases)
+        gain = torch.from_numpy(rng.choice([0.0, 1.0, 2.0, math.inf, -math.inf], cases))
+        out, rows = worst_of_each(pool, int(rng.integers(1, 60)), gain)
         given, stay = facts(out), facts(pool.domains)
         outside |= set(given)
         if out.count + pool.count != count or {**given, **stay} != before:
@@ -135,6 +136,8 @@ def frontier(rng: np.random.Generator) -> str | None:
                 return "fields of different domains came together"
         if any(math.isinf(g) for _, g in given.values()):
             return "a final domain was given out"
+        if {c for c, _ in given.values()} != set(rows.nonzero()[:, 0].tolist()):
+            return "other rows were named than domains were given out of"
     return None if pool.count + len(outside) == number else f"{number - pool.count - len(outside)} domains are lost"
 
 

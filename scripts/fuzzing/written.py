@@ -47,7 +47,11 @@ def test_of_query(query: Query, complaint: Complaint, where: str) -> str:
     else:
         lines += [f"result = verifier.verify(network, prop, SETTINGS, {max(query.timeout, 30.0)})"]
         lines += _verdict(complaint)
-    return body + textwrap.indent("\n".join(lines), "    ") + "\n"
+    body += textwrap.indent("\n".join(lines), "    ") + "\n"
+    facts = "from verifier.core.device import DeviceFacts\n"
+    return body.replace(
+        "from verifier.core.errors", f"{facts}from verifier.core.errors", 1 if "DeviceFacts(" in body else 0
+    )
 
 
 def _bounds(query: Query, complaint: Complaint) -> list[str]:
