@@ -10,7 +10,8 @@ ones profit from what was found before.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -60,14 +61,51 @@ _LONGER = 4
 _WORTHWHILE = 0.01
 # The stage after which learning is tried: what is easy has been answered, and little time has gone.
 _LEARNING = 1
+# Seconds of a look: about as many as a thorough attack takes.
+_LOOK = 1.0
 
 
-def search(context: SearchContext, state: BoundState, cases: CaseRows) -> SearchResult:
+@dataclass
+class Advance:
+    """How far the refinements and searches of a box have come.
+
+    Attributes:
+        stage: the next one of :func:`plan`.
+        state: the refined bounds so far; None: none are.
+    """
+
+    stage: int = 0
+    state: BoundState | None = None
+
+
+def look(context: SearchContext, state: BoundState, cases: CaseRows, advance: Advance) -> SearchResult | None:
+    """The first stages of :func:`search` alone; None where nothing is gained by doing them before anything else: the
+    first one takes too long, or the network is so small that learning is tried, and an attack takes next to nothing.
+
+    Args:
+        advance: takes what has been done; nothing is lost when a search goes on from there.
+    """
+    return _alternate(context, state, cases, advance, _LOOK)
+
+
+def search(context: SearchContext, state: BoundState, cases: CaseRows, advance: Advance | None = None) -> SearchResult:
     """:func:`relu_split.search`, with refinements of the hidden bounds between searches of growing size.
 
     A search that fails goes on with tighter bounds from the start: its domains are worth little in comparison. Groups
     that search apart divide the neurons of a layer among them, and all go on with the bounds that any of them found.
+
+    Args:
+        advance: where a look has stopped; default at the beginning.
     """
+    ended = _alternate(context, state, cases, advance or Advance(), math.inf)
+    assert ended is not None
+    return ended
+
+
+def _alternate(
+    context: SearchContext, state: BoundState, cases: CaseRows, advance: Advance, seconds: float
+) -> SearchResult | None:
+    """Stages until one decides, or for so many planned seconds; None when not even the first one is that short."""
     graph, backend, config, group = context.graph, context.backend, context.config, context.team
     limit: float = group.broadcast_object(min(context.deadline.remaining(), 600.0))
     net = compact(graph, backend, state.box, split_space(graph, backend, state.bounds), cases.spec, cases.thresholds)
@@ -78,13 +116,19 @@ def search(context: SearchContext, state: BoundState, cases: CaseRows) -> Search
     ended: SearchResult | None = None
     covered = Covered()
     learning = min(_LEARNING, len(stages) - 2) if attempt.worthwhile(context, net, cases, state) else -1
-    for number, stage in enumerate(stages):
+    if seconds < math.inf:
+        spent = accumulate(stage.refinement + stage.search for stage in stages)
+        stages = [] if learning >= 0 else [s for s, upto in zip(stages, spent, strict=True) if upto <= seconds]
+    first = min(advance.stage, max(0, len(stages) - 1))
+    state = advance.state or state
+    for number, stage in list(enumerate(stages))[first:]:
         last = stage.search == math.inf
         if stage.refinement:
             before = _width(graph, state)
-            state = refine(context, state, stage.refinement)
+            state = advance.state = refine(context, state, stage.refinement)
             idle = _width(graph, state) > (1 - _WORTHWHILE) * before
             last = group.broadcast_object(last or (number > 1 and idle))
+        advance.stage = number + 1
         most = None if last else max(100, int(stage.search * rate))
         part = config if most is None else config.model_copy(update={"max_domains": _LONGER * most})
         enough = math.inf if most is None else most / group.size
@@ -96,7 +140,8 @@ def search(context: SearchContext, state: BoundState, cases: CaseRows) -> Search
             ended, cases = _learned(context, state, cases, ended, covered)
             if ended.witness is not None or not ended.open:
                 break
-    assert ended is not None
+    if ended is None:
+        return None
     weak = ended.weak and replace(ended.weak, covered=_sum(covered, ended.weak.covered))
     return replace(ended, covered=_sum(covered, ended.covered), weak=weak)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import ClassVar, Generic, TypeVar
 
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from verifier.bab import input_split, refine, relu_split, value_split
+from verifier.bab.bounder import CaseRows
 from verifier.bab.context import SearchContext
 from verifier.bounds.alpha import Schedule
 from verifier.bounds.api import Method, NetworkBounds, Wanted, compute_graph_bounds
@@ -31,7 +32,7 @@ from verifier.core.progress import Progress, SilentProgress
 from verifier.core.result import Witness
 from verifier.core.tracker import Peak, measured_peak
 from verifier.parallel.world import World
-from verifier.solver.root import Noted, Root, RootContext, bound_root, hidden_by_rows
+from verifier.solver.root import Noted, Root, RootContext, bound_root, deepen, hidden_by_rows
 from verifier.solver.setup import Setup
 
 T_co = TypeVar("T_co", covariant=True)
@@ -124,37 +125,67 @@ class BoundRoot(Phase[Root]):
         cases: their indices.
         limit: the query's time limit in seconds.
         seconds: after which hidden bounds stay as they are.
+        puts_off: leave the slopes of hidden nodes to :class:`DeepenRoot`.
     """
 
     name = "bound"
     cases: np.ndarray
     limit: float
     seconds: float = math.inf
+    puts_off: bool = False
 
     def run(self, state: RankState) -> Root:
-        setup, noted = state.setup, Noted(listener=lambda worst: state.progress.update(worst=worst))
-        state.noted = noted
-
-        def report(method: str) -> None:
-            noted.method = method
-            state.progress.update(step=method)
-
-        context = RootContext(
-            graph=setup.graph,
-            backend=setup.backend,
-            search=setup.search,
-            config=state.config,
-            limit=self.limit,
-            deadline=state.deadline.sub(self.seconds),
-            report=report,
-            noted=noted,
-            claims=state.claims,
-            query=state.deadline,
-        )
-        root = setup.retry(partial(bound_root, context, state.asked, self.cases))
+        context = replace(_root_context(state, self.limit, self.seconds), puts_off=self.puts_off)
+        root = state.setup.retry(partial(bound_root, context, state.asked, self.cases))
         state.roots.append(root)
         state.noted = None
         return root
+
+
+@dataclass(frozen=True, eq=False)
+class DeepenRoot(Phase[Root]):
+    """Optimise the slopes of hidden nodes that a root has put off.
+
+    Attributes:
+        root: which of the roots is meant.
+        cases, limit, seconds: as those of :class:`BoundRoot`.
+    """
+
+    name = "deepen"
+    root: int
+    cases: np.ndarray
+    limit: float
+    seconds: float = math.inf
+
+    def run(self, state: RankState) -> Root:
+        context, found = _root_context(state, self.limit, self.seconds), state.roots[self.root]
+        root = state.setup.retry(partial(deepen, context, state.asked, found, self.cases))
+        state.roots[self.root] = root
+        state.noted = None
+        return root
+
+
+def _root_context(state: RankState, limit: float, seconds: float) -> RootContext:
+    """What root bounds are computed with; from now on they are noted for the record."""
+    setup, noted = state.setup, Noted(listener=lambda worst: state.progress.update(worst=worst))
+    state.noted = noted
+
+    def report(method: str) -> None:
+        noted.method = method
+        state.progress.update(step=method)
+
+    return RootContext(
+        graph=setup.graph,
+        backend=setup.backend,
+        search=setup.search,
+        config=state.config,
+        limit=limit,
+        deadline=state.deadline.sub(seconds),
+        report=report,
+        noted=noted,
+        claims=state.claims,
+        query=state.deadline,
+    )
 
 
 @dataclass(frozen=True)
@@ -268,16 +299,58 @@ class SplitNeurons(Phase[relu_split.SearchResult]):
     seconds: float = math.inf
 
     def run(self, state: RankState) -> relu_split.SearchResult:
-        found = state.roots[self.root]
-        assert found.rows is not None
-        still = np.flatnonzero(np.isin(found.open, self.cases))
-        rows = found.rows if still.size == found.open.size else found.rows.select(torch.from_numpy(still))
-        context = state.search_context(state.config.bab, state.deadline.sub(self.seconds))
-        search = value_split.search if splits_values(state) else refine.search
-        ended = search(context, found.state, rows)
-        if ended.covered.weak:
-            state.weak.append(ended.weak)
+        found, rows, context = _search_of(state, self.root, self.cases, self.seconds)
+        if splits_values(state):
+            ended = value_split.search(context, found.state, rows)
+        else:
+            ended = refine.search(context, found.state, rows, found.advance)
+        _keep_weak(state, ended)
         return ended
+
+
+# Domains of a look at splits of values.
+_LOOK_DOMAINS = 64
+
+
+@dataclass(frozen=True, eq=False)
+class LookAtNeurons(Phase[relu_split.SearchResult | None]):
+    """The beginning of :class:`SplitNeurons`, for what is closed soon; None where nothing is that short.
+
+    Attributes:
+        root, cases, seconds: as those of :class:`SplitNeurons`.
+    """
+
+    name = "look_at_neurons"
+    root: int
+    cases: np.ndarray
+    seconds: float = math.inf
+
+    def run(self, state: RankState) -> relu_split.SearchResult | None:
+        found, rows, context = _search_of(state, self.root, self.cases, self.seconds)
+        if splits_values(state):
+            most = min(_LOOK_DOMAINS, context.config.max_domains or _LOOK_DOMAINS)
+            context = replace(context, config=context.config.model_copy(update={"max_domains": most}))
+            ended = value_split.search(context, found.state, rows)
+        else:
+            ended = refine.look(context, found.state, rows, found.advance)
+        if ended is not None:
+            _keep_weak(state, ended)
+        return ended
+
+
+def _search_of(state: RankState, root: int, cases: np.ndarray, seconds: float) -> tuple[Root, CaseRows, SearchContext]:
+    """What a search of neurons begins with: a root, the rows of its open cases, and the rest."""
+    found = state.roots[root]
+    assert found.rows is not None
+    still = np.flatnonzero(np.isin(found.open, cases))
+    rows = found.rows if still.size == found.open.size else found.rows.select(torch.from_numpy(still))
+    return found, rows, state.search_context(state.config.bab, state.deadline.sub(seconds))
+
+
+def _keep_weak(state: RankState, ended: relu_split.SearchResult) -> None:
+    """What a proof has closed for the network in real arithmetic alone, if anything."""
+    if not ended.open and ended.covered.weak:
+        state.weak.append(ended.weak)
 
 
 @dataclass(frozen=True)

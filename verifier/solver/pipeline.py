@@ -22,6 +22,7 @@ import torch
 from verifier.attack import methods
 from verifier.attack.attacks.runs import run_candidates
 from verifier.attack.target import Target
+from verifier.bab.relu_split import SearchResult
 from verifier.bab.statistics import SearchTotals
 from verifier.config import AttackConfig, Config
 from verifier.core import plugins
@@ -44,6 +45,8 @@ from verifier.solver.phases import (
     Begin,
     BoundRoot,
     CoverRuns,
+    DeepenRoot,
+    LookAtNeurons,
     Memory,
     RankState,
     SplitInputs,
@@ -70,6 +73,8 @@ _HOST = torch.device("cpu")
 _LOG = logging.getLogger(__name__)
 # The share of the time that is left which root bounds may take when a search follows.
 _ROOT_SHARE = 0.5
+# The share of the time that is left which a first look at neurons may take.
+_LOOK_SHARE = 1 / 6
 # Seconds that nothing optional is begun in.
 _SPARE_SECONDS = 0.1
 
@@ -214,6 +219,7 @@ class _Run:
             yield partial(self._attack, config=quick(self.config.attack))
         assert self.state is not None
         plan = search_plan(found, self.config, splits_values(self.state))
+        thorough = partial(self._attack, config=self.config.attack)
         if plan.inputs and search:
             if attack:
                 boxes = first_look(found)  # no more than a few where inputs are not what is split first after that
@@ -221,18 +227,26 @@ class _Run:
                 yield partial(self._split_inputs, share=1.0, domains=boxes)
                 if host:
                     yield self._move
-                yield partial(self._attack, config=self.config.attack)
+                if not plan.before:
+                    yield thorough
             if plan.neurons or plan.before:  # what a search can be spared is known after its root bounds
                 yield self._bound
             if plan.before:
+                yield self._look_at_neurons
+                if attack:
+                    yield thorough
+                yield self._deepen
                 yield partial(self._split_neurons, share=plan.before)
             yield partial(self._split_inputs, share=plan.inputs, domains=None)
             if not plan.neurons:
                 return
         else:
             yield self._bound
+            if search:
+                yield self._look_at_neurons
         if attack:
-            yield partial(self._attack, config=self.config.attack)
+            yield thorough
+        yield self._deepen
         if search and plan.neurons:
             yield self._split_neurons
 
@@ -281,20 +295,43 @@ class _Run:
         """Root bounds of every box. Where a search follows, a root that takes too long is cut short."""
         with self._phase("root bounds"):
             boxes, state.noted = open_boxes(self.problem, self.open), None
-            earlier = len(state.roots)
+            earlier, later = len(state.roots), self.config.bab.enabled and splits_values(state)
             try:
                 for number, cases in enumerate(boxes):
                     self.deadline.check("the root bounds")
                     each = share / (len(boxes) - number) * min(self.deadline.remaining(), 600.0)
                     seconds = each if self.config.bab.enabled else math.inf
-                    root = run_on_all(state, BoundRoot(cases, self.deadline.limit, seconds))
-                    self._close(cases, root.open)
-                    self._note(root.covered)
-                    self.real = np.union1d(self.real, root.real)
+                    root = run_on_all(state, BoundRoot(cases, self.deadline.limit, seconds, later))
+                    self._took(root, cases)
             finally:
                 self._note_roots(state, state.roots[earlier:], len(boxes))
             worst = self.statistics["root"]["worst"]
             self.reason = "" if worst is None else f"{self.open.size} cases are left open after the root bounds"
+
+    def _deepen(self, state: RankState) -> None:
+        """Optimise the slopes of hidden nodes where that was put off."""
+        put_off = [(number, self._still(root)) for number, root in enumerate(state.roots) if root.steps]
+        left = [(number, cases) for number, cases in put_off if cases.size]
+        if not left:
+            return
+        with self._phase("root bounds"):
+            try:
+                for place, (number, cases) in enumerate(left):
+                    self.deadline.check("the root bounds")
+                    each = _ROOT_SHARE / (len(left) - place) * min(self.deadline.remaining(), 600.0)
+                    self._took(run_on_all(state, DeepenRoot(number, cases, self.deadline.limit, each)), cases)
+            finally:
+                self._note_roots(state, state.roots, len(state.roots))
+
+    def _took(self, root: Root, cases: np.ndarray) -> None:
+        """What root bounds of some cases say of them."""
+        self._close(cases, root.open)
+        self._note(root.covered)
+        self.real = np.union1d(self.real, root.real)
+
+    def _still(self, root: Root) -> np.ndarray:
+        """Its cases that are open."""
+        return root.open[np.isin(root.open, self.open)]
 
     def _note_roots(self, state: RankState, roots: Sequence[Root], boxes: int) -> None:
         """What the roots of some boxes found, also where time or memory ended them."""
@@ -327,6 +364,19 @@ class _Run:
             self.witness, self.open, self.reason = ended.witness, np.asarray(ended.open), ended.reason
             self._note(ended.covered)
 
+    def _look_at_neurons(self, state: RankState) -> None:
+        """What a short search closes before more is spent on it, box by box until the first that it does not close."""
+        with self._phase("branch and bound on neurons"):
+            for number, root in enumerate(state.roots):
+                cases = self._still(root)
+                if not cases.size or root.rows is None:
+                    continue
+                self.deadline.check()
+                seconds = _LOOK_SHARE * min(self.deadline.remaining(), 600.0)
+                ended = run_on_all(state, LookAtNeurons(number, cases, seconds))
+                if ended is None or not self._searched(state, root, ended):
+                    return
+
     def _split_neurons(self, state: RankState, share: float = 1.0) -> None:
         """Box by box.
 
@@ -335,7 +385,7 @@ class _Run:
         """
         with self._phase("branch and bound on neurons"):
             for number, root in enumerate(state.roots):
-                cases = root.open[np.isin(root.open, self.open)]
+                cases = self._still(root)
                 if not cases.size:
                     continue
                 self.deadline.check()
@@ -344,19 +394,23 @@ class _Run:
                     return
                 each = share / (len(state.roots) - number) * min(self.deadline.remaining(), 600.0)
                 ended = run_on_all(state, SplitNeurons(number, cases, math.inf if share == 1.0 else each))
-                self._count("value_split" if splits_values(state) else "relu_split", ended.totals)
-                self.witness, self.reason = ended.witness, ended.reason
-                self._note(ended.covered, None if ended.weak is None else ended.weak.covered)
-                if ended.witness is not None:
+                if not self._searched(state, root, ended) and (self.witness is not None or share == 1.0):
                     return
-                if ended.open:
-                    left = ended.totals.statistics
-                    worst = left.worst if left.open else 0.0
-                    self.reason = f"{ended.reason}: {ended.open} domains are left open, final gap {worst:.6g}"
-                    if share == 1.0:
-                        return
-                    continue
-                self._close(root.open, np.zeros(0, np.int64))
+
+    def _searched(self, state: RankState, root: Root, ended: SearchResult) -> bool:
+        """What a search of neurons of one box found; whether it closed it."""
+        self._count("value_split" if splits_values(state) else "relu_split", ended.totals)
+        self.witness, self.reason = ended.witness, ended.reason
+        if ended.witness is not None:
+            return False
+        if ended.open:
+            left = ended.totals.statistics
+            worst = left.worst if left.open else 0.0
+            self.reason = f"{ended.reason}: {ended.open} domains are left open, final gap {worst:.6g}"
+            return False
+        self._note(ended.covered, None if ended.weak is None else ended.weak.covered)
+        self._close(root.open, np.zeros(0, np.int64))
+        return True
 
     def _note(self, covered: Covered, strong: Covered | None = None) -> None:
         """What closings hold for.

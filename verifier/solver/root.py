@@ -96,6 +96,9 @@ class Root:
         covered: what the bounds of the refuted cases hold for.
         real: among the open cases those that are refuted for the network in real arithmetic.
         cut: what time has cut.
+        claims: what its bounds are made to hold for.
+        steps: of the optimiser that hidden nodes are worth and that were put off (:func:`deepen`).
+        advance: how far searches have come that refine its hidden bounds.
     """
 
     state: BoundState
@@ -107,6 +110,9 @@ class Root:
     covered: Covered
     real: np.ndarray
     cut: Cut = field(default_factory=Cut)
+    claims: Claims = field(default_factory=Claims)
+    steps: int = 0
+    advance: refine.Advance = field(default_factory=refine.Advance)
 
 
 # Where the error of a run has a larger part in the width of hidden bounds, and these are not enough, the network is
@@ -129,6 +135,7 @@ class RootContext:
         noted: what is known so far.
         claims: what bounds are made to hold for (default: the real network); where runs would cost much, the network in
             real arithmetic comes first.
+        puts_off: leave the slopes of hidden nodes to :func:`deepen`.
     """
 
     graph: Graph
@@ -141,6 +148,7 @@ class RootContext:
     noted: Noted = field(default_factory=Noted)
     claims: Claims = field(default_factory=Claims)
     query: Deadline = field(default_factory=Deadline)
+    puts_off: bool = False
 
     @cached_property
     def engine(self) -> Engine:
@@ -169,6 +177,49 @@ def bound_root(context: RootContext, problem: Problem, cases: np.ndarray) -> Roo
     return root
 
 
+def deepen(context: RootContext, problem: Problem, root: Root, cases: np.ndarray) -> Root:
+    """Root bounds from optimised slopes of hidden nodes, where these were put off.
+
+    Args:
+        cases: indices of those that are open.
+
+    Returns:
+        a root of these cases; its cover is that of the cases that it closes.
+
+    Raises:
+        DeadlineExceeded: the query's time is over.
+    """
+    shared = context.backend.shared_deadline
+    context = replace(context, deadline=shared(context.deadline), query=shared(context.query), claims=root.claims)
+    table = _RowTable(context.graph, problem, cases, root.claims, context.backend.device)
+    never = torch.full((1, table.spec.y.shape[1]), -torch.inf, dtype=torch.float64, device=context.backend.device)
+    state, found = _deepened(context, root.state, table, root.steps, _RowBounds(never, torch.zeros_like(never)))
+    assert found.minimisers is not None
+    minimisers = context.backend.gather_features(0, found.minimisers)
+    return replace(table.root(state, replace(found, minimisers=minimisers), "alpha-crown"), cut=context.noted.cut)
+
+
+def _deepened(
+    context: RootContext, state: BoundState, table: _RowTable, steps: int, found: _RowBounds
+) -> tuple[BoundState, _RowBounds]:
+    """Bounds of hidden nodes from optimised slopes, and of the rows with them.
+
+    Args:
+        found: bounds of the rows so far.
+    """
+    engine, alpha = context.engine, context.config.bounds.alpha
+    matters, missed = relevant(engine, {context.graph.output: table.spec.y}), list[int]()
+    context.report("alpha-CROWN of hidden nodes")
+    schedule = Schedule(steps, alpha.learning_rate, decay=alpha.decay)
+    state = replace(state, bounds=dict(state.bounds))
+    state = alpha_hidden(engine, state, schedule, matters, anytime=True, missed=missed)
+    context.noted.cut.slopes = _undecided(engine, state, missed, matters)
+    context.query.check("alpha-CROWN")
+    found = _alpha(context, state, table, found)
+    table.touch(engine, state)
+    return state, found
+
+
 def _bound_root(context: RootContext, problem: Problem, cases: np.ndarray) -> Root:
     graph, backend, config, claims = context.graph, context.backend, context.config, context.claims
     engine = context.engine
@@ -182,7 +233,8 @@ def _bound_root(context: RootContext, problem: Problem, cases: np.ndarray) -> Ro
     table.covered.overflow = claims.run is not None and may_overflow(state.magnitudes, backend)
     if table.covered.overflow and claims.semantics is Semantics.BOTH:
         table.claims = Claims()
-        engine = replace(context, claims=Claims()).engine
+        context = replace(context, claims=Claims())
+        engine = context.engine
         state = initial_state(engine, box)
     lower = _output_ibp(graph, backend, state, table)
     context.noted.tighter(table.worst(lower))
@@ -206,22 +258,17 @@ def _bound_root(context: RootContext, problem: Problem, cases: np.ndarray) -> Ro
     if method == "crown" or table.refuted(lower).all():
         return table.root(state, replace(found, minimisers=candidates.float()), "crown")
 
-    alpha = config.bounds.alpha
     context.report("alpha-CROWN")
-    found = _alpha(context, state, table, found)
+    found, put_off = _alpha(context, state, table, found), 0
     if rows and not table.refuted(found.lower).all():
         steps = _hidden_steps(context, state, matters)
-        if steps:
-            context.report("alpha-CROWN of hidden nodes")
-            hidden = Schedule(steps, alpha.learning_rate, decay=alpha.decay)
-            state, missed = replace(state, bounds=dict(state.bounds)), []
-            state = alpha_hidden(engine, state, hidden, matters, anytime=True, missed=missed)
-            context.noted.cut.slopes = _undecided(engine, state, missed, matters)
-            context.query.check("alpha-CROWN")
-            found = _alpha(context, state, table, found)
-            table.touch(engine, state)
+        if context.puts_off:
+            put_off = steps
+        elif steps:
+            state, found = _deepened(context, state, table, steps, found)
     assert found.minimisers is not None
-    return table.root(state, replace(found, minimisers=backend.gather_features(0, found.minimisers)), "alpha-crown")
+    found = replace(found, minimisers=backend.gather_features(0, found.minimisers))
+    return replace(table.root(state, found, "alpha-crown"), steps=put_off)
 
 
 def _undecided(engine: Engine, state: BoundState, nodes: list[int], matters: Mapping[int, Tensor] | None) -> int:
@@ -426,7 +473,8 @@ class _RowTable:
             slopes = {i: {k: v[0][pick] for k, v in group.items()} for i, group in found.slopes.items()}
             rows = CaseRows(self._picked(pick), self.thresholds[pick], slopes, strict)
         worst = gap[index].max(1) if keep.any() else np.zeros(0)
-        return Root(state, self.cases[keep], worst, points, rows, method, self.covered, self.cases[real])
+        closed, kept = self.covered, self.cases[keep]
+        return Root(state, kept, worst, points, rows, method, closed, self.cases[real], claims=self.claims)
 
     def _note(self, lower: Tensor, error: Tensor, closed: np.ndarray) -> None:
         """What the bounds of some cases (N,) cover."""
