@@ -181,10 +181,74 @@ def test_certificates_stand_for_their_splits_alone(seed: int) -> None:
     assert confirmed > 0 and refused > 0
 
 
+@pytest.mark.parametrize("seed", range(1, 5))
+def test_the_least_violation_tells_domains_apart_as_the_program_does(seed: int) -> None:
+    """Whether there is a point; and its multipliers refute what they name."""
+    s = Setting("mlp", seed)
+    rows, active = sampled(s)
+    thresholds = rows.amax(0)
+    thresholds[0] = rows[:, 0].quantile(0.2)
+    search = searched(s, thresholds)
+    relaxation, random = search.relaxation, np.random.default_rng(seed)
+    agreed = confirmed = 0
+    for some in active[:40]:
+        signs = np.where(some, 1, -1).astype(np.int8) * random.integers(0, 2, len(some)).astype(np.int8)
+        found = relaxation.check(signs, 10.0)
+        other = relaxation._violation(10.0)
+        assert other is not None and (found.refuted is None) is (other.refuted is None)
+        agreed += found.refuted is not None
+        if other.refuted is not None:
+            used = np.where(other.refuted.used, signs, 0).astype(np.int8)
+            confirmed += search.certifier.confirm(used, other.refuted).real
+        elif other.point is not None:
+            assert (np.abs(other.point) <= 1 + 1e-6).all() and relaxation.violates(other.point) in (True, False)
+    assert confirmed > 0.8 * agreed > 0
+
+
+@pytest.mark.parametrize("seed", range(1, 4))
+def test_units_of_neurons_make_no_difference(seed: int) -> None:
+    """The same network with its neurons and rows in other units: the same domains are refuted, by the same weights."""
+    s = Setting("mlp", seed)
+    rows, active = sampled(s)
+    search = searched(s, rows.quantile(0.3, 0))
+    plain, random = search.relaxation, np.random.default_rng(seed)
+    net = compact(s.made.graph, s.made.backend, s.state.box, s.space, s.cases.spec, rows.quantile(0.3, 0).expand(
+        s.cases.thresholds.shape))  # fmt: skip
+    assert net is not None
+    factor = torch.from_numpy(2.0 ** random.integers(-12, 13, net.size)).float().to(DEVICE)
+    layers = tuple(
+        replace(part, weight=part.weight * factor[part.columns, None] / factor[part.sources]) for part in net.layers
+    )
+    scaled = replace(
+        net,
+        layers=layers,
+        bias=net.bias * factor,
+        intercept=net.intercept * factor,
+        input_weight=net.input_weight * factor[net.entry, None],
+        rows=1024.0 * net.rows / factor,
+        row_constant=1024.0 * net.row_constant,
+        row_input=None if net.row_input is None else 1024.0 * net.row_input,
+    )
+    other = Relaxation(scaled, 0, s.cases.rows)
+    refuted = 0
+    for some in active[:30]:
+        signs = np.where(some, 1, -1).astype(np.int8) * random.integers(0, 2, len(some)).astype(np.int8)
+        one, two = plain.check(signs, 10.0).refuted, other.check(signs, 10.0).refuted
+        assert (one is None) is (two is None)
+        if two is not None:
+            back = replace(two, rows=1024.0 * two.rows, beta=two.beta * factor[net.places].double().cpu().numpy())
+            used = np.where(two.used, signs, 0).astype(np.int8)
+            refuted += search.certifier.confirm(used, back).real
+    assert refuted > 0
+
+
+@pytest.mark.parametrize("gives_up", [False, True], ids=["", "the solver gives up"])
 @pytest.mark.parametrize("sat", [True, False], ids=["sat", "unsat"])
 @pytest.mark.parametrize("kind", ["mlp", "deep-mlp"])
-def test_learning_agrees_with_the_truth(kind: str, sat: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_learning_agrees_with_the_truth(kind: str, sat: bool, gives_up: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attempt, "_SLICE", 1 << 30)
+    if gives_up:
+        monkeypatch.setattr(Relaxation, "_solve", lambda self, seconds: None)
     for seed in range(2, 6):
         case, graph = truth(kind, seed, sat, 0.02), network(kind, seed, sat, 0.02).graph
         backend, shape = single(graph), (1, *graph.input_shape)

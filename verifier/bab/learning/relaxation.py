@@ -7,18 +7,21 @@ pre-activation z_k and for every output h_k, and the rows
 
 A split z_k >= 0 is the bounds z_k >= 0 and h_k - z_k <= 0; a split z_k <= 0 is z_k <= 0 and h_k <= 0. So the matrix
 stays as it is, and the dual simplex method goes on from where it was. Where there is no point, the multipliers of its
-proof tell which splits it needs. The solver works with tolerances, so that they are no more than a proposal.
+proof tell which splits it needs. The solver works with tolerances, so that they are no more than a proposal. These are
+absolute, and networks may be scaled in any way: every neuron is therefore measured in a unit of its own, the power of
+two next to its range, and so is every row of the case.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import Tensor
 
 from verifier.bab.compact import Compact
+from verifier.bab.learning.elastic import Elastic
+from verifier.bab.learning.programs import Program, solver_of
 
 # Multipliers of a ray, whose largest is 1, that count as none.
 _SMALL = 1e-9
@@ -26,8 +29,8 @@ _SMALL = 1e-9
 _NEARLY = 1e-5
 # Of a neuron's chord above its ReLU, relative to the width of its bounds: what counts as none.
 _FLAT = 1e-4
-# Options of the solver to try where it gives up, and their usual values.
-_OTHERWISE = (("primal_feasibility_tolerance", 1e-6, 1e-7), ("simplex_scale_strategy", 0, 2))
+# What splits and rows are violated by in sum, up to which the program counts as having a point.
+_NOTHING = 1e-7
 
 
 @dataclass(frozen=True)
@@ -86,8 +89,9 @@ class Relaxation:
         high = np.full(self.system.columns, np.inf)
         low[: self.inputs], high[: self.inputs] = -1.0, 1.0
         low[self._h] = 0.0
-        self._solver = _solver(self.system, (low, high))
+        self._solver = solver_of(self.system, (low, high))
         self.box, self.sides = (low, high), (self.system.lower, self.system.upper)
+        self._elastic: Elastic | None = None
         self.work = 0
         slope = self._net.slope[self.places]  # u / (u - l); the chord is at most -l u / (u - l) above the ReLU
         self.bent = np.flatnonzero(slope * (1 - slope) > _FLAT)
@@ -104,14 +108,24 @@ class Relaxation:
             seconds: for the solver.
         """
         self._move(signs)
-        found = self._solve(seconds)
-        for name, value, usual in _OTHERWISE:
-            if found is None:  # the start may be to blame, or how the solver works
-                self._solver.clearSolver()
-                self._solver.setOptionValue(name, value)
-                found = self._solve(seconds)
-                self._solver.setOptionValue(name, usual)
-        return found or Checked()
+        return self._solve(seconds) or self._violation(seconds) or Checked()
+
+    def _violation(self, seconds: float) -> Checked | None:
+        """What the least violation says where the solver gives up."""
+        if self._elastic is None:
+            box = self.box[0].copy(), self.box[1].copy()
+            box[0][self._z], box[1][self._z], box[1][self._h] = -np.inf, np.inf, np.inf
+            upper = self.system.upper.copy()
+            upper[self._tie] = np.inf
+            program = replace(self.system, upper=upper)
+            self._elastic = Elastic(program, box, self._z, self._h, self._tie, self.rows)
+        found = self._elastic.solve(self._signs, seconds)
+        if found is None:
+            self.work += 10
+            return None
+        total, values, y, iterations = found
+        self.work += iterations + 10
+        return Checked(self._multipliers(y)) if total > _NOTHING else self._point(values)
 
     def _solve(self, seconds: float) -> Checked | None:
         import highspy
@@ -172,7 +186,8 @@ class Relaxation:
         beta = np.where(active, at_least, np.where(inactive, at_most, 0.0))
         used = (active & (tie < -_SMALL)) | (inactive & (on_h > _SMALL)) | (beta > _SMALL)
         rows = np.maximum(-y[len(y) - self.rows :], 0.0)
-        return Multipliers(np.where(rows > _SMALL, rows, 0.0), alpha, np.where(used, beta, 0.0), used)
+        rows = np.where(rows > _SMALL, rows, 0.0) / self._net.row_units
+        return Multipliers(rows, alpha, np.where(used, beta, 0.0) / self._net.units[self.places], used)
 
     def _oriented(self, ray: np.ndarray) -> np.ndarray:
         """The ray with the sign, and scaled to the size, of a proof."""
@@ -193,38 +208,13 @@ def _least(weights: np.ndarray, low: np.ndarray, high: np.ndarray) -> float:
 
 
 @dataclass(frozen=True)
-class _System:
-    """Rows of a program as a list of entries, and their sides.
-
-    Attributes:
-        at, column, value: row, column and value of every entry, row by row.
-        lower, upper: (m,) sides.
-        columns: how many.
-    """
-
-    at: np.ndarray
-    column: np.ndarray
-    value: np.ndarray
-    lower: np.ndarray
-    upper: np.ndarray
-    columns: int
-
-    @classmethod
-    def of(cls, matrix: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> _System:
-        at, column = matrix.nonzero()
-        return cls(at, column, matrix[at, column], lower, upper, matrix.shape[1])
-
-    def transposed(self, y: np.ndarray) -> np.ndarray:
-        """What weights (m,) of the rows give on the columns."""
-        return np.bincount(self.column, self.value * y[self.at], self.columns)
-
-
-@dataclass(frozen=True)
 class _Net:
-    """A compact network and the rows of one case, float64.
+    """A compact network and the rows of one case, float64, in units of their own.
 
     Attributes:
         layers: columns, the columns that feed them, and the weights between.
+        units: (T,) of the columns; a value of the network is so many times the one here.
+        row_units: (S,) of the case's rows.
     """
 
     layers: tuple[tuple[slice, slice, np.ndarray], ...]
@@ -238,6 +228,8 @@ class _Net:
     rows: np.ndarray
     row_input: np.ndarray
     row_constant: np.ndarray
+    units: np.ndarray
+    row_units: np.ndarray
 
     @classmethod
     def of(cls, net: Compact, rows: slice) -> _Net:
@@ -245,24 +237,56 @@ class _Net:
             return value.double().cpu().numpy()
 
         layers = tuple((layer.columns, layer.sources, array(layer.weight)) for layer in net.layers)
-        weight, constant = array(net.input_weight), array(net.row_constant[rows])
+        weight, constant, bias = array(net.input_weight), array(net.row_constant[rows]), array(net.bias)
         row_input = np.zeros((len(constant), weight.shape[1]))
+        row_input = row_input if net.row_input is None else array(net.row_input[rows])
+        slope, intercept = array(net.slope), array(net.intercept)
+        units = _powers(_reach(layers, bias, slope, intercept, net.entry, weight))
+        outputs = array(net.rows[rows]) * units
+        row_units = _powers(np.maximum(np.abs(outputs).max(1, initial=0.0), np.abs(row_input).max(1, initial=0.0)))
         return cls(
-            layers,
+            tuple((to, of, part * units[of] / units[to, None]) for to, of, part in layers),
             net.places.cpu().numpy(),
             net.kept.cpu().numpy().astype(bool),
-            array(net.bias),
-            array(net.slope),
-            array(net.intercept),
+            bias / units,
+            slope,
+            intercept / units,
             net.entry,
-            weight,
-            array(net.rows[rows]),
-            row_input if net.row_input is None else array(net.row_input[rows]),
-            constant,
+            weight / units[net.entry, None],
+            outputs / row_units[:, None],
+            row_input / row_units[:, None],
+            constant / row_units,
+            units,
+            row_units,
         )
 
 
-def _system(net: _Net) -> _System:
+def _reach(
+    layers: tuple[tuple[slice, slice, np.ndarray], ...],
+    bias: np.ndarray,
+    slope: np.ndarray,
+    intercept: np.ndarray,
+    entry: slice,
+    weight: np.ndarray,
+) -> np.ndarray:
+    """(T,) sizes that values of the columns hardly exceed: their bounds where a chord tells them, else sums."""
+    reach = np.abs(bias)
+    reach[entry] += np.abs(weight).sum(1)
+    bent = (slope > 0) & (slope < 1) & (intercept > 0)
+    known = np.full_like(reach, np.inf)
+    known[bent] = intercept[bent] / np.minimum(slope[bent], 1 - slope[bent])  # the larger one of -l and u
+    for columns, sources, part in layers:
+        reach[sources] = np.minimum(reach[sources], known[sources])
+        reach[columns] += np.abs(part) @ reach[sources]
+    return np.minimum(reach, known)
+
+
+def _powers(sizes: np.ndarray) -> np.ndarray:
+    """The powers of two next to some sizes; 1 for none."""
+    return np.exp2(np.round(np.log2(np.where((sizes > 0) & np.isfinite(sizes), sizes, 1.0))))
+
+
+def _system(net: _Net) -> Program:
     """The rows: pre-activations, outputs less pre-activations, chords, and the case's own."""
     n, t, places, count = net.input_weight.shape[1], len(net.bias), net.places, len(net.rows)
     affine = np.zeros((t, n + 2 * t))
@@ -280,24 +304,4 @@ def _system(net: _Net) -> _System:
     chord[here, n + t + above], chord[here, n + above] = 1.0, -net.slope[above]
     lower = np.concatenate([net.bias, np.zeros(t), np.full(len(above) + count, -np.inf)])
     upper = (net.bias, np.where(net.kept, 0.0, np.inf), net.intercept[above], -net.row_constant)
-    return _System.of(np.concatenate([affine, tie, chord, rows]), lower, np.concatenate(upper))
-
-
-def _solver(system: _System, box: tuple[np.ndarray, np.ndarray]) -> Any:
-    import highspy
-
-    model = highspy.HighsLp()
-    rows = len(system.lower)
-    model.num_row_, model.num_col_ = rows, system.columns
-    model.col_cost_ = np.zeros(system.columns)
-    model.col_lower_, model.col_upper_ = box
-    model.row_lower_, model.row_upper_ = system.lower, system.upper
-    model.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
-    model.a_matrix_.start_ = np.append(0, np.cumsum(np.bincount(system.at, minlength=rows))).astype(np.int32)
-    model.a_matrix_.index_ = system.column.astype(np.int32)
-    model.a_matrix_.value_ = system.value
-    solver: Any = highspy._Highs()  # type: ignore[attr-defined]
-    for name, value in (("output_flag", False), ("threads", 1), ("solver", "simplex"), ("presolve", "off")):
-        solver.setOptionValue(name, value)
-    solver.passModel(model)
-    return solver
+    return Program.of(np.concatenate([affine, tie, chord, rows]), lower, np.concatenate(upper))
