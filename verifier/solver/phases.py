@@ -328,8 +328,9 @@ class LookAtNeurons(Phase[relu_split.SearchResult | None]):
     def run(self, state: RankState) -> relu_split.SearchResult | None:
         found, rows, context = _search_of(state, self.root, self.cases, self.seconds)
         if splits_values(state):
-            most = min(_LOOK_DOMAINS, context.config.max_domains or _LOOK_DOMAINS)
-            context = replace(context, config=context.config.model_copy(update={"max_domains": most}))
+            if context.config.max_domains is not None:  # the limit is for one search
+                return None
+            context = replace(context, config=context.config.model_copy(update={"max_domains": _LOOK_DOMAINS}))
             ended = value_split.search(context, found.state, rows)
         else:
             ended = refine.look(context, found.state, rows, found.advance)
