@@ -29,8 +29,9 @@ def exactly(graph: Graph, x: Sequence[Fraction]) -> Numbers:
     """The output of a graph of vectors in rational arithmetic."""
     values: dict[int, Numbers] = {0: list(x)}
 
-    def stored(handle: object) -> list[float]:
-        return graph.parameters[handle].double().tolist()  # type: ignore[index]
+    def stored(handle: object, flat: bool = False) -> list[float]:
+        values = graph.parameters[handle].double()  # type: ignore[index]
+        return (values.flatten() if flat else values).tolist()
 
     for node in graph.nodes[1:]:
         xs, op = [values[i] for i in node.inputs], node.op
@@ -48,8 +49,8 @@ def exactly(graph: Graph, x: Sequence[Fraction]) -> Numbers:
                 for vs in zip(*xs, strict=True)
             ]
         elif isinstance(op, ScaleShift):
-            scale = [1.0] if op.scale is None else stored(op.scale)
-            shift = [0.0] if op.shift is None else stored(op.shift)
+            scale = [1.0] if op.scale is None else stored(op.scale, flat=True)
+            shift = [0.0] if op.shift is None else stored(op.shift, flat=True)
             full = zip(xs[0], itertools.cycle(scale), itertools.cycle(shift), strict=False)
             values[node.index] = [v * Fraction(a) + Fraction(b) for v, a, b in full]
         else:
@@ -109,6 +110,58 @@ def test_rows_and_their_negations_become_lines(factor: float, others: int, dense
     assert relus(after) == (others if found else others + 2 * pairs)
     if found and not others:
         assert [node.op.kind for node in after.nodes] == ["Input", "Linear", *(["Linear"] if dense else [])]
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_the_larger_row_of_a_pair_stays(swapped: bool) -> None:
+    """A run computes both: what leaves float32's range in either must show in the row that is left."""
+    order = [2, 3, 0, 1] if swapped else [0, 1, 2, 3]
+    rows, columns = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-64.0, 0.0], [0.0, -64.0]]), torch.tensor([[64.0, 64, -1, -1]])
+    module = two(rows[order], torch.zeros(4), columns[:, order], torch.zeros(1))
+    after = unchanged(module, 2)
+    first = next(node.op for node in after.nodes if isinstance(node.op, Linear))
+    assert relus(after) == 0 and float(after.parameters[first.weight].abs().max()) == 64.0
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns"),
+    [
+        ((1.0, -(2.0**127)), (1.0, -(2.0**-127))),  # -2^127 x overflows where x does not
+        ((2.0**-40, -(2.0**40)), (2.0**40, -(2.0**-40))),
+        ((1.0, -1.0), (2.0**120, -(2.0**120))),  # a runtime may put a factor into the columns
+        ((1.0, -512.0), (1.0, -1.0 / 512)),  # what the small row loses counts for too much
+    ],
+)
+def test_numbers_near_the_ends_of_the_range_keep_their_pair(
+    rows: tuple[float, float], columns: tuple[float, float]
+) -> None:
+    module = two(torch.tensor(rows)[:, None], torch.zeros(2), torch.tensor([columns]), torch.zeros(1))
+    assert relus(unchanged(module, 1)) == 2
+
+
+class Scaled(nn.Module):
+    """Two layers without an offset, and a factor behind them."""
+
+    def __init__(self, columns: Tensor, factor: float) -> None:
+        super().__init__()
+        self.first, self.last, self.factor = nn.Linear(1, 2), nn.Linear(2, 1, bias=False), factor
+        self.first.weight.data, self.first.bias.data = torch.tensor([[1.0], [-1.0]]), torch.zeros(2)
+        self.last.weight.data = columns
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.relu(self.first(x))) * self.factor
+
+
+def test_a_factor_that_was_folded_hides_no_pair() -> None:
+    after = unchanged(Scaled(torch.tensor([[3.0, -3.0]]), 5.0), 1)
+    assert [node.op.kind for node in after.nodes] == ["Input", "Linear"]
+
+
+def test_what_was_folded_into_a_line_of_slope_one_stays_known() -> None:
+    """A run multiplies by 2^-100 and by 2^100, and loses what is between."""
+    after = unchanged(Scaled(torch.tensor([[2.0**-100, -(2.0**-100)]]), 2.0**100), 1)
+    [op] = [node.op for node in after.nodes if isinstance(node.op, Linear)]
+    assert relus(after) == 0 and op.reach >= 2.0**100
 
 
 @pytest.mark.parametrize("spoil", ["row", "bias", "column", "same sign", "equal rows", "read twice"])

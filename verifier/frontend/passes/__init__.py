@@ -14,7 +14,8 @@ from verifier.frontend.passes.pairs import cancel_pairs, merge_parallel
 from verifier.frontend.passes.sharing import drop_unused, share_equal
 from verifier.graph.graph import Graph
 
-PASSES = (share_equal, compose_moves, fold_affine, cancel_pairs, fold_padding, drop_unused)
+# Pairs are looked for where nobody else reads a ReLU: ops that were folded into others must be gone by then.
+PASSES = (share_equal, compose_moves, fold_affine, drop_unused, cancel_pairs, fold_padding, drop_unused)
 
 
 # For networks of whose float32 runs nothing can be claimed.

@@ -8,7 +8,8 @@ Rows and columns are compared exactly: a factor counts only where its products w
 positive multiples of one another are merged by :func:`merge_parallel`.
 
 A run in float32 evaluates both ReLUs of a pair, and their inputs round differently. What that costs is added to the
-error of a run of the op that replaces them (``Linear.run``, see docs/numerics.md).
+error of a run of the op that replaces them (``Linear.run``, see docs/numerics.md). The larger row stays, so that what
+leaves float32's range in a run is still seen; pairs whose numbers come near the end of that range stay as they are.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from verifier.core.runtime import LARGEST
 from verifier.frontend.passes.affine import fold_affine
 from verifier.frontend.passes.rewriter import Rewriter, rewrite
 from verifier.graph.graph import Graph, Node
@@ -32,6 +34,9 @@ from verifier.ops.scale import ScaleShift
 _FUSED = 8
 # Numbers below this are not multiplied: their products might not be exact.
 _SMALLEST = 1e-290
+# Larger factors would make more of what a run loses at the lower end of its range than the error of an affine op allows
+# for whatever its numbers (``core/runtime.py``: 2^-89 each, of 2^-81).
+_LARGEST_FACTOR = 256.0
 _SAMPLED = 16  # columns of large matrices that are looked at first
 
 
@@ -160,7 +165,7 @@ def _factor(layers: _Layers, i: int, j: int) -> float | None:
 
 
 def _pairs(layers: _Layers) -> list[int]:
-    """One neuron of every pair and, after all of them, their partners."""
+    """One neuron of every pair, the one with the larger row, and, after all of them, their partners."""
     kept: list[int] = []
     gone: list[int] = []
     for group in _directions(layers.rows):
@@ -170,14 +175,19 @@ def _pairs(layers: _Layers) -> list[int]:
             partner = next((j for j in left if _opposite(layers, i, j) or _opposite(layers, j, i)), None)
             if partner is not None:
                 left.remove(partner)
-                kept.append(i)
-                gone.append(partner)
+                small, large = sorted((i, partner), key=lambda n: float(layers.rows[n, :-1].abs().max()))
+                kept.append(large)
+                gone.append(small)
     return kept + gone
 
 
 def _opposite(layers: _Layers, i: int, j: int) -> bool:
+    """Whether row j is k row i with k < 0, and the columns cancel. What goes is looked at by nobody later: its numbers
+    must be as far from the end of float32's range as those of all others."""
     k = _factor(layers, i, j)
-    if k is None or k >= 0:
+    if k is None or not 1 / _LARGEST_FACTOR <= -k <= _LARGEST_FACTOR:
+        return False
+    if float(layers.columns[:, [i, j]].abs().max()) > LARGEST:
         return False
     back = _times(k, layers.columns[:, j])
     return back is not None and torch.equal(back, layers.columns[:, i])
@@ -234,7 +244,8 @@ def _line(r: Rewriter, node: Node, layers: _Layers, kept: Tensor, alone: bool) -
     inner = _picked(r, layers.inner, kept[place], name, reads)
     inner = replace(inner, run=layers.inner.run + twice + terms, folded=folding)
     factors = torch.where(reads, factor, 1.0)
-    scale = None if bool((factors == 1).all()) else r.param(factors, f"{name}.scale")
+    plain = bool((factors == 1).all()) and outer.exact_weights and outer.reach == 1
+    scale = None if plain else r.param(factors, f"{name}.scale")
     op = ScaleShift(scale, folded=outer.folded, reach=outer.reach)
     if alone:
         op, name = replace(op, shift=outer.bias, shift_magnitude=outer.bias_magnitude), node.name
@@ -356,8 +367,9 @@ def _pair_of(
         for b, second in enumerate(read):
             if second is not None and second.negated and second.z == first.z and _sums_up(first, second):
                 z = first.z
-                if first.op is not None:
-                    z = r.emit(first.op, [z], node.shape, f"{node.name}.line")
+                if first.op is not None and second.op is not None:
+                    folded, reach = max(first.op.folded, second.op.folded), max(first.op.reach, second.op.reach)
+                    z = r.emit(replace(first.op, folded=folded, reach=reach), [z], node.shape, f"{node.name}.line")
                 return (a, b), (first.sign, z)
     return None
 
@@ -401,4 +413,4 @@ def _negates(r: Rewriter, node: Node) -> bool:
         return node.op.signs == (-1.0,)
     if not isinstance(node.op, ScaleShift) or node.op.scale is None or node.op.shift is not None:
         return False
-    return bool((r.value(node.op.scale) == -1).all())
+    return node.op.exact_weights and bool((r.value(node.op.scale) == -1).all())
