@@ -15,7 +15,7 @@ from tests.parallel.threads import ThreadGroup, on_ranks
 from tests.support.device import DEVICE, single
 from verifier.bab import value_split
 from verifier.bab.bounder import CaseRows
-from verifier.bab.branching.cuts import halves
+from verifier.bab.branching.cuts import Ranked, Seen, _gains, halves, split, tried
 from verifier.bab.context import SearchContext
 from verifier.bab.domains import ValueDomains
 from verifier.bab.relu_split import SearchResult
@@ -30,7 +30,7 @@ from verifier.core.deadline import Deadline
 from verifier.core.interval import Interval
 from verifier.core.result import Witness
 from verifier.graph.graph import Graph
-from verifier.graph.op import NonlinearOp
+from verifier.graph.op import Cuts, NonlinearOp
 from verifier.ops.add import Add
 from verifier.ops.bent import Cos, Gelu, Silu, Sin
 from verifier.ops.exponential import Exp, Log, Softplus
@@ -367,6 +367,45 @@ def test_a_counterexample_ends_the_search() -> None:
 
     ended = value_split.search(search.context(most=400, accept=judge), search.root, search.asking(least + 0.2))
     assert ended.witness is not None
+
+
+def test_a_candidate_without_a_bound_comes_before_none() -> None:
+    """A domain with a candidate is split, whatever its children's bounds are."""
+    low = -torch.ones((1, 2), device=DEVICE)
+    none = torch.zeros((1, 1, 2), device=DEVICE)
+    domain = ValueDomains(torch.zeros(1, dtype=torch.int64, device=DEVICE), low, -low, none, none[..., :0])
+    ranked = Ranked(torch.tensor([[-1, 1]], device=DEVICE), torch.tensor([[0.0, 0.25]], device=DEVICE))
+    found = tried(domain, ranked, lambda side: torch.full_like(side.lower[:, 0], float("-inf")), 8)
+    children, splits, _ = split(domain, found, 1)
+    assert splits == 1 and children.count == 2
+    assert children.upper[0, 1] == children.lower[1, 1] == 0.25
+
+
+class Steps(Relu):
+    """A ReLU that says that it has a second kink."""
+
+    @property
+    def cuts(self) -> Cuts:
+        return Cuts((-1.0, 0.0), anywhere=False)
+
+
+def test_of_several_kinks_one_inside_is_proposed() -> None:
+    """Also where a kink outside seems to gain more."""
+    b = Builder((4,), 0, gain=2.0)
+    b.linear(b.op(Steps(), b.linear(0, 6)), 2)
+    graph = b.graph()
+    box = Interval(-torch.ones((1, 4), device=DEVICE), torch.ones((1, 4), device=DEVICE))
+    case = Case(graph, single(graph), box)
+    state = crown_hidden(case.engine, case.state())
+    space = value_space(graph, state.bounds)
+    [group] = space.groups
+    low, up = space.lower[None].clamp(min=-0.5), space.upper[None]
+    kept = torch.ones((1, 1, 6), device=DEVICE)
+    seen = Seen(state.bounds, {group.columns.owner: kept}, {group.columns.owner: (0.1 * kept,)}, {})
+    none = torch.zeros((1, 1, space.size), device=DEVICE)
+    domains = ValueDomains(torch.zeros(1, dtype=torch.int64, device=DEVICE), low, up, none, none[..., :0])
+    _, where = _gains(graph, space, domains, seen)
+    assert space.splittable(low, up).all() and (where == 0).all()
 
 
 def test_relus_are_split_at_zero_alone() -> None:

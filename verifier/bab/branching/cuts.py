@@ -106,7 +106,8 @@ def _gains(graph: Graph, space: ValueSpace, domains: ValueDomains, found: Seen) 
                 at = full.reshape(-1, *g.columns.shape)
                 gain = op.cut_gains(place, at, xs, found.kept[node], found.values[node])
                 total = total + g.columns.read(gain.flatten(1))
-            better = total > best[:, some]
+            inside = (points > domains.lower[:, some]) & (points < domains.upper[:, some])
+            better = inside & (total > best[:, some])
             best[:, some] = torch.where(better, total, best[:, some])
             where[:, some] = torch.where(better, points, where[:, some])
     return best, where
@@ -213,7 +214,8 @@ def tried(domains: ValueDomains, ranked: Ranked, evaluate: Callable[[ValueDomain
     for some in index.split(max(1, batch)):
         sides = halves(domains.plain[some // k], flat[some], ranked.points.reshape(-1)[some])
         gaps[some] = torch.stack([evaluate(side) for side in sides], 1)
-    gaps = gaps.clamp(max=0.0)  # what is proved is not distinguished
+    # What is proved is not distinguished; a candidate without a bound still comes before none.
+    gaps = gaps.clamp(min=torch.finfo(gaps.dtype).min / 2, max=0.0)
     score = (gaps.amin(1) + 0.25 * gaps.amax(1)).reshape(b, k).masked_fill(ranked.columns < 0, float("-inf"))
     order = score.argsort(dim=1, descending=True, stable=True)
     return Ranked(ranked.columns.gather(1, order), ranked.points.gather(1, order))
