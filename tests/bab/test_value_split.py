@@ -458,6 +458,17 @@ def test_domains_without_a_point_are_closed() -> None:
     assert empty(space.domain_bounds(case.engine, state, low, up), 1).all()
 
 
+def test_closings_without_a_point_cover_what_the_bounds_do() -> None:
+    """They are weak where the root's bounds hold for no run."""
+    search = Search("sigmoid", 0)
+    splitting = search.splitting()
+    root = random_domains(search, splitting, 3, 0)
+    found = splitting.bound(root)
+    none = replace(found, empty=torch.tensor([True, False, True], device=DEVICE), gap=found.gap * 0 - 1)
+    assert splitting._refuted(root, none).tolist() == [True, False, True]
+    assert splitting.statistics.covered.weak == 2 and search.root.magnitudes.run is None
+
+
 @pytest.mark.parametrize(
     ("inputs", "plan"),
     [(8, (0.0, 1.0, False)), (20, (0.0, 0.8, True)), (100, (0.5, 1.0, False)), (300, (0.0, 0.0, True))],

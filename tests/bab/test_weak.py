@@ -13,11 +13,12 @@ from tests.parallel.threads import ThreadGroup, on_ranks
 from tests.support.device import DEVICE
 from verifier.bab import relu_split
 from verifier.bab.bounder import CaseRows
-from verifier.bab.certify import Certificates
+from verifier.bab.certify import Certificates, Judge
 from verifier.bab.context import SearchContext
 from verifier.bab.relu_split import SearchResult, go_on
+from verifier.bab.statistics import SearchStatistics
 from verifier.bounds.alpha import initial_parameters
-from verifier.bounds.crown import Specification, crown_hidden, initial_state
+from verifier.bounds.crown import BoundState, Specification, crown_hidden, initial_state
 from verifier.bounds.engine import Arithmetic, Engine
 from verifier.config import BabConfig
 from verifier.core.claims import Claims, Semantics
@@ -101,3 +102,41 @@ def test_a_closing_that_is_not_kept_is_missed(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(Certificates, "_keep", forgetful)
     [found] = on_ranks(1, lambda group: relu_split.search(question.context(group), question.state, question.cases))
     assert not found.open and found.covered.weak and found.weak is None
+
+
+def judging(semantics: Semantics, run: RunModel | None) -> tuple[Judge, BoundState]:
+    """The judge of relu(x) < 0 on [-1, 1], with bounds that hold for runs or not."""
+    b = Builder((1,), 0)
+    b.relu(0)
+    one = torch.ones((1, 1), dtype=torch.float32)
+    made = case(b.graph(), Interval(-one, one))
+    engine = Engine(made.graph, made.backend, arithmetic=Arithmetic(torch.float64, rounding=True, run=run))
+    state = initial_state(engine, made.state().box)
+    y = torch.ones((1, 1, 1), dtype=torch.float64, device=DEVICE)
+    threshold = torch.zeros((1, 1), dtype=torch.float64, device=DEVICE)
+    cases = CaseRows(Specification(y), threshold, {}, torch.ones_like(threshold, dtype=torch.bool))
+    context = SearchContext(made.graph, made.backend, BabConfig(), Deadline(), claims=Claims(semantics, RUN))
+    return Judge(context, state, cases, SearchStatistics()), state
+
+
+@pytest.mark.parametrize("semantics", [Semantics.REAL, Semantics.BOTH, Semantics.FLOAT32])
+def test_what_only_touches_is_weak_and_nothing_for_runs(semantics: Semantics) -> None:
+    """Exact bounds leave nothing for the error of a run: relu(x) < 0 is refuted for the real network alone."""
+    judge, state = judging(semantics, None)
+    first = torch.zeros(1, dtype=torch.int64, device=DEVICE)
+    gap = torch.full((1, 1), -1e-9, dtype=torch.float64, device=DEVICE)
+    done = judge.touching(first, gap, first.bool(), lambda index: state.bounds)
+    real = semantics is not Semantics.FLOAT32
+    assert bool(done.all()) == real
+    assert judge.strong.weak == judge.statistics.covered.weak == int(real)
+
+
+@pytest.mark.parametrize("run", [None, RUN])
+def test_closings_by_bounds_that_hold_for_no_run_are_weak(run: RunModel | None) -> None:
+    """However clear they are: nothing goes on with them."""
+    judge, _ = judging(Semantics.BOTH, run)
+    first = torch.zeros(2, dtype=torch.int64, device=DEVICE)
+    lower = torch.tensor([[1.0], [2.0]], dtype=torch.float64, device=DEVICE)
+    sure, weak = judge.judged(first, lower, torch.zeros_like(lower))
+    assert sure.all() and not weak.any()
+    assert judge.strong.weak == judge.statistics.covered.weak == (0 if run else 2)
