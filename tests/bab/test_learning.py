@@ -13,6 +13,7 @@ import torch
 from tests.bab.test_kernel import DEVICE, Setting
 from tests.support.device import single
 from tests.truth.test_milp import network, truth
+from verifier.bab import refine, relu_split
 from verifier.bab.bounder import CaseRows
 from verifier.bab.compact import compact
 from verifier.bab.context import SearchContext
@@ -22,10 +23,14 @@ from verifier.bab.learning.clauses import Clause, refutes
 from verifier.bab.learning.core import Core
 from verifier.bab.learning.relaxation import Multipliers, Relaxation
 from verifier.bab.learning.search import End, Judge, LearningSearch
+from verifier.bab.refine import Stage
+from verifier.bab.relu_split import SearchResult, WeakDomains
 from verifier.bab.splits import split_space
+from verifier.bab.statistics import Stop
 from verifier.bounds.crown import Specification, crown_hidden, initial_state
 from verifier.bounds.engine import Engine
 from verifier.config import BabConfig
+from verifier.core.claims import Claims, Covered, Semantics
 from verifier.core.deadline import Deadline
 from verifier.core.interval import Interval
 
@@ -310,3 +315,74 @@ class _Nothing(set[int]):
 
     def add(self, element: int) -> None:
         pass
+
+
+# ------------------------------------------------------------------------------------------------------ what it covers
+
+
+def easy(weak: bool, runs: bool) -> LearningSearch:
+    """A case that some clauses refute."""
+    s = Setting("mlp", 2)
+    rows, _ = sampled(s)
+    search = searched(s, torch.cat([rows[:, :1].amin(0) - 0.5, rows.amax(0)[1:]]))
+    return replace(search, judge=Judge(lambda x: None, weak, runs))
+
+
+def unsure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Certificates hold for the network in real arithmetic alone."""
+    confirm = Certifier.confirm
+    monkeypatch.setattr(Certifier, "confirm", lambda *arguments: replace(confirm(*arguments), sure=False))
+
+
+@pytest.mark.parametrize("runs", [False, True])
+@pytest.mark.parametrize("sure", [False, True])
+def test_clauses_cover_what_their_certificates_do(monkeypatch: pytest.MonkeyPatch, sure: bool, runs: bool) -> None:
+    if not sure:
+        unsure(monkeypatch)
+    search = easy(weak=True, runs=runs)
+    assert search.run(1 << 20) is End.REFUTED and search.clauses
+    assert search.covered.weak == (0 if sure and runs else search.clauses)
+
+
+@pytest.mark.parametrize("semantics", [Semantics.REAL, Semantics.FLOAT32])
+def test_what_holds_for_the_real_network_alone_refutes_nothing_for_runs(
+    monkeypatch: pytest.MonkeyPatch, semantics: Semantics
+) -> None:
+    unsure(monkeypatch)
+    monkeypatch.setattr(attempt, "_SLICE", 1 << 30)
+    s = Setting("mlp", 2)
+    rows, _ = sampled(s)
+    thresholds = torch.cat([rows[:, :1].amin(0) - 0.5, rows.amax(0)[1:]])[None]
+    cases = replace(s.cases.select(torch.tensor([0])), thresholds=thresholds)
+    context = SearchContext(s.made.graph, s.made.backend, BabConfig(), Deadline(60.0), claims=Claims(semantics))
+    found = attempt.learn(context, s.state, cases)
+    real = semantics is Semantics.REAL
+    assert bool(found.refuted.all()) == real and (found.covered.weak > 0) == real
+
+
+def test_learned_cases_count_for_what_the_search_covers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One case is learned, the other one is searched again: both parts of the proof count, for runs as well."""
+    s = Setting("mlp", 2)
+    cases = s.cases.select(torch.tensor([0, 1]))
+    rest = WeakDomains(s.state, cases, s.domains[:1], Covered(weak=0), 10)
+    ends = [
+        SearchResult(None, 5, "domain limit reached", stop=Stop.DOMAINS),
+        SearchResult(None, 0, "", covered=Covered(weak=1), weak=rest),
+    ]
+    asked: list[CaseRows] = []
+
+    def searched_again(context: SearchContext, state: object, rows: CaseRows, **options: object) -> SearchResult:
+        asked.append(rows)
+        return ends[len(asked) - 1]
+
+    learned = attempt.Attempt(torch.tensor([True, False], device=DEVICE), covered=Covered(weak=3))
+    monkeypatch.setattr(refine, "plan", lambda *sizes: [Stage(0.0, 1e-3), Stage(0.0, float("inf"))])
+    monkeypatch.setattr(attempt, "worthwhile", lambda *asked: True)
+    monkeypatch.setattr(attempt, "learn", lambda *asked: learned)
+    monkeypatch.setattr(relu_split, "search", searched_again)
+    context = SearchContext(s.made.graph, s.made.backend, BabConfig(), Deadline(60.0))
+    found = refine.search(context, s.state, cases)
+    assert [len(rows.thresholds) for rows in asked] == [2, 1]
+    assert torch.equal(asked[1].thresholds, cases.thresholds[1:])
+    assert not found.open and found.covered.weak == 4
+    assert found.weak is not None and found.weak.covered.weak == 3
