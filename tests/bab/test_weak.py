@@ -104,6 +104,21 @@ def test_a_closing_that_is_not_kept_is_missed(monkeypatch: pytest.MonkeyPatch) -
     assert not found.open and found.covered.weak and found.weak is None
 
 
+def test_one_closing_that_nothing_goes_on_with_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where batches that were tried twice make up for it in number."""
+    question = Question(monkeypatch, 0.3)
+    keep = Certificates._keep
+
+    def twice(own: Certificates, domains: Any, weak: Tensor, count: int) -> None:
+        own.strong.weak += min(count, 1)
+        keep(own, domains, weak, count)
+        keep(own, domains, weak, count)
+
+    monkeypatch.setattr(Certificates, "_keep", twice)
+    [found] = on_ranks(1, lambda group: relu_split.search(question.context(group), question.state, question.cases))
+    assert not found.open and found.covered.weak and found.weak is None
+
+
 def judging(semantics: Semantics, run: RunModel | None) -> tuple[Judge, BoundState]:
     """The judge of relu(x) < 0 on [-1, 1], with bounds that hold for runs or not."""
     b = Builder((1,), 0)
