@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,7 +16,8 @@ from verifier.bab import relu_split
 from verifier.bab.bounder import CaseRows
 from verifier.bab.certify import Certificates, Judge
 from verifier.bab.context import SearchContext
-from verifier.bab.relu_split import SearchResult, go_on
+from verifier.bab.leaf_lp import LeafResult, LeafSolver
+from verifier.bab.relu_split import NeuronSplitting, Refutation, SearchResult, go_on
 from verifier.bab.statistics import SearchStatistics
 from verifier.bounds.alpha import initial_parameters
 from verifier.bounds.crown import BoundState, Specification, crown_hidden, initial_state
@@ -117,6 +119,22 @@ def test_one_closing_that_nothing_goes_on_with_is_enough(monkeypatch: pytest.Mon
     monkeypatch.setattr(Certificates, "_keep", twice)
     [found] = on_ranks(1, lambda group: relu_split.search(question.context(group), question.state, question.cases))
     assert not found.open and found.covered.weak and found.weak is None
+
+
+@pytest.mark.parametrize("semantics", [Semantics.BOTH, Semantics.FLOAT32])
+def test_leaves_refuted_for_the_real_network_alone(monkeypatch: pytest.MonkeyPatch, semantics: Semantics) -> None:
+    """Nothing goes on with them, and where runs are what is asked for they stay open."""
+    question = Question(monkeypatch, 0.3)
+    [context] = on_ranks(1, question.context)
+    context = replace(context, claims=Claims(semantics, RUN))
+    goal = Refutation(context, lambda x: None)
+    splitting = NeuronSplitting(context, question.state, question.cases, Deadline(), goal)
+    monkeypatch.setattr(LeafSolver, "solve", lambda *asked: LeafResult(False, None, -0.2, real=True, error=0.5))
+    assert goal.leaf(splitting, splitting._whole()) is None  # type: ignore[arg-type]
+    real = int(semantics is Semantics.BOTH)
+    statistics = splitting.statistics
+    assert (statistics.closed, statistics.stuck) == (real, 1 - real)
+    assert splitting.certificates.strong.weak == statistics.covered.weak == real
 
 
 def judging(semantics: Semantics, run: RunModel | None) -> tuple[Judge, BoundState]:

@@ -116,7 +116,8 @@ def test_rows_and_their_negations_become_lines(factor: float, others: int, dense
 def test_the_larger_row_of_a_pair_stays(swapped: bool) -> None:
     """A run computes both: what leaves float32's range in either must show in the row that is left."""
     order = [2, 3, 0, 1] if swapped else [0, 1, 2, 3]
-    rows, columns = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-64.0, 0.0], [0.0, -64.0]]), torch.tensor([[64.0, 64, -1, -1]])
+    rows = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-64.0, 0.0], [0.0, -64.0]])
+    columns = torch.tensor([[64.0, 64.0, -1.0, -1.0]])
     module = two(rows[order], torch.zeros(4), columns[:, order], torch.zeros(1))
     after = unchanged(module, 2)
     first = next(node.op for node in after.nodes if isinstance(node.op, Linear))
