@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -342,6 +344,68 @@ def test_whole_searches_prove_only_what_holds(name: str) -> None:
     assert ended.witness is None and ended.open > 0
     assert statistics.roots + statistics.children == statistics.split + statistics.closed + ended.open
     assert statistics.children == 2 * statistics.split and statistics.split > 0
+
+
+def test_intervals_that_follow_from_clamps_are_rounded_outward() -> None:
+    """Values that are known, to the last bit: their sum lies between its bounds."""
+    b = Builder((3,), 1, gain=2.0)
+    z = b.linear(0, 7)
+    total = b.op(Sum((0,), True), z)
+    b.linear(b.op(Mul(), b.op(Sin(), z), b.op(Sin(), total)), 2)
+    graph = b.graph()
+    box = Interval(-torch.ones((1, 3), device=DEVICE), torch.ones((1, 3), device=DEVICE))
+    case = Case(graph, single(graph), box)
+    state = crown_hidden(case.engine, case.state())
+    space = value_space(graph, state.bounds)
+    [columns] = [c for c in space.columns if c.value == z]
+    low, up = space.lower.expand(50, -1).clone(), space.upper.expand(50, -1).clone()
+    share = torch.rand((50, 7), generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    some = slice(columns.start, columns.stop)
+    low[:, some] = up[:, some] = low[:, some] / 2 + (0.5 * share) * up[:, some]
+    bounds = space.domain_bounds(case.engine, state, low, up)[total]
+    exact = low[:, some].double().sum(1)
+    inside = (exact > state.bounds[total].lower[0].double()) & (exact < state.bounds[total].upper[0].double())
+    assert inside.any()
+    sure = (bounds.lower.double()[:, 0] <= exact) & (exact <= bounds.upper.double()[:, 0])
+    assert sure[inside].all()
+
+
+def test_nothing_is_closed_without_its_certificate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What float32 refutes stays open where its certificate falls short."""
+    search = Search("mixed", 0, radius=0.4, rows=1)
+    least, most = float(search.results.min()), float(search.results.max())
+    rows = search.asking(least - 100 * (most - least))
+    assert not value_split.search(search.context(most=40), search.root, rows).open
+    lower = ValueSplitting.lower
+
+    def short(self: ValueSplitting, *asked: Any) -> tuple[Tensor, Tensor]:
+        bound, error = lower(self, *asked)
+        return bound * 0 - 1e6, error
+
+    monkeypatch.setattr(ValueSplitting, "lower", short)
+    ended = value_split.search(search.context(most=40), search.root, rows)
+    assert ended.open and ended.totals.statistics.uncertified and math.isinf(ended.covered.margin)
+
+
+@pytest.mark.parametrize("name", ["mixed", "product"])
+def test_cases_are_told_apart(name: str, seed: int = 1) -> None:
+    """Of several cases one has a counterexample, at its very least value: it stays open, whichever it is."""
+    search = Search(name, seed, radius=0.4, rows=1)
+    graph, random = search.case.graph, torch.Generator().manual_seed(seed)
+    y = torch.randn((3, 2, *graph.output_shape), generator=random, dtype=torch.float64).to(DEVICE)
+    slopes, _ = initial_parameters(graph, search.root.bounds, 2, len(graph.nodes))
+    parameters = {i: {k: v.expand(3, *v.shape[1:]).clone() for k, v in d.items()} for i, d in slopes.items()}
+    values = torch.einsum("no,cso->ncs", search.values[graph.output].flatten(1).double(), y.flatten(2))
+    low, high = values.amin(0), values.amax(0)
+    for case in range(3):
+        thresholds = low - 2 * (high - low)  # far from what the first rows reach
+        thresholds[:, 1] = high[:, 1] + 1
+        point = values[values[:, case, 0].argmin(), case]
+        thresholds[case] = point + 1e-6 * (1 + point.abs())
+        ended = value_split.search(
+            search.context(most=60), search.root, CaseRows(Specification(y), thresholds, parameters)
+        )
+        assert ended.open
 
 
 @pytest.mark.parametrize("name", ["gelu", "matrices", "mixed", "shared", "sigmoid", "silu", "softmax"])
