@@ -290,6 +290,17 @@ def test_errors_of_a_run_of_both_relus_are_covered(dense: bool) -> None:
     assert worst <= 1.0
 
 
+def test_what_is_left_of_a_sum_rounds_as_the_whole() -> None:
+    """A run adds the pairs' products to the others."""
+    rng = random.Random(8)
+    w, b, c = whole(rng, 3, 4), whole(rng, 3), whole(rng, 2, 3)
+    rows, bias = torch.cat([w, -w, whole(rng, 5, 4)]), torch.cat([b, -b, whole(rng, 5)])
+    after = unchanged(two(rows, bias, torch.cat([c, -c, whole(rng, 2, 5)], 1), whole(rng, 2)), 4)
+    [relu] = [node.index for node in after.nodes if isinstance(node.op, Relu)]
+    [op] = [node.op for node in after.nodes if relu in node.inputs]
+    assert isinstance(op, Linear) and op.run_rate([(5,)], (2,)) >= gamma(11 + 1 + 8, torch.float32)
+
+
 def _allowed(graph: Graph, x: Tensor) -> Tensor:
     """What a run of the ops of a chain of Linear ops may be off by at a point."""
     error, value = torch.zeros_like(x), x
