@@ -21,6 +21,7 @@ import torch
 
 from verifier.attack import methods
 from verifier.attack.attacks.runs import run_candidates
+from verifier.attack.race import hunt
 from verifier.attack.target import Target
 from verifier.bab.relu_split import SearchResult
 from verifier.bab.statistics import SearchTotals
@@ -146,6 +147,7 @@ class _Run:
     strong: Covered = field(default_factory=Covered)  # the same without the parts that a search can go on with
     real: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # open cases, refuted but for runs
     stands: tuple[str, Covered] | None = None  # reason and cover of a proof that is being strengthened
+    hunts: int = 0  # attacks between searches so far
     began: float = field(default_factory=time.monotonic)
 
     def begin(self) -> Iterable[Step]:
@@ -203,6 +205,8 @@ class _Run:
         with self._phase("set-up"):
             setup = set_up(self.network.graph, self.config, world)
             state = RankState(self.problem, self.config, world, setup, self.deadline, self.progress, self._accept)
+            if self.config.attack.enabled and world.size == 1:
+                state.hunt = partial(self._hunt, state)
             self.state = state
             run_on_all(state, Begin(self._claims()))
             self.mismatch = self.mismatch or self._parity(state)
@@ -274,22 +278,35 @@ class _Run:
 
     def _attack(self, state: RankState, config: AttackConfig) -> None:
         """Look for a counterexample, also near the minimisers of the rows that the root could not refute."""
-        store, device = self._own(state)
+        starts = tuple(r.candidates for r in state.roots if r.candidates.size)
         with self._phase("attack"), self._looking_inside():
-            target = Target(
-                self.network.graph,
-                store,
-                self.problem,
-                config,
-                self.deadline.sub(config.time_fraction * min(self.deadline.limit, 600.0)),
-                device=device,
-                seed=self.config.seed + len(self.statistics),
-                accept=self._accept,
-                cases=self.open.tolist(),
-                starts=tuple(r.candidates for r in state.roots if r.candidates.size),
-                progress=self.progress,
-            )
-            self.witness = methods.search(target, config.methods)
+            seed = self.config.seed + len(self.statistics)
+            self.witness = methods.search(self._target(state, config, starts, seed), config.methods)
+
+    def _target(self, state: RankState, config: AttackConfig, starts: tuple[np.ndarray, ...], seed: int) -> Target:
+        """The open cases, as attacks are asked for a counterexample."""
+        store, device = self._own(state)
+        return Target(
+            self.network.graph,
+            store,
+            self.problem,
+            config,
+            self.deadline.sub(config.time_fraction * min(self.deadline.limit, 600.0)),
+            device=device,
+            seed=seed,
+            accept=self._accept,
+            cases=self.open.tolist(),
+            starts=starts,
+            progress=self.progress,
+        )
+
+    def _hunt(self, state: RankState, points: np.ndarray, share: float) -> Witness | None:
+        """Look for a counterexample between two searches, from points where bounds of open domains are smallest."""
+        self.hunts += 1
+        seed = self.config.seed + len(self.statistics) + self.hunts
+        with self._looking_inside():
+            self.witness = hunt(self._target(state, self.config.attack, (points,), seed), share)
+        return self.witness
 
     def _bound(self, state: RankState, share: float = _ROOT_SHARE) -> None:
         """Root bounds of every box. Where a search follows, a root that takes too long is cut short."""
