@@ -32,7 +32,7 @@ _FEWEST_CASES = 4  # cases that are never dropped from the rounds
 _SMALL_SHARE = 0.95  # with few inputs, rounds without gain go on while this much of the effort is left
 _ONE_THREAD_COST = 5e5  # multiply-adds of an evaluation up to which one CPU thread does best
 _FEWEST_POINTS = 4  # a round with fewer is not worth its calls
-_RACING = 1 / 32  # of the effort, for races after the rounds
+_RACING = 1 / 64  # of the effort, for races after the rounds
 
 
 def attack(target: Target) -> None:
