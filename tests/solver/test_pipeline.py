@@ -312,7 +312,7 @@ def hidden() -> Planted:
 
 
 def hunted(monkeypatch: pytest.MonkeyPatch, finds: int, **settings: Any) -> tuple[Result, list[tuple[Target, float]]]:
-    """An answer after two short searches of neurons, and the hunts after them.
+    """An answer after three short searches of neurons, and the hunts after the last two of them.
 
     Args:
         finds: which hunt offers the counterexample; the others offer another point.
@@ -324,7 +324,7 @@ def hunted(monkeypatch: pytest.MonkeyPatch, finds: int, **settings: Any) -> tupl
         hunts.append((target, share))
         return target.offer((case.point if len(hunts) == finds else 0 * case.point).astype(np.float32))
 
-    monkeypatch.setattr("verifier.bab.refine.plan", lambda limit, least: [Stage(0.0, 0.0), Stage(0.0, 0.0)])
+    monkeypatch.setattr("verifier.bab.refine.plan", lambda limit, least: [Stage(0.0, 0.0)] * 3)
     monkeypatch.setattr("verifier.bab.refine.attempt.worthwhile", lambda *asked: False)
     monkeypatch.setattr("verifier.solver.pipeline.hunt", hunt)
     monkeypatch.setattr("verifier.solver.pipeline.methods.search", lambda target, names: None)

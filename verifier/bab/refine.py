@@ -59,9 +59,9 @@ _FEW_ROUNDS = 2
 _LONGER = 4
 # A refinement after the first that gains less of the total width of undecided neurons is the last one.
 _WORTHWHILE = 0.01
-# Between two searches a counterexample is looked for from so many points, with a share of the work of a whole attack
-# that grows as the searches do.
-_POINTS, _HUNT = 256, 1 / 256
+# After the second search, as the first leaves much that is easy, and after every later one but the last, a
+# counterexample is looked for from so many points, with a share of a whole attack's work that grows as searches do.
+_POINTS, _HUNT, _HUNTING = 256, 1 / 256, 1
 # The stage after which learning is tried: what is easy has been answered, and little time has gone.
 _LEARNING = 1
 # Seconds of a look: about as many as a thorough attack takes.
@@ -118,6 +118,7 @@ def _alternate(
         stages = plan(limit, least_refinement(net.size, rate))
     ended: SearchResult | None = None
     covered = Covered()
+    hunting = max(0, min(_HUNTING, len(stages) - 2))
     learning = min(_LEARNING, len(stages) - 2) if attempt.worthwhile(context, net, cases, state) else -1
     if seconds < math.inf:
         spent = accumulate(stage.refinement + stage.search for stage in stages)
@@ -135,13 +136,13 @@ def _alternate(
         most = None if last else max(100, int(stage.search * rate))
         part = config if most is None else config.model_copy(update={"max_domains": _LONGER * most})
         enough = math.inf if most is None else most / group.size
-        wanted = 0 if last or context.hunt is None else _POINTS
+        wanted = 0 if last or context.hunt is None or number < hunting else _POINTS
         found = relu_split.search(replace(context, config=part), state, cases, enough=enough, wanted=wanted)
         ended = replace(found, totals=found.totals.after(None if ended is None else ended.totals))
         if ended.witness is not None or not ended.open or last or ended.stop is not Stop.DOMAINS:
             break
         if context.hunt is not None and found.points is not None:
-            witness = context.hunt(found.points, min(1.0, _HUNT * _GROWTH**number))
+            witness = context.hunt(found.points, min(1.0, _HUNT * _GROWTH ** (number - hunting)))
             if witness is not None:
                 return replace(ended, witness=witness)
         if number == learning:
