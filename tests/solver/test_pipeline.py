@@ -335,7 +335,7 @@ def hunted(monkeypatch: pytest.MonkeyPatch, finds: int, **settings: Any) -> tupl
 def test_a_query_hunts_between_searches_from_points_of_open_domains(monkeypatch: pytest.MonkeyPatch) -> None:
     result, hunts = hunted(monkeypatch, finds=2)
     assert result.verdict is Verdict.SAT and result.witness is not None
-    assert [share for _, share in hunts] == [1 / 256, 1 / 64]
+    assert [share for _, share in hunts] == [1 / 64, 1 / 16]
     for target, _ in hunts:
         [points] = target.starts
         assert len(points) > 1 and len(np.unique(points, axis=0)) == len(points)
