@@ -315,13 +315,15 @@ def hunted(monkeypatch: pytest.MonkeyPatch, finds: int, **settings: Any) -> tupl
     """An answer after three short searches of neurons, and the hunts after the last two of them.
 
     Args:
-        finds: which hunt offers the counterexample; the others offer another point.
+        finds: which hunt offers the counterexample; the others offer another point, or all run out of memory (-1).
     """
     hunts: list[tuple[Target, float]] = []
     case = hidden()
 
     def hunt(target: Target, share: float) -> Witness | None:
         hunts.append((target, share))
+        if finds < 0:
+            raise torch.OutOfMemoryError("no room")
         return target.offer((case.point if len(hunts) == finds else 0 * case.point).astype(np.float32))
 
     monkeypatch.setattr("verifier.bab.refine.plan", lambda limit, least: [Stage(0.0, 0.0)] * 3)
@@ -347,6 +349,11 @@ def test_hunts_that_find_nothing_leave_the_query_open(monkeypatch: pytest.Monkey
     result, hunts = hunted(monkeypatch, finds=0)
     assert result.verdict is Verdict.UNKNOWN and len(hunts) == 2
     assert result.statistics["relu_split"]["open"] > 0
+
+
+def test_a_hunt_that_does_not_fit_into_memory_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    result, hunts = hunted(monkeypatch, finds=-1)
+    assert result.verdict is Verdict.UNKNOWN and len(hunts) == 2 and "memory" not in result.reason
 
 
 def test_nobody_hunts_where_attacks_are_off(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,6 +32,7 @@ from verifier.core.deadline import Deadline
 from verifier.core.errors import DeadlineExceeded, MemoryExceeded, RankFailed, UnsupportedError
 from verifier.core.handles import WeightStore
 from verifier.core.inventory import Inventory
+from verifier.core.memory import out_of_memory
 from verifier.core.problem import Problem
 from verifier.core.progress import Progress
 from verifier.core.result import Covers, Result, Verdict, Witness
@@ -305,7 +306,11 @@ class _Run:
         self.hunts += 1
         seed = self.config.seed + len(self.statistics) + self.hunts
         with self._looking_inside():
-            self.witness = hunt(self._target(state, self.config.attack, (points,), seed), share)
+            try:
+                self.witness = hunt(self._target(state, self.config.attack, (points,), seed), share)
+            except RuntimeError as error:  # the search can do without
+                if not out_of_memory(error):
+                    raise
         return self.witness
 
     def _bound(self, state: RankState, share: float = _ROOT_SHARE) -> None:
