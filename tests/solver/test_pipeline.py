@@ -311,10 +311,13 @@ def hidden() -> Planted:
     return Planted(cast(Any, network), -one, one, np.ones(1), threshold, True, point, 1e-4)
 
 
-def hunted(monkeypatch: pytest.MonkeyPatch, finds: int, **settings: Any) -> tuple[Result, list[tuple[Target, float]]]:
+def hunted(
+    monkeypatch: pytest.MonkeyPatch, finds: int, looks: bool = False, **settings: Any
+) -> tuple[Result, list[tuple[Target, float]]]:
     """An answer after three short searches of neurons, and the hunts after the last two of them.
 
     Args:
+        looks: a look has all three searches, and the search does the last one again.
         finds: which hunt offers the counterexample; the others offer another point, or all run out of memory (-1).
     """
     hunts: list[tuple[Target, float]] = []
@@ -327,9 +330,12 @@ def hunted(monkeypatch: pytest.MonkeyPatch, finds: int, **settings: Any) -> tupl
         return target.offer((case.point if len(hunts) == finds else 0 * case.point).astype(np.float32))
 
     monkeypatch.setattr("verifier.bab.refine.plan", lambda limit, least: [Stage(0.0, 0.0)] * 3)
+    if not looks:
+        monkeypatch.setattr("verifier.bab.refine._LOOK", -1.0)
     monkeypatch.setattr("verifier.bab.refine.attempt.worthwhile", lambda *asked: False)
     monkeypatch.setattr("verifier.solver.pipeline.hunt", hunt)
-    monkeypatch.setattr("verifier.solver.pipeline.methods.search", lambda target, names: None)
+    attacked = "verifier.solver.pipeline.methods.search"
+    monkeypatch.setattr(attacked, lambda target, names: hunts.append((target, len(target.starts))) if looks else None)
     settings = {"attack": {"enabled": True}, "bab": {"branching": "kfsb", "batch_size": 32}, **settings}
     return answer(case, settings), hunts
 
@@ -343,6 +349,12 @@ def test_a_query_hunts_between_searches_from_points_of_open_domains(monkeypatch:
         assert len(points) > 1 and len(np.unique(points, axis=0)) == len(points)
         assert (np.abs(points) <= 1).all() and (np.abs(points) == 1).mean() > 0.9  # a minimiser is a corner
     assert hunts[0][0].seed != hunts[1][0].seed
+
+
+def test_a_look_hands_its_points_to_the_thorough_attack(monkeypatch: pytest.MonkeyPatch) -> None:
+    result, [(_, none), (thorough, starts), (_, share)] = hunted(monkeypatch, finds=0, looks=True)
+    assert result.verdict is Verdict.UNKNOWN and none == 0 and share == 1 / 16
+    assert starts == 2 and len(thorough.starts[1]) > 1  # the root's and the look's
 
 
 def test_hunts_that_find_nothing_leave_the_query_open(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -149,6 +149,7 @@ class _Run:
     real: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # open cases, refuted but for runs
     stands: tuple[str, Covered] | None = None  # reason and cover of a proof that is being strengthened
     hunts: int = 0  # attacks between searches so far
+    points: list[np.ndarray] = field(default_factory=list)  # minimisers of what looks have left open
     began: float = field(default_factory=time.monotonic)
 
     def begin(self) -> Iterable[Step]:
@@ -278,8 +279,9 @@ class _Run:
         return found.mismatch
 
     def _attack(self, state: RankState, config: AttackConfig) -> None:
-        """Look for a counterexample, also near the minimisers of the rows that the root could not refute."""
-        starts = tuple(r.candidates for r in state.roots if r.candidates.size)
+        """Look for a counterexample, also near the minimisers of the rows that the root could not refute, and of the
+        domains that a look has left open."""
+        starts = (*(r.candidates for r in state.roots if r.candidates.size), *self.points)
         with self._phase("attack"), self._looking_inside():
             seed = self.config.seed + len(self.statistics)
             self.witness = methods.search(self._target(state, config, starts, seed), config.methods)
@@ -396,6 +398,8 @@ class _Run:
                 self.deadline.check()
                 seconds = _LOOK_SHARE * min(self.deadline.remaining(), 600.0)
                 ended = run_on_all(state, LookAtNeurons(number, cases, seconds))
+                if ended is not None and ended.points is not None:
+                    self.points.append(ended.points)
                 if ended is None or not self._searched(state, root, ended):
                     return
 
