@@ -343,7 +343,7 @@ def hunted(
 def test_a_query_hunts_between_searches_from_points_of_open_domains(monkeypatch: pytest.MonkeyPatch) -> None:
     result, hunts = hunted(monkeypatch, finds=2)
     assert result.verdict is Verdict.SAT and result.witness is not None
-    assert [share for _, share in hunts] == [1 / 64, 1 / 16]
+    assert [share for _, share in hunts] == [1 / 32, 1 / 8]
     for target, _ in hunts:
         [points] = target.starts
         assert len(points) > 1 and len(np.unique(points, axis=0)) == len(points)
@@ -353,7 +353,7 @@ def test_a_query_hunts_between_searches_from_points_of_open_domains(monkeypatch:
 
 def test_a_look_hands_its_points_to_the_thorough_attack(monkeypatch: pytest.MonkeyPatch) -> None:
     result, [(_, none), (thorough, starts), (_, share)] = hunted(monkeypatch, finds=0, looks=True)
-    assert result.verdict is Verdict.UNKNOWN and none == 0 and share == 1 / 16
+    assert result.verdict is Verdict.UNKNOWN and none == 0 and share == 1 / 8
     assert starts == 2 and len(thorough.starts[1]) > 1  # the root's and the look's
 
 

@@ -61,7 +61,7 @@ _LONGER = 4
 _WORTHWHILE = 0.01
 # After a look an attack is made anyway. After the second and every later search but the last, a
 # counterexample is looked for from so many points, with a share of a whole attack's work that grows as searches do.
-_POINTS, _HUNT, _HUNTING = 256, 1 / 64, 1
+_POINTS, _HUNT, _HUNTING = 256, 1 / 32, 1
 # The stage after which learning is tried: what is easy has been answered, and little time has gone.
 _LEARNING = 1
 # Seconds of a look: about as many as a thorough attack takes.
