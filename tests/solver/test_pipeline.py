@@ -12,12 +12,14 @@ import torch
 from tests.support.device import ON_DEVICE
 from tests.support.networks import KINDS
 from tests.support.planted import Planted, planted
+from verifier.attack.target import Target
+from verifier.bab.refine import Stage
 from verifier.bab.statistics import GroupShare, SearchStatistics, SearchTotals
 from verifier.config import Config
 from verifier.core.deadline import Deadline
 from verifier.core.problem import Problem
 from verifier.core.progress import SilentProgress
-from verifier.core.result import Result, Verdict
+from verifier.core.result import Result, Verdict, Witness
 from verifier.frontend.network import Parity, from_module
 from verifier.graph.graph import Graph
 from verifier.parallel.world import World, solo
@@ -290,3 +292,82 @@ def test_every_search_of_a_query_is_counted(monkeypatch: pytest.MonkeyPatch) -> 
     result = answer(case, ATTACKED)
     assert len(searched) == 2 and min(searched) > 0
     assert result.statistics["input_split"]["domains"] == sum(searched)
+
+
+def hidden() -> Planted:
+    """A rough network with a counterexample that a long descent ends at, and short searches do not come near."""
+    torch.manual_seed(0)
+    sizes = ((8, 24), (24, 24), (24, 1))
+    layers = [m for a, b in sizes for m in (torch.nn.Linear(a, b), torch.nn.ReLU())][:-1]
+    network, one = torch.nn.Sequential(*layers), torch.ones(8)
+    for layer in layers[::2]:
+        layer.weight.data.mul_(2.0)
+    x = torch.rand(2000, 8) * 2 - 1
+    for k in range(100):
+        (slope,) = torch.autograd.grad(network(x.requires_grad_()).sum(), x)
+        x = (x.detach() - 0.1 * 0.96**k * slope.sign()).clamp(-1, 1)
+    y = network(x)[:, 0].detach()
+    point, threshold = x[y.argmin()].double().numpy(), float(y.min()) + 1e-4
+    return Planted(cast(Any, network), -one, one, np.ones(1), threshold, True, point, 1e-4)
+
+
+def hunted(
+    monkeypatch: pytest.MonkeyPatch, finds: int, looks: bool = False, **settings: Any
+) -> tuple[Result, list[tuple[Target, float]]]:
+    """An answer after three short searches of neurons, and the hunts after the last two of them.
+
+    Args:
+        looks: a look has all three searches, and the search does the last one again.
+        finds: which hunt offers the counterexample; the others offer another point, or all run out of memory (-1).
+    """
+    hunts: list[tuple[Target, float]] = []
+    case = hidden()
+
+    def hunt(target: Target, share: float) -> Witness | None:
+        hunts.append((target, share))
+        if finds < 0:
+            raise torch.OutOfMemoryError("no room")
+        return target.offer((case.point if len(hunts) == finds else 0 * case.point).astype(np.float32))
+
+    monkeypatch.setattr("verifier.bab.refine.plan", lambda limit, least: [Stage(0.0, 0.0)] * 3)
+    if not looks:
+        monkeypatch.setattr("verifier.bab.refine._LOOK", -1.0)
+    monkeypatch.setattr("verifier.bab.refine.attempt.worthwhile", lambda *asked: False)
+    monkeypatch.setattr("verifier.solver.pipeline.hunt", hunt)
+    attacked = "verifier.solver.pipeline.methods.search"
+    monkeypatch.setattr(attacked, lambda target, names: hunts.append((target, len(target.starts))) if looks else None)
+    settings = {"attack": {"enabled": True}, "bab": {"branching": "kfsb", "batch_size": 32}, **settings}
+    return answer(case, settings), hunts
+
+
+def test_a_query_hunts_between_searches_from_points_of_open_domains(monkeypatch: pytest.MonkeyPatch) -> None:
+    result, hunts = hunted(monkeypatch, finds=2)
+    assert result.verdict is Verdict.SAT and result.witness is not None
+    assert [share for _, share in hunts] == [1 / 32, 1 / 8]
+    for target, _ in hunts:
+        [points] = target.starts
+        assert len(points) > 1 and len(np.unique(points, axis=0)) == len(points)
+        assert (np.abs(points) <= 1).all() and (np.abs(points) == 1).mean() > 0.9  # a minimiser is a corner
+    assert hunts[0][0].seed != hunts[1][0].seed
+
+
+def test_a_look_hands_its_points_to_the_thorough_attack(monkeypatch: pytest.MonkeyPatch) -> None:
+    result, [(_, none), (thorough, starts), (_, share)] = hunted(monkeypatch, finds=0, looks=True)
+    assert result.verdict is Verdict.UNKNOWN and none == 0 and share == 1 / 8
+    assert starts == 2 and len(thorough.starts[1]) > 1  # the root's and the look's
+
+
+def test_hunts_that_find_nothing_leave_the_query_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    result, hunts = hunted(monkeypatch, finds=0)
+    assert result.verdict is Verdict.UNKNOWN and len(hunts) == 2
+    assert result.statistics["relu_split"]["open"] > 0
+
+
+def test_a_hunt_that_does_not_fit_into_memory_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    result, hunts = hunted(monkeypatch, finds=-1)
+    assert result.verdict is Verdict.UNKNOWN and len(hunts) == 2 and "memory" not in result.reason
+
+
+def test_nobody_hunts_where_attacks_are_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    result, hunts = hunted(monkeypatch, finds=1, attack={"enabled": False})
+    assert result.verdict is Verdict.UNKNOWN and not hunts

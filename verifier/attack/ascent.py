@@ -41,16 +41,31 @@ class Style:
         step: (P,) first step, as a share of the box's width.
         power: (P,) a coordinate moves by its gradient (times the width) to this power: 0 is the sign alone.
         temperature: (P,) smoothing of the minimum over the rows, see ``Objective.gradient``.
+        absolute: (P,) bool, points whose coordinates all count with the same width, the geometric mean of the box's, so
+            that a step has one length in input units; None: none.
     """
 
     step: Tensor
     power: Tensor
     temperature: Tensor
+    absolute: Tensor | None = None
 
     @staticmethod
     def uniform(n: int, device: torch.device, step: float = 0.25) -> Style:
         zero = torch.zeros(n, device=device)
         return Style(zero + step, zero, zero)
+
+    @staticmethod
+    def varied(n: int, generator: torch.Generator, slopes: bool) -> Style:
+        """Step sizes from half to a sixteenth, hard and soft minima.
+
+        Args:
+            slopes: two thirds of the points follow the gradient or its root instead of its signs.
+        """
+        u = torch.rand(3, n, generator=generator, device=generator.device)
+        temperature = torch.where(u[1] < 0.4, 0.0, 0.5 * u[1] ** 2)
+        power = torch.where(u[2] < 0.33, 0.0, torch.where(u[2] < 0.66, 0.5, 1.0)) if slopes else torch.zeros_like(u[2])
+        return Style(step=0.5 ** (1 + 3 * u[0]), power=power, temperature=temperature)
 
 
 def random_signs(like: Tensor, generator: torch.Generator) -> Tensor:
@@ -69,7 +84,7 @@ def ascend(context: AttackContext, points: Points, style: Style, steps: int) -> 
     """
     objective = context.objective
     lower, upper = objective.boxes(points.case)
-    width = (upper * 0.5 - lower * 0.5) * 2
+    width = _widths(lower, upper, style.absolute)
     x = inside(points.x, lower, upper)
     best_x, best_g = x.clone(), torch.zeros_like(x)
     best = torch.full_like(points.score, -torch.inf)
@@ -101,6 +116,16 @@ def ascend(context: AttackContext, points: Points, style: Style, steps: int) -> 
         moved = inside(x + (1 - _MOMENTUM) * (target - x) + _MOMENTUM * (x - previous), lower, upper)
         x, previous = moved, x
     return Points(best_x, points.case, best)
+
+
+def _widths(lower: Tensor, upper: Tensor, absolute: Tensor | None) -> Tensor:
+    """What steps are shares of: the widths (P, n) of boxes; for some points the geometric mean of those above zero."""
+    width = (upper * 0.5 - lower * 0.5) * 2
+    if absolute is None:
+        return width
+    free = width > 0
+    logarithm = torch.where(free, width, 1.0).log().sum(1) / free.sum(1).clamp(min=1)
+    return torch.where(absolute[:, None] & free, logarithm.exp()[:, None], width)
 
 
 def _direction(g: Tensor, power: Tensor, generator: torch.Generator) -> Tensor:

@@ -72,6 +72,11 @@ class Objective:
         """Type of the points: of the network's input."""
         return self.lower.dtype
 
+    @property
+    def step_cost(self) -> float:
+        """Multiply-adds of a gradient step of one point."""
+        return 3 * self.cost
+
     def batches(self, n: int, size: int | None = None) -> Iterator[slice]:
         """Slices of at most ``size`` (default: ``batch``) that cover ``n`` points."""
         size = max(1, size or self.batch)

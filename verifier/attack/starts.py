@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from verifier.attack.ascent import Points, random_signs
+from verifier.attack.ascent import Points, diversify, random_signs
 from verifier.attack.context import AttackContext
 from verifier.attack.objective import Objective, inside
 from verifier.core.device import facts
@@ -13,6 +14,7 @@ from verifier.core.device import facts
 # Entries of score tables and of point tables alive at once.
 _TABLE_ENTRIES = 1 << 24
 _CORNER_INPUTS = 12  # all corners are tried up to this many inputs that can move
+_MOST_CASES_OF_A_START = 256
 
 
 def prune(points: Points, per_case: int, most: int) -> Points:
@@ -129,3 +131,59 @@ def uniform(lower: Tensor, upper: Tensor, generator: torch.Generator) -> Tensor:
     """A uniform point in each box (P, n)."""
     u = torch.rand(lower.shape, generator=generator, dtype=lower.dtype, device=lower.device)
     return inside(lower * (1 - u) + upper * u, lower, upper)
+
+
+def nearest_cases(context: AttackContext, starts: np.ndarray) -> Points:
+    """Given points moved into the nearest box, with that case of it which is nearest to being satisfied."""
+    objective = context.objective
+    x = torch.from_numpy(np.ascontiguousarray(starts)).to(objective.device, objective.dtype)
+    box = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    for i in range(len(x) if objective.n_boxes > 1 else 0):
+        outside = torch.maximum(objective.lower - x[i], x[i] - objective.upper).clamp(min=0).amax(1)
+        box[i] = torch.nan_to_num(outside, nan=torch.inf).argmin()
+    x = inside(x, objective.lower[box], objective.upper[box])
+    with torch.no_grad():
+        y = torch.cat([objective.outputs(x[s]) for s in objective.batches(len(x))])
+    first, last = (torch.searchsorted(objective.case_box, box, right=r) for r in (False, True))
+    best_case, best = first, torch.full((len(x),), -torch.inf, dtype=torch.float64, device=x.device)
+    for k in range(min(int((last - first).max()), _MOST_CASES_OF_A_START)):
+        case = torch.minimum(first + k, last - 1)
+        score = objective.slacks(x, y, case).amin(1)
+        if context.offers.consider(x, y, case, score):
+            break
+        best_case, best = torch.where(score > best, case, best_case), torch.maximum(score, best)
+    return Points(x, best_case, best)
+
+
+def new_points(context: AttackContext, bank: Points, cases: Tensor, count: int) -> Points:
+    """Starts for a round: the better a case, the more of them; remembered points, shaken, and fresh ones.
+
+    Of every four starts one is a remembered point moved by a tenth of the box, one a random corner, two uniform
+    points; half of the latter are output-diversified.
+    """
+    objective = context.objective
+    weight = 1.0 / (1.0 + torch.arange(len(cases), dtype=torch.float64, device=cases.device)) ** 0.5
+    edges = torch.cumsum(weight / weight.sum(), 0)
+    at = (torch.arange(count, dtype=torch.float64, device=cases.device) + 0.5) / count
+    case = cases[torch.searchsorted(edges, at).clamp(max=len(cases) - 1)]
+    lower, upper = objective.boxes(case)
+    kind = torch.arange(count, device=case.device) % 4
+    x = uniform(lower, upper, context.generator)
+    corner = torch.where(random_signs(x, context.generator) > 0, upper, lower)
+    x = torch.where((kind == 1)[:, None], corner, x)
+    x = torch.where((kind == 0)[:, None], shaken(bank, case, x, lower, upper), x)
+    odd = (kind == 2).nonzero()[:, 0]
+    if len(odd):
+        x[odd] = diversify(context, x[odd], case[odd], 4)
+    return Points(x, case, torch.full((count,), -torch.inf, dtype=torch.float64, device=case.device))
+
+
+def shaken(bank: Points, case: Tensor, x: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    """For each case a remembered point of it, in turn, moved a tenth of the way towards ``x`` (P, n)."""
+    order = torch.argsort(bank.case, stable=True)
+    known = bank.case[order]
+    first = torch.searchsorted(known, case)
+    count = torch.searchsorted(known, case, right=True) - first
+    turn = torch.arange(len(case), device=case.device) // 4
+    index = order[(first + turn % count.clamp(min=1)).clamp(max=len(order) - 1)]
+    return torch.where((count > 0)[:, None], inside(bank.x[index] * 0.9 + x * 0.1, lower, upper), x)

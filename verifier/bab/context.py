@@ -21,6 +21,9 @@ from verifier.parallel.group import Solo
 # the first group alone.
 Accept = Callable[[np.ndarray], Witness | None]
 
+# Looks for a counterexample near points (k, n_in), with a share of the work of a whole attack.
+Hunt = Callable[[np.ndarray, float], Witness | None]
+
 
 def accept_nothing(x: np.ndarray) -> None:
     """Rows that have no counterexamples, such as those of hidden neurons."""
@@ -37,6 +40,8 @@ class SearchContext:
         certify: proofs account for every rounding error; otherwise they are plain float32.
         team: this rank's peers in the other groups, which take part in a search with the same arguments.
         memory_limit: bytes that the open domains of this rank may take.
+        hunt: between two searches, from where the bounds of open domains are smallest; None: nobody does, as where
+            other ranks would wait meanwhile.
     """
 
     graph: Graph
@@ -49,6 +54,7 @@ class SearchContext:
     certify: bool = True
     team: Group = field(default_factory=Solo)
     memory_limit: int = 1 << 62
+    hunt: Hunt | None = None
 
     @property
     def engine(self) -> Engine:

@@ -59,6 +59,9 @@ _FEW_ROUNDS = 2
 _LONGER = 4
 # A refinement after the first that gains less of the total width of undecided neurons is the last one.
 _WORTHWHILE = 0.01
+# After a look an attack is made anyway. After the second and every later search but the last, a
+# counterexample is looked for from so many points, with a share of a whole attack's work that grows as searches do.
+_POINTS, _HUNT, _HUNTING = 256, 1 / 32, 1
 # The stage after which learning is tried: what is easy has been answered, and little time has gone.
 _LEARNING = 1
 # Seconds of a look: about as many as a thorough attack takes.
@@ -115,8 +118,10 @@ def _alternate(
         stages = plan(limit, least_refinement(net.size, rate))
     ended: SearchResult | None = None
     covered = Covered()
+    hunting = max(0, min(_HUNTING, len(stages) - 2))
     learning = min(_LEARNING, len(stages) - 2) if attempt.worthwhile(context, net, cases, state) else -1
-    if seconds < math.inf:
+    looking = seconds < math.inf
+    if looking:
         spent = accumulate(stage.refinement + stage.search for stage in stages)
         stages = [] if learning >= 0 else [s for s, upto in zip(stages, spent, strict=True) if upto <= seconds]
     first = min(advance.stage, max(0, len(stages) - 1))
@@ -132,10 +137,16 @@ def _alternate(
         most = None if last else max(100, int(stage.search * rate))
         part = config if most is None else config.model_copy(update={"max_domains": _LONGER * most})
         enough = math.inf if most is None else most / group.size
-        found = relu_split.search(replace(context, config=part), state, cases, enough=enough)
+        starts = number == len(stages) - 1 if looking else not last and number >= hunting
+        wanted = _POINTS if context.hunt is not None and starts else 0
+        found = relu_split.search(replace(context, config=part), state, cases, enough=enough, wanted=wanted)
         ended = replace(found, totals=found.totals.after(None if ended is None else ended.totals))
         if ended.witness is not None or not ended.open or last or ended.stop is not Stop.DOMAINS:
             break
+        if context.hunt is not None and found.points is not None and not looking:
+            witness = context.hunt(found.points, min(1.0, _HUNT * _GROWTH ** (number - hunting)))
+            if witness is not None:
+                return replace(ended, witness=witness)
         if number == learning:
             ended, cases = _learned(context, state, cases, ended, covered)
             if ended.witness is not None or not ended.open:

@@ -33,6 +33,7 @@ from verifier.bab.domains import NeuronDomains, OpenNeuronDomains
 from verifier.bab.exchange import Ending, Exchange
 from verifier.bab.kernel import Kernel
 from verifier.bab.leaf_lp import LeafRows, LeafSolver
+from verifier.bab.minimisers import minimisers
 from verifier.bab.pool import Pool
 from verifier.bab.recordings import recordings
 from verifier.bab.search import branch_and_bound, settle
@@ -83,6 +84,7 @@ class SearchResult:
         covered: what the bounds that closed domains hold for.
         weak: what a search for runs would go on with; None where nothing is closed for the real network alone, or where
             not all that is was kept.
+        points: (k, n_in) minimisers of open domains, where they were wanted and there are any.
     """
 
     witness: Witness | None
@@ -92,6 +94,7 @@ class SearchResult:
     stop: Stop = Stop.NONE
     covered: Covered = field(default_factory=Covered)
     weak: WeakDomains | None = None
+    points: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,7 @@ def search(
     cases: CaseRows,
     begin: NeuronDomains | None = None,
     enough: float = math.inf,
+    wanted: int = 0,
 ) -> SearchResult:
     """Refute all cases on one box, or find a counterexample.
 
@@ -125,6 +129,7 @@ def search(
         state: root bounds (1, *shape).
         begin: this group's part of the domains to refute; default all cases on the whole box.
         enough: bounded domains after which a group stops unless its open domains become fewer.
+        wanted: minimisers of open domains that the result should have, at most; in a group of one rank.
     """
     exchange: Exchange[OpenNeuronDomains] = Exchange(context)
     goal = Refutation(context, exchange.offer, enough)
@@ -133,7 +138,8 @@ def search(
     exchange.same(splitting.meaning())
     try:
         ending = branch_and_bound(splitting, exchange)
-        return replace(result(ending), weak=_weak(ending, splitting, context.team))
+        found = replace(result(ending), weak=_weak(ending, splitting, context.team))
+        return replace(found, points=splitting.minimisers(wanted)) if wanted and found.open else found
     finally:
         splitting.bounder.close()
 
@@ -414,6 +420,11 @@ class NeuronSplitting:
 
     def count(self) -> SearchStatistics:
         return replace(self.statistics, open=self.pool.count, worst=self.pool.worst())
+
+    def minimisers(self, count: int) -> np.ndarray | None:
+        """(k, n_in) points where bounds of open domains are smallest, at most ``count``; None without any."""
+        batch = max(1, self.batch // 2)
+        return minimisers(self.bounder, self.pool, self.schedule, self.deadline, batch, count)
 
     def show(self, others: SearchStatistics) -> None:
         if isinstance(self.progress, SilentProgress):

@@ -18,7 +18,7 @@ import torch
 
 from verifier.bab import input_split, refine, relu_split, value_split
 from verifier.bab.bounder import CaseRows
-from verifier.bab.context import SearchContext
+from verifier.bab.context import Hunt, SearchContext
 from verifier.bounds.alpha import Schedule
 from verifier.bounds.api import Method, NetworkBounds, Wanted, compute_graph_bounds
 from verifier.bounds.engine import Engine
@@ -56,6 +56,7 @@ class RankState:
         claims: what bounds are made to hold for.
         roots: the root bounds of the boxes, in the order in which they were computed.
         weak: what searches have closed for the network in real arithmetic alone; None for one of which not all is here.
+        hunt: looks for counterexamples between searches, where this rank is alone.
     """
 
     problem: Problem | None
@@ -69,6 +70,7 @@ class RankState:
     roots: list[Root] = field(default_factory=list)
     weak: list[relu_split.WeakDomains | None] = field(default_factory=list)
     noted: Noted | None = None
+    hunt: Hunt | None = None
 
     @property
     def asked(self) -> Problem:
@@ -89,6 +91,7 @@ class RankState:
             certify=self.config.numerics.certify,
             team=setup.peers,
             memory_limit=setup.pool_bytes,
+            hunt=self.hunt,
         )
 
 

@@ -21,6 +21,7 @@ import torch
 
 from verifier.attack import methods
 from verifier.attack.attacks.runs import run_candidates
+from verifier.attack.race import hunt
 from verifier.attack.target import Target
 from verifier.bab.relu_split import SearchResult
 from verifier.bab.statistics import SearchTotals
@@ -31,6 +32,7 @@ from verifier.core.deadline import Deadline
 from verifier.core.errors import DeadlineExceeded, MemoryExceeded, RankFailed, UnsupportedError
 from verifier.core.handles import WeightStore
 from verifier.core.inventory import Inventory
+from verifier.core.memory import out_of_memory
 from verifier.core.problem import Problem
 from verifier.core.progress import Progress
 from verifier.core.result import Covers, Result, Verdict, Witness
@@ -146,6 +148,8 @@ class _Run:
     strong: Covered = field(default_factory=Covered)  # the same without the parts that a search can go on with
     real: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # open cases, refuted but for runs
     stands: tuple[str, Covered] | None = None  # reason and cover of a proof that is being strengthened
+    hunts: int = 0  # attacks between searches so far
+    points: list[np.ndarray] = field(default_factory=list)  # minimisers of what looks have left open
     began: float = field(default_factory=time.monotonic)
 
     def begin(self) -> Iterable[Step]:
@@ -203,6 +207,8 @@ class _Run:
         with self._phase("set-up"):
             setup = set_up(self.network.graph, self.config, world)
             state = RankState(self.problem, self.config, world, setup, self.deadline, self.progress, self._accept)
+            if self.config.attack.enabled and world.size == 1:
+                state.hunt = partial(self._hunt, state)
             self.state = state
             run_on_all(state, Begin(self._claims()))
             self.mismatch = self.mismatch or self._parity(state)
@@ -273,23 +279,41 @@ class _Run:
         return found.mismatch
 
     def _attack(self, state: RankState, config: AttackConfig) -> None:
-        """Look for a counterexample, also near the minimisers of the rows that the root could not refute."""
-        store, device = self._own(state)
+        """Look for a counterexample, also near the minimisers of the rows that the root could not refute, and of the
+        domains that a look has left open."""
+        starts = (*(r.candidates for r in state.roots if r.candidates.size), *self.points)
         with self._phase("attack"), self._looking_inside():
-            target = Target(
-                self.network.graph,
-                store,
-                self.problem,
-                config,
-                self.deadline.sub(config.time_fraction * min(self.deadline.limit, 600.0)),
-                device=device,
-                seed=self.config.seed + len(self.statistics),
-                accept=self._accept,
-                cases=self.open.tolist(),
-                starts=tuple(r.candidates for r in state.roots if r.candidates.size),
-                progress=self.progress,
-            )
-            self.witness = methods.search(target, config.methods)
+            seed = self.config.seed + len(self.statistics)
+            self.witness = methods.search(self._target(state, config, starts, seed), config.methods)
+
+    def _target(self, state: RankState, config: AttackConfig, starts: tuple[np.ndarray, ...], seed: int) -> Target:
+        """The open cases, as attacks are asked for a counterexample."""
+        store, device = self._own(state)
+        return Target(
+            self.network.graph,
+            store,
+            self.problem,
+            config,
+            self.deadline.sub(config.time_fraction * min(self.deadline.limit, 600.0)),
+            device=device,
+            seed=seed,
+            accept=self._accept,
+            cases=self.open.tolist(),
+            starts=starts,
+            progress=self.progress,
+        )
+
+    def _hunt(self, state: RankState, points: np.ndarray, share: float) -> Witness | None:
+        """Look for a counterexample between two searches, from points where bounds of open domains are smallest."""
+        self.hunts += 1
+        seed = self.config.seed + len(self.statistics) + self.hunts
+        with self._looking_inside():
+            try:
+                self.witness = hunt(self._target(state, self.config.attack, (points,), seed), share)
+            except RuntimeError as error:  # the search can do without
+                if not out_of_memory(error):
+                    raise
+        return self.witness
 
     def _bound(self, state: RankState, share: float = _ROOT_SHARE) -> None:
         """Root bounds of every box. Where a search follows, a root that takes too long is cut short."""
@@ -374,6 +398,8 @@ class _Run:
                 self.deadline.check()
                 seconds = _LOOK_SHARE * min(self.deadline.remaining(), 600.0)
                 ended = run_on_all(state, LookAtNeurons(number, cases, seconds))
+                if ended is not None and ended.points is not None:
+                    self.points.append(ended.points)
                 if ended is None or not self._searched(state, root, ended):
                     return
 

@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from verifier.attack.ascent import Points, Style, ascend, diversify, random_signs
+from verifier.attack.ascent import Points, Style, ascend
 from verifier.attack.context import AttackContext
-from verifier.attack.objective import Objective, inside
+from verifier.attack.objective import Objective
 from verifier.attack.polish import polish
-from verifier.attack.starts import prune, sample_boxes, uniform
+from verifier.attack.race import races, whole_work
+from verifier.attack.starts import nearest_cases, new_points, prune, sample_boxes
 from verifier.attack.target import Target
 from verifier.attack.threads import one_thread
 from verifier.core.device import facts
@@ -28,12 +29,10 @@ _POLISHED, _POLISH_STEPS = 48, 24  # points that are polished after a round
 _CHEAP_WORK = 1e7  # multiply-adds per step that cost no more than calling the kernels
 _FIRST_STEPS = 12  # gradient steps of the first, cheap round
 _FEWEST_CASES = 4  # cases that are never dropped from the rounds
-# Restarts and steps scale the work of a whole search.
-_DEFAULT_RESTARTS, _DEFAULT_STEPS = 100, 60
 _SMALL_SHARE = 0.95  # with few inputs, rounds without gain go on while this much of the effort is left
 _ONE_THREAD_COST = 5e5  # multiply-adds of an evaluation up to which one CPU thread does best
 _FEWEST_POINTS = 4  # a round with fewer is not worth its calls
-_MOST_CASES_OF_A_START = 256
+_RACING = 1 / 64  # of the effort, for races after the rounds
 
 
 def attack(target: Target) -> None:
@@ -71,11 +70,6 @@ def _per_case(objective: Objective) -> int:
     return _PER_CASE_FEW_INPUTS if _few_inputs(objective) else _PER_CASE
 
 
-def _step_cost(objective: Objective) -> float:
-    """Multiply-adds of a gradient step of one point."""
-    return 3 * objective.cost
-
-
 def _worthwhile(objective: Objective, number: int) -> float:
     """Gain of the best score, relative to what is missing, below which a round was the last."""
     if _few_inputs(objective):  # polish has converged if there was none at all
@@ -87,35 +81,15 @@ def _run(context: AttackContext, starts: np.ndarray | None, progress: Progress) 
     """The phases, until there is a witness or nothing left to do."""
     objective = context.objective
     most = max(1, min(_MOST_KEPT, facts(objective.device).attack_moving_entries // max(1, objective.n_in)))
-    given = None if starts is None or len(starts) == 0 else _given(context, starts[:most])
+    given = None if starts is None or len(starts) == 0 else nearest_cases(context, starts[:most])
     bank = sample_boxes(context, _per_case(objective), most, dense=_few_inputs(objective))
     if not context.over and bool((bank.score == torch.inf).all()):
         context.offers.flush()  # every case is its whole box, and replays refused it
         return
     bank = _rounds(context, bank, given, progress)
+    if not _few_inputs(objective):  # with few, rounds go on for as long
+        bank = races(context, bank, given, _RACING * whole_work(context), progress)
     _last_offers(context, bank)
-
-
-def _given(context: AttackContext, starts: np.ndarray) -> Points:
-    """Given points moved into the nearest box, with that case of it which is nearest to being satisfied."""
-    objective = context.objective
-    x = torch.from_numpy(np.ascontiguousarray(starts)).to(objective.device, objective.dtype)
-    box = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-    for i in range(len(x) if objective.n_boxes > 1 else 0):
-        outside = torch.maximum(objective.lower - x[i], x[i] - objective.upper).clamp(min=0).amax(1)
-        box[i] = torch.nan_to_num(outside, nan=torch.inf).argmin()
-    x = inside(x, objective.lower[box], objective.upper[box])
-    with torch.no_grad():
-        y = torch.cat([objective.outputs(x[s]) for s in objective.batches(len(x))])
-    first, last = (torch.searchsorted(objective.case_box, box, right=r) for r in (False, True))
-    best_case, best = first, torch.full((len(x),), -torch.inf, dtype=torch.float64, device=x.device)
-    for k in range(min(int((last - first).max()), _MOST_CASES_OF_A_START)):
-        case = torch.minimum(first + k, last - 1)
-        score = objective.slacks(x, y, case).amin(1)
-        if context.offers.consider(x, y, case, score):
-            break
-        best_case, best = torch.where(score > best, case, best_case), torch.maximum(score, best)
-    return Points(x, best_case, best)
 
 
 def _rounds(context: AttackContext, bank: Points, given: Points | None, progress: Progress) -> Points:
@@ -124,9 +98,9 @@ def _rounds(context: AttackContext, bank: Points, given: Points | None, progress
     The first moves all given points and the best samples, briefly.
     """
     objective, config, n_cases = context.objective, context.config, context.objective.n_cases
-    small, per_case, step_cost = _few_inputs(objective), _per_case(objective), _step_cost(objective)
+    small, per_case, step_cost = _few_inputs(objective), _per_case(objective), objective.step_cost
     device = facts(objective.device)
-    whole = work = device.attack_work * config.restarts / _DEFAULT_RESTARTS * config.steps / _DEFAULT_STEPS
+    whole = work = whole_work(context)
     cheap = int(_CHEAP_WORK / step_cost)
     limit = min(device.attack_moving_entries // max(1, objective.n_in), int(device.attack_step_work / step_cost))
     number, restarts = 0, 0
@@ -146,7 +120,7 @@ def _rounds(context: AttackContext, bank: Points, given: Points | None, progress
         else:
             chosen = _promising(bank, max(_FEWEST_CASES, -(-n_cases // 2**number)))
             each = min(config.restarts, max(4**number, cheap // len(chosen)))
-            points = _new_points(context, bank, chosen, min(room, each * len(chosen)))
+            points = new_points(context, bank, chosen, min(room, each * len(chosen)))
             restarts += max(1, len(points) // len(chosen))
         moved, spent = _climb(context, points, steps)
         work -= spent
@@ -164,62 +138,19 @@ def _rounds(context: AttackContext, bank: Points, given: Points | None, progress
 def _climb(context: AttackContext, points: Points, steps: int) -> tuple[Points, float]:
     """Gradient ascent and, with few inputs, linear polish of the best; the points and the work that it took."""
     objective = context.objective
-    moved = ascend(context, points, _style(context, len(points)), steps)
-    work = _step_cost(objective) * steps * len(points)
+    moved = ascend(context, points, Style.varied(len(points), context.generator, _few_inputs(objective)), steps)
+    work = objective.step_cost * steps * len(points)
     rows = objective.case_rows.shape[1]
     if _few_inputs(objective) and rows <= _POLISH_ROWS and not context.over:
         best = prune(moved, context.config.restarts, max(_POLISHED, context.config.restarts))
         moved = Points.join(moved, polish(context, best, _POLISH_STEPS))
-        work += _step_cost(objective) * _POLISH_STEPS * len(best) * rows
+        work += objective.step_cost * _POLISH_STEPS * len(best) * rows
     return moved, work
 
 
 def _promising(bank: Points, count: int) -> Tensor:
     """The cases with the best scores, best first."""
     return prune(bank, 1, count).case
-
-
-def _new_points(context: AttackContext, bank: Points, cases: Tensor, count: int) -> Points:
-    """Starts for a round: the better a case, the more of them; remembered points, shaken, and fresh ones.
-
-    Of every four starts one is a remembered point moved by a tenth of the box, one a random corner, two uniform
-    points; half of the latter are output-diversified.
-    """
-    objective = context.objective
-    weight = 1.0 / (1.0 + torch.arange(len(cases), dtype=torch.float64, device=cases.device)) ** 0.5
-    edges = torch.cumsum(weight / weight.sum(), 0)
-    at = (torch.arange(count, dtype=torch.float64, device=cases.device) + 0.5) / count
-    case = cases[torch.searchsorted(edges, at).clamp(max=len(cases) - 1)]
-    lower, upper = objective.boxes(case)
-    style = torch.arange(count, device=case.device) % 4
-    x = uniform(lower, upper, context.generator)
-    corner = torch.where(random_signs(x, context.generator) > 0, upper, lower)
-    x = torch.where((style == 1)[:, None], corner, x)
-    x = torch.where((style == 0)[:, None], _shaken(bank, case, x, lower, upper), x)
-    odd = (style == 2).nonzero()[:, 0]
-    if len(odd):
-        x[odd] = diversify(context, x[odd], case[odd], 4)
-    return Points(x, case, torch.full((count,), -torch.inf, dtype=torch.float64, device=case.device))
-
-
-def _shaken(bank: Points, case: Tensor, x: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
-    """For each case a remembered point of it, in turn, moved a tenth of the way towards ``x`` (P, n)."""
-    order = torch.argsort(bank.case, stable=True)
-    known = bank.case[order]
-    first = torch.searchsorted(known, case)
-    count = torch.searchsorted(known, case, right=True) - first
-    turn = torch.arange(len(case), device=case.device) // 4
-    index = order[(first + turn % count.clamp(min=1)).clamp(max=len(order) - 1)]
-    return torch.where((count > 0)[:, None], inside(bank.x[index] * 0.9 + x * 0.1, lower, upper), x)
-
-
-def _style(context: AttackContext, count: int) -> Style:
-    """Variety: step sizes from half to a sixteenth, hard and soft minima; with few inputs also true gradient steps."""
-    few, device = _few_inputs(context.objective), context.objective.device
-    u = torch.rand(3, count, generator=context.generator, device=device)
-    temperature = torch.where(u[1] < 0.4, 0.0, 0.5 * u[1] ** 2)
-    power = torch.where(u[2] < 0.33, 0.0, torch.where(u[2] < 0.66, 0.5, 1.0)) if few else torch.zeros_like(u[2])
-    return Style(step=0.5 ** (1 + 3 * u[0]), power=power, temperature=temperature)
 
 
 def _last_offers(context: AttackContext, bank: Points) -> None:
