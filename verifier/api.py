@@ -389,10 +389,9 @@ def network_files(network: str | Path | Files, asked: Question) -> dict[str, Pat
     """
     if not isinstance(network, Mapping):
         if len(asked.named) > 1:
-            raise InputError(
-                f"{asked.source} declares the networks {', '.join(asked.named)}; give each its file (--network NAME=FILE)"
-            )
-        return {asked.named[0]: Path(network)}
+            names = ", ".join(asked.named)
+            raise InputError(f"{asked.source} declares the networks {names}; give each its file (--network NAME=FILE)")
+        return {name: Path(network) for name in asked.named}
     given = {name: Path(path) for name, path in network.items()}
     for part in asked.parts:
         own = given.pop(part.name, None)

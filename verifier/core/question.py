@@ -49,7 +49,7 @@ class Part:
 
     @property
     def n_values(self) -> int:
-        """Elements of hidden tensors and outputs, which are the part's share of the problem's outputs, in this order."""
+        """Elements of hidden tensors and outputs, its share of the problem's outputs, in this order."""
         return sum(port.size for port in (*self.hidden, *self.outputs))
 
 

@@ -66,12 +66,24 @@ class PortRunner:
             raise InputError(f"{path}: onnxruntime cannot run the network: {text}") from error
 
 
-def load_ported(path: str | Path, part: Part, deadline: Deadline | None = None) -> Network:
-    """A file as the network of a question.
+@dataclass(frozen=True)
+class Original:
+    """A file of a question as it is, run input by input; it need not be one that can be translated."""
+
+    runner: PortRunner
+    dtype: np.dtype
+
+    def evaluate(self, x: np.ndarray, optimised: bool = True) -> np.ndarray:
+        """(n, n_in) to (n, n_out): hidden values, then outputs."""
+        return np.stack([self.runner(point.astype(self.dtype), optimised) for point in x])
+
+
+def open_ported(path: str | Path, part: Part, deadline: Deadline | None = None) -> Original:
+    """A file as the reference for a part of a question.
 
     Raises:
         InputError: it is malformed, or its inputs and outputs are not those of the part.
-        UnsupportedError: it uses something without a rule.
+        UnsupportedError: its inputs are of several types, or of one that is not supported.
     """
     ports = read_ports(path, [port.shape for port in part.inputs], deadline)
     check_ports(ports, part)
@@ -81,17 +93,27 @@ def load_ported(path: str | Path, part: Part, deadline: Deadline | None = None) 
     for port in part.hidden:
         if port.node not in made:
             raise InputError(f"{ports.path}: no node gives '{port.node}', which the property declares as {port.name}")
-    hidden = tuple(port.node for port in part.hidden)
-    runner = PortRunner(ports, tuple(ports.shapes), hidden)
-    found = [*hidden, *ports.outputs]
+    runner = PortRunner(ports, ports.shapes, tuple(port.node for port in part.hidden))
     dtype = np.dtype(ports.dtypes[0])
+    _check_values(runner, part, np.zeros(sum(port.size for port in part.inputs), dtype))
+    return Original(runner, dtype)
+
+
+def load_ported(path: str | Path, part: Part, deadline: Deadline | None = None) -> Network:
+    """A file as the network of a question; its ``evaluate`` runs the file itself.
+
+    Raises:
+        InputError, UnsupportedError: as of :func:`open_ported`, or it uses something without a rule.
+    """
+    original = open_ported(path, part, deadline)
+    ports, dtype = original.runner.ports, original.dtype
     size = sum(port.size for port in part.inputs)
-    _check_values(runner, part, np.zeros(size, dtype))
-    file = _between_vectors(ports, found, size, dtype)
+    file = _between_vectors(ports, [*original.runner.hidden, *ports.outputs], size, dtype)
     normalise(file)
     graph, shape = translate(file)
-    name = ports.path.name
-    return Network(graph, name, graph.input_shape, shape, dtype, ports.opset, runner, ports.path, ports.sha256)
+    return Network(
+        graph, ports.path.name, graph.input_shape, shape, dtype, ports.opset, original.runner, ports.path, ports.sha256
+    )
 
 
 def check_ports(ports: Ports, part: Part) -> None:
@@ -180,7 +202,9 @@ def _between_vectors(ports: Ports, wanted: Sequence[str], size: int, dtype: np.d
         index = constant(f"{_OWN}index{k}", np.arange(start, start + count))
         start += count
         before.append(helper.make_node("Gather", [f"{_OWN}in", index], [f"{_OWN}cut{k}"], axis=1))
-        before.append(helper.make_node("Reshape", [f"{_OWN}cut{k}", constant(f"{_OWN}shape{k}", np.array(shape))], [name]))
+        before.append(
+            helper.make_node("Reshape", [f"{_OWN}cut{k}", constant(f"{_OWN}shape{k}", np.array(shape))], [name])
+        )
     flat = constant(f"{_OWN}flat", np.array([1, -1]))
     parts = []
     for k, name in enumerate(wanted):

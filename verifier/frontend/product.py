@@ -19,7 +19,7 @@ from verifier.frontend.builder import Builder
 from verifier.frontend.network import Network, load_network
 from verifier.frontend.onnx_file import read_ports
 from verifier.frontend.passes import simplify
-from verifier.frontend.ports import check_ports, check_shape, check_type, load_ported
+from verifier.frontend.ports import Original, check_ports, check_shape, check_type, load_ported, open_ported
 from verifier.graph.graph import Graph
 from verifier.graph.op import Op
 from verifier.ops.power import Power, Square
@@ -31,7 +31,7 @@ from verifier.ops.shape import Concat, Gather, Reshape, inverse_index
 class ProductRunner:
     """Runs every network by itself on its part of the inputs; products follow in float64."""
 
-    networks: tuple[Network, ...]
+    networks: tuple[Network | Original, ...]
     parts: tuple[Part, ...]
     products: tuple[tuple[int, ...], ...]
 
@@ -50,16 +50,35 @@ class ProductRunner:
         return np.concatenate([y, np.array(more)])
 
 
+@dataclass(frozen=True)
+class Reference:
+    """The files of a question, none of them translated."""
+
+    runner: ProductRunner
+    dtype: np.dtype
+
+    def evaluate(self, x: np.ndarray, optimised: bool = True) -> np.ndarray:
+        """(n, n_in) to (n, n_out)."""
+        return np.stack([self.runner(point, optimised) for point in x])
+
+
+def open_reference(files: Mapping[str, str | Path], question: Question) -> Reference:
+    """What decides about counterexamples; errors as of :func:`verifier.frontend.ports.open_ported`."""
+    parts = question.parts
+    originals = tuple(open_ported(files[part.equal_to or part.name], part) for part in parts)
+    return Reference(ProductRunner(originals, parts, question.problem.products), originals[0].dtype)
+
+
 def load_plain(files: Mapping[str, str | Path], question: Question, deadline: Deadline | None = None) -> Network:
     """The network of a question about one input and one output, as by :func:`load_network`.
 
-    Its input has a size that the file may leave open; where that is so, it is read as one of several parts would be.
+    Where its input is a scalar, or has a size that the file leaves open, it is read as one of several would be.
     """
     (part,) = question.parts
     path = files[part.name]
     ports = read_ports(path, deadline=deadline)
     check_ports(ports, part)
-    if ports.shapes[0] != part.inputs[0].shape and math.prod(ports.shapes[0]) != part.inputs[0].size:
+    if not ports.shapes[0] or math.prod(ports.shapes[0]) != part.inputs[0].size:
         return load_product(files, question, deadline)
     network = load_network(path, deadline)
     check_shape(f"{network.path}: input", network.input_shape, part.inputs[0])

@@ -85,6 +85,7 @@ class QueryFields:
     settings: str | None
     timeout: float | None
     start: float
+    networks: Mapping[str, Path]
 
 
 @dataclass(frozen=True)

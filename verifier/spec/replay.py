@@ -60,7 +60,10 @@ class CheckOutcome:
 def row_holds(problem: Problem, row: int, x: np.ndarray, y: np.ndarray) -> bool:
     """Whether one row holds at float values in exact arithmetic; strict rows strictly, NaN and infinity never."""
     total = Fraction(0)
-    for coefficients, is_input in ((problem.row_y[row], False), (None if problem.row_x is None else problem.row_x[row], True)):
+    for coefficients, is_input in (
+        (problem.row_y[row], False),
+        (None if problem.row_x is None else problem.row_x[row], True),
+    ):
         if coefficients is None:
             continue
         for i in np.flatnonzero(coefficients):

@@ -34,7 +34,7 @@ def format_number(value: float) -> str:
 
 
 def format_witness(witness: Witness) -> str:
-    """The lines that follow ``sat`` in a results file: X then Y, row-major; or tensor by tensor, where these have names."""
+    """The lines that follow ``sat`` in a results file: X then Y, row-major; or tensor by tensor, if they have names."""
     if witness.variables:
         return format_tensors(witness)
     pairs = [f"(X_{i} {format_number(v)})" for i, v in enumerate(witness.inputs)]
@@ -95,7 +95,9 @@ def parse_tensors(
     if place < len(lines):
         number, line = lines[place]
         raise InputError(f"{where}, line {number}: '{line[:40]}' stands after the last tensor")
-    inputs, outputs = (np.array([v for _, v in sorted(sides[side].items())], dtype=np.float64) for side in (True, False))
+    inputs, outputs = (
+        np.array([v for _, v in sorted(sides[side].items())], dtype=np.float64) for side in (True, False)
+    )
     return inputs, outputs
 
 

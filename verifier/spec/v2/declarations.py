@@ -53,7 +53,9 @@ def read_version(cursor: Cursor) -> None:
     if match is None:
         raise cursor.text.wrong(token, f"{token.shown} is no version; write <2.0>")
     if match.group(1) != "2":
-        raise cursor.text.unsupported(token, f"version {token.text[1:-1]} is not supported; use 2.0, or the form of 1.0")
+        raise cursor.text.unsupported(
+            token, f"version {token.text[1:-1]} is not supported; use 2.0, or the form of 1.0"
+        )
     cursor.expect(")")
 
 

@@ -141,9 +141,7 @@ def _parts(query: Query, places: _Places) -> tuple[Part, ...]:
     """The networks; positions of their values follow one another in the order of the declarations."""
     out: list[Part] = []
     for network in query.networks:
-        ports = {
-            kind: tuple(Port(t.name.text, t.dtype, t.shape, t.node) for t in network.of(kind)) for kind in Kind
-        }
+        ports = {kind: tuple(Port(t.name.text, t.dtype, t.shape, t.node) for t in network.of(kind)) for kind in Kind}
         index = [places.code[t.start : t.start + t.size] for t in network.of(Kind.INPUT)]
         out.append(
             Part(
@@ -172,7 +170,7 @@ def _tighten(table: AtomTable, base: list[int], groups: list[list[tuple[int, ...
     if sum(map(len, groups)) > _MAX_TIGHTENED:
         return
     for group, (i, alternative) in itertools.chain.from_iterable(
-        (((group, item) for item in enumerate(group)) for group in groups)
+        ((group, item) for item in enumerate(group)) for group in groups
     ):
         own, more = _known(table, known, alternative)
         if more or (rows and (own.low != known.low or own.high != known.high)):

@@ -1,8 +1,9 @@
 """Reads a VNN-LIB 2.0 text and checks its types.
 
 The grammar is that of the standard 2.0.0. Beyond it are read: numbers with an exponent, a leading ``+`` or a leading or
-trailing point, whole numbers among floating-point ones, ``=`` for ``==``, and the connectives ``not`` and ``=>`` with the
-constants ``true`` and ``false``. Asserts are read with an explicit stack, so that nesting costs no recursion.
+trailing point, whole numbers among floating-point ones, ``=`` for ``==``, ``X[]`` for a scalar, and the connectives
+``not`` and ``=>`` with the constants ``true`` and ``false``. Asserts are read with an explicit stack, so that nesting
+costs no recursion.
 """
 
 from __future__ import annotations
@@ -244,9 +245,12 @@ class _Reader:
         flat: list[Formula] = []
         depth = 1
         for formula, part in zip(formulas, parts, strict=True):
-            same = isinstance(formula, Connective) and formula.conjunction is conjunction
-            depth = max(depth, part.depth if same else part.depth + 1)
-            flat.extend(formula.parts if same else [formula])
+            if isinstance(formula, Connective) and formula.conjunction is conjunction:
+                depth = max(depth, part.depth)
+                flat.extend(formula.parts)
+            else:
+                depth = max(depth, part.depth + 1)
+                flat.append(formula)
         if depth > _MAX_DEPTH:
             raise self.text.unsupported(head, f"connectives are nested more than {_MAX_DEPTH} deep")
         return _Truth(Connective(conjunction, tuple(flat), head.position), depth, head.position)
@@ -284,5 +288,3 @@ def read(name: str, data: bytes, deadline: Deadline | None = None) -> Query:
         DeadlineExceeded: no time is left.
     """
     return _Reader(Text(name, data, deadline)).run()
-
-

@@ -1,7 +1,7 @@
 """Bounds of inputs that follow from linear inequalities among inputs.
 
-Interval propagation in rationals: of ``sum c_i x_i <= d`` every input gets the bound that is left when all others are at
-their most favourable ends. What is found is rounded outward to float64, and holds wherever the inequalities and the
+Interval propagation in rationals: of ``sum c_i x_i <= d`` every input gets the bound that is left when all others are
+at their most favourable ends. What is found is rounded outward to float64, and holds wherever the inequalities and the
 bounds that it started from hold.
 """
 
