@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from verifier.config import Config, as_config
 from verifier.core import plugins
 from verifier.core.deadline import Deadline
-from verifier.core.errors import ConfigError, InputError
+from verifier.core.errors import ConfigError, InputError, UnsupportedError
 from verifier.core.formats import read_foreign
 from verifier.core.progress import Progress, SilentProgress
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from verifier.bounds.api import Method
     from verifier.core.interval import Interval
     from verifier.core.problem import Problem
+    from verifier.core.question import Question
     from verifier.core.result import Result, Witness
     from verifier.frontend.network import Network
     from verifier.parallel.world import World
@@ -50,8 +51,11 @@ class Bounds:
     intermediate: Mapping[str, Interval] = field(default_factory=dict)
 
 
+Files = Mapping[str, str | Path]  # ONNX files by the names that a property gives to networks
+
+
 def verify(
-    network: str | Path | nn.Module | Network,
+    network: str | Path | nn.Module | Network | Files,
     property: str | Path | Problem,
     config: Config | Mapping[str, Any] | str | Path | None = None,
     timeout: float | None = None,
@@ -61,7 +65,8 @@ def verify(
     """Prove that no input of the property's set violates it, or find a counterexample.
 
     Args:
-        network: an ONNX file, a torch module, or a network that was loaded before.
+        network: an ONNX file, a torch module, or a network that was loaded before; for a property in VNN-LIB 2.0 also
+            files by name, as in ``{"f": "a.onnx", "g": "b.onnx"}``.
         property: a VNN-LIB file or a problem.
         config: settings: a :class:`Config`, values by key (``{"bab.batch_size": 64}``), or a YAML file.
         timeout: seconds from now.
@@ -275,7 +280,7 @@ class Terms:
 
 
 def answer(
-    network: str | Path | nn.Module | Network,
+    network: str | Path | nn.Module | Network | Files,
     property: str | Path | Problem,
     config: Config,
     terms: Terms,
@@ -290,13 +295,12 @@ def answer(
         return rank_loop(ranks.join(), Result)
     with plugins.noted():
         progress.phase("property")
-        problem = load_problem(property, deadline)
+        asked = load_question(property, deadline)
         progress.phase("network")
         from verifier.solver.pipeline import solve
 
         deadline.check("start-up")
-        loaded = load_any(network, input_shape or (1, problem.n_in), deadline)
-        check_sizes(loaded, problem)
+        loaded, problem = load_both(network, asked, input_shape, deadline)
         deadline.check("loading")
         if ranks is None:
             return solve(loaded, problem, config, deadline, progress)
@@ -304,12 +308,12 @@ def answer(
         return solve(loaded, problem, config, deadline, progress, ranks.join(deadline))
 
 
-def load_problem(property: str | Path | Problem, deadline: Deadline | None = None) -> Problem:
-    """The problem itself, or the one in a file: VNN-LIB, or of a kind that another package reads."""
+def load_question(property: str | Path | Problem, deadline: Deadline | None = None) -> Problem | Question:
+    """The problem itself, or what a file asks: VNN-LIB, or of a kind that another package reads."""
     if not isinstance(property, str | Path):
         return property
     from verifier.core.problem import Problem
-    from verifier.spec.vnnlib import parse_vnnlib
+    from verifier.spec.vnnlib import parse_any
 
     found = read_foreign(Path(property))
     if found is not None:
@@ -317,7 +321,100 @@ def load_problem(property: str | Path | Problem, deadline: Deadline | None = Non
             raise InputError(f"{property}: was read as a {type(found).__name__}, which is no property")
         return found
 
-    return parse_vnnlib(property, deadline=deadline)
+    return parse_any(property, deadline)
+
+
+def load_problem(property: str | Path | Problem, deadline: Deadline | None = None) -> Problem:
+    """:func:`load_question` for what is about one network with one input and one output.
+
+    Raises:
+        UnsupportedError: the property is about several tensors or networks.
+    """
+    from verifier.core.problem import Problem
+
+    found = load_question(property, deadline)
+    if isinstance(found, Problem):
+        return found
+    if not found.is_plain:
+        raise UnsupportedError(f"{found.source} is about several tensors or networks; this is answered by verify alone")
+    return found.problem
+
+
+def load_both(
+    network: str | Path | nn.Module | Network | Files,
+    asked: Problem | Question,
+    input_shape: tuple[int, ...] | None = None,
+    deadline: Deadline | None = None,
+) -> tuple[Network, Problem]:
+    """The network, or several as one, and the problem about it; they fit each other.
+
+    Args:
+        input_shape: of a torch module.
+    """
+    from verifier.core.problem import Problem
+
+    if isinstance(asked, Problem):
+        if isinstance(network, Mapping):
+            raise InputError("networks have names in VNN-LIB 2.0 alone; give one network for this property")
+        loaded = load_any(network, input_shape or (1, asked.n_in), deadline)
+        check_sizes(loaded, asked)
+        return loaded, asked
+    if not isinstance(network, Mapping | str | Path):
+        if not asked.is_plain:
+            raise UnsupportedError(
+                f"{asked.source} is about several tensors or networks, which are read from ONNX files alone"
+            )
+        loaded = load_any(network, input_shape or asked.parts[0].inputs[0].shape, deadline)
+        check_sizes(loaded, asked.problem)
+        return loaded, asked.problem
+    return _load_files(network, asked, deadline), asked.problem
+
+
+def _load_files(network: str | Path | Files, asked: Question, deadline: Deadline | None) -> Network:
+    """The networks of a question in VNN-LIB 2.0."""
+    from verifier.core.arithmetic import plain_arithmetic
+
+    files = network_files(network, asked)
+    with plain_arithmetic():
+        from verifier.frontend.product import load_plain, load_product
+
+        return load_plain(files, asked, deadline) if asked.is_plain else load_product(files, asked, deadline)
+
+
+def network_files(network: str | Path | Files, asked: Question) -> dict[str, Path]:
+    """The file of every network of a question that needs one.
+
+    Raises:
+        InputError: one is missing, or one too many was given.
+    """
+    if not isinstance(network, Mapping):
+        if len(asked.named) > 1:
+            names = ", ".join(asked.named)
+            raise InputError(f"{asked.source} declares the networks {names}; give each its file (--network NAME=FILE)")
+        return {name: Path(network) for name in asked.named}
+    given = {name: Path(path) for name, path in network.items()}
+    for part in asked.parts:
+        own = given.pop(part.name, None)
+        if not part.equal_to:
+            if own is None:
+                raise InputError(f"{asked.source} declares the network '{part.name}', which has no file; give one")
+            given[part.name] = own
+        elif own is not None:
+            first = Path(network[part.equal_to]) if part.equal_to in network else None
+            if first is None or not (own == first or _same_bytes(own, first)):
+                raise InputError(
+                    f"{asked.source} says that '{part.name}' equals '{part.equal_to}', but its file is another one"
+                )
+    unknown = sorted(set(given) - set(asked.named))
+    if unknown:
+        raise InputError(f"{asked.source} declares no network '{unknown[0]}', only {', '.join(asked.named)}")
+    return given
+
+
+def _same_bytes(a: Path, b: Path) -> bool:
+    from verifier.spec.source import read_bytes
+
+    return read_bytes(a) == read_bytes(b)
 
 
 def load_any(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,21 +34,33 @@ class _Original:
         return np.stack([self.runner(point, optimised).reshape(-1) for point in points])
 
 
-def check_witness(onnx: Path, vnnlib: Path, results: Path) -> CheckOutcome:
+def check_witness(onnx: Path, vnnlib: Path, results: Path, networks: Mapping[str, Path] | None = None) -> CheckOutcome:
     """Check the counterexample in a results file.
+
+    Args:
+        networks: files by the names that a property in VNN-LIB 2.0 gives to networks.
 
     Raises:
         InputError: a file is missing or malformed, or network and property do not belong together.
     """
+    from verifier.core.question import Question
     from verifier.frontend import normalise
     from verifier.frontend.runner import OnnxRunner
     from verifier.spec.replay import check_results
-    from verifier.spec.vnnlib import parse_vnnlib
+    from verifier.spec.vnnlib import parse_any
 
     if not results.is_file():
         state = "is a folder" if results.is_dir() else "does not exist"
         raise InputError(f"results file {results} {state}; check the path")
-    problem = parse_vnnlib(vnnlib)
+    problem = parse_any(vnnlib)
+    if isinstance(problem, Question):
+        from verifier import api
+        from verifier.frontend.product import open_reference
+
+        reference = open_reference(api.network_files(networks or onnx, problem), problem)
+        return check_results(reference, problem.problem, results, reference.dtype)
+    if networks:
+        raise InputError("networks have names in VNN-LIB 2.0 alone; give --onnx for this property")
     file = normalise.load(onnx)
     network = _Original(OnnxRunner(file))
     _check_outputs(network, problem.n_in, problem.n_out)

@@ -1,7 +1,11 @@
-"""Lists of instances: CSV lines ``onnx,vnnlib,timeout`` with paths relative to the file's own folder."""
+"""Lists of instances: CSV lines ``onnx,vnnlib,timeout`` with paths relative to the file's own folder.
+
+For a property with several networks, ``onnx`` is a Python list ``[('f', 'a.onnx'), ('g', 'b.onnx')]``.
+"""
 
 from __future__ import annotations
 
+import ast
 import csv
 import io
 import math
@@ -50,6 +54,45 @@ def existing(path: str | Path, what: str) -> Path:
     if path.is_dir():
         raise InputError(f"{what} {path} is a folder; give a file")
     raise InputError(f"{what} {path} does not exist (nor does {packed.name}); check the path")
+
+
+Networks = tuple[tuple[str, Path], ...]
+
+
+def find_networks(text: str, folder: Path | None = None) -> tuple[Path, Networks]:
+    """The file of a network, or the first one and all in a list of names and files.
+
+    Args:
+        text: a path, or ``[('f', 'a.onnx'), ('g', 'b.onnx')]``.
+        folder: what paths are relative to.
+
+    Raises:
+        InputError: a file does not exist, or the list is malformed.
+    """
+    folder = Path() if folder is None else folder
+    if not text.lstrip().startswith("["):
+        return existing(folder / text, "network"), ()
+    try:
+        pairs = ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        pairs = None
+    return check_networks(pairs, text, folder)
+
+
+def check_networks(pairs: object, text: str, folder: Path | None = None) -> tuple[Path, Networks]:
+    """:func:`find_networks` for what should be pairs of names and files; ``text`` is shown where it is not."""
+    folder = Path() if folder is None else folder
+    found: dict[str, Path] = {}
+    for pair in pairs if isinstance(pairs, list) else []:
+        if not (isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(part, str) and part for part in pair)):
+            break
+        if pair[0] in found:
+            raise InputError(f"the network '{pair[0]}' has two files in '{text[:80]}'; give it one")
+        found[pair[0]] = existing(folder / pair[1], f"network '{pair[0]}':")
+    else:
+        if found:
+            return next(iter(found.values())), tuple(found.items())
+    raise InputError(f"'{text[:80]}' is not of the form [('f', 'a.onnx'), ('g', 'b.onnx')]")
 
 
 def parse_timeout(text: str, where: str) -> float:

@@ -23,6 +23,7 @@ from verifier.cli.options import (
     QueryFiles,
     Repeat,
     Settings,
+    VerifyFiles,
     WarmServerOptions,
 )
 from verifier.core.errors import InputError, PluginFailed, VerifierError
@@ -88,7 +89,7 @@ def cli() -> None:
 
 
 @cli.command()
-@options.query_files
+@options.verify_files
 @click.option("--timeout", callback=options.check_timeout, metavar="SECONDS", help="Limit, process start included.")
 @options.settings
 @click.option("--results-file", type=FILE, help="VNN-COMP result file to write (verdict and witness).")
@@ -103,7 +104,7 @@ def cli() -> None:
 )
 @click.option("-v", "--verbose", is_flag=True, help="Phases and notes on stderr, also in a pipe.")
 def verify(
-    files: QueryFiles,
+    files: VerifyFiles,
     timeout: float | None,
     settings: Settings,
     results_file: Path | None,
@@ -111,11 +112,10 @@ def verify(
     more: tuple[tuple[str, Path], ...],
     verbose: bool,
 ) -> int:
-    """Answer one query; the verdict alone goes to stdout.
+    """Answer one query; the verdict goes to stdout, and after a sat for QUERY (instead of --vnnlib) the counterexample.
 
     unsat: proved, no input violates the property. sat: a counterexample exists (see --results-file).
     """
-    from verifier.cli.instances import existing
     from verifier.cli.query import Outputs, run_query, write_last
     from verifier.runtime.clock import process_start
     from verifier.runtime.query import Query
@@ -123,7 +123,8 @@ def verify(
 
     start = process_start()
     if is_other_rank():
-        query = Query(files.onnx, files.vnnlib, settings.load(), timeout, start, verbose, quiet=not verbose)
+        none = Path()  # rank 0 alone reads the files
+        query = Query(none, none, settings.load(), timeout, start, verbose, quiet=not verbose)
         outcome = run_query(query, Outputs(), False, silent=True)
         if outcome.error is not None and outcome.error["kind"] != "RankFailed":
             click.echo(f"Error: {outcome.error['message']}", err=True)
@@ -132,16 +133,18 @@ def verify(
     try:
         outputs.plugins()
         config = settings.load()
-        onnx, vnnlib = existing(files.onnx, "network"), existing(files.vnnlib, "property")
+        onnx, networks, vnnlib = files.find()
     except VerifierError:
         for path, text in outputs.texts("error"):
             write_last(path, text)
         raise
-    outcome = run_query(Query(onnx, vnnlib, config, timeout, start, verbose), outputs, verbose)
+    outcome = run_query(Query(onnx, vnnlib, config, timeout, start, verbose, networks=networks), outputs, verbose)
     if outcome.error is not None:
         click.echo(f"Error: {outcome.error['message']}", err=True)
     else:
         click.echo(outcome.verdict)
+        if files.query is not None and outcome.witness_text:
+            click.echo(outcome.witness_text, nl=False)
         if outcome.exit_code == 1:
             click.echo(f"Error: {outcome.reason}", err=True)
     return outcome.exit_code
@@ -168,13 +171,14 @@ def bounds(files: QueryFiles, wanted: BoundsOptions, settings: Settings, json_fi
 
 
 @cli.command()
-@options.query_files
+@options.verify_files
 @click.option("--results-file", required=True, type=FILE, help="VNN-COMP result file with a witness.")
-def check(files: QueryFiles, results_file: Path) -> int:
+def check(files: VerifyFiles, results_file: Path) -> int:
     """Does this counterexample hold? Prints valid (exit 0), tolerance (4) or invalid: reason (5)."""
     from verifier.cli.check import check_witness
 
-    answer = check_witness(files.onnx, files.vnnlib, results_file)
+    onnx, networks, vnnlib = files.find()
+    answer = check_witness(onnx, vnnlib, results_file, dict(networks))
     click.echo(answer.text)
     return answer.exit_code
 

@@ -61,6 +61,55 @@ query_files = grouped(
 
 
 @dataclass(frozen=True)
+class VerifyFiles:
+    """Networks and property: ``QUERY --network NAME=FILE ...`` as in the standard, or ``--onnx`` and ``--vnnlib``."""
+
+    query: Path | None
+    network: tuple[str, ...]
+    onnx: Path | None
+    vnnlib: Path | None
+
+    @property
+    def property(self) -> Path:
+        """
+        Raises:
+            InputError: it is not given once.
+        """
+        if (self.query is None) == (self.vnnlib is None):
+            raise InputError("give one property: verify QUERY, or --vnnlib FILE")
+        return self.query or self.vnnlib or Path()
+
+    def find(self) -> tuple[Path, tuple[tuple[str, Path], ...], Path]:
+        """The (first) network, all networks with names, and the property; they exist.
+
+        Raises:
+            InputError: one does not, or what is given does not make a query.
+        """
+        from verifier.cli.instances import check_networks, existing, find_networks
+
+        property = self.property
+        if (self.onnx is None) == (not self.network):
+            raise InputError("give the network: --onnx FILE, or --network NAME=FILE for every network of the property")
+        if self.onnx is not None:
+            return *find_networks(str(self.onnx)), existing(property, "property")
+        pairs = [(name.strip(), path) for name, _, path in (text.partition("=") for text in self.network)]
+        wrong = next((text for text in self.network if not text.partition("=")[2]), None)
+        if wrong is not None:
+            raise InputError(f"--network {wrong}: give a name and a file, NAME=FILE")
+        return *check_networks(pairs, " ".join(self.network)), existing(property, "property")
+
+
+verify_files = grouped(
+    "files",
+    VerifyFiles,
+    click.argument("query", required=False, type=FILE),
+    click.option("--network", multiple=True, metavar="NAME=FILE", help="Network that QUERY names; repeatable."),
+    click.option("--onnx", type=FILE, help="The only network (ONNX, perhaps .gz)."),
+    click.option("--vnnlib", type=FILE, help="Property (VNN-LIB, perhaps .gz), instead of QUERY."),
+)
+
+
+@dataclass(frozen=True)
 class Settings:
     """Where the configuration comes from: files, single keys, and short forms of common keys."""
 

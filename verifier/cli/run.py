@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import os
 import sys
 import time
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from verifier.cli.instances import Instance, existing, read_instances
+from verifier.cli.instances import Instance, existing, find_networks, read_instances
 from verifier.cli.ledger import DECIDED, Key, Ledger, Wanted, key_of
 from verifier.cli.options import Repeat
 from verifier.config import Config
@@ -151,9 +152,9 @@ class Session:
         return instance.timeout if self._cap is None else min(instance.timeout, self._cap)
 
     def _query(self, instance: Instance) -> Query:
-        onnx = existing(instance.folder / instance.onnx, "network")
+        onnx, networks = find_networks(instance.onnx, instance.folder)
         vnnlib = existing(instance.folder / instance.vnnlib, "property")
-        return Query(onnx, vnnlib, self._config, self._limit(instance), time.monotonic())
+        return Query(onnx, vnnlib, self._config, self._limit(instance), time.monotonic(), networks=networks)
 
     def _finish(self, instance: Instance, worker: WorkerHandle, hashes: Pair) -> dict[str, Any]:
         outcome, seconds = worker.outcome, time.monotonic() - worker.query.start
@@ -179,7 +180,18 @@ class Session:
 
     def hashes(self, instance: Instance) -> Pair:
         """Of network and property as they are now; ``None`` for what cannot be read."""
-        return self._hash(instance.folder / instance.onnx, True), self._hash(instance.folder / instance.vnnlib, False)
+        return self._network_hash(instance), self._hash(instance.folder / instance.vnnlib, False)
+
+    def _network_hash(self, instance: Instance) -> str | None:
+        """Of the network, or of the hashes of all."""
+        if not instance.onnx.startswith("["):
+            return self._hash(instance.folder / instance.onnx, True)
+        try:
+            networks = find_networks(instance.onnx, instance.folder)[1]
+        except InputError:
+            return None
+        hashes = [self._hash(path, True) for _, path in networks]
+        return hashlib.sha256(" ".join(map(str, hashes)).encode()).hexdigest() if None not in hashes else None
 
     def _hash(self, path: Path, network: bool) -> str | None:
         try:

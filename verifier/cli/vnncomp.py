@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from verifier.cli.instances import existing, parse_timeout
+from verifier.cli.instances import existing, find_networks, parse_timeout
 from verifier.cli.options import CompetitionInstance
 from verifier.cli.query import Outputs, run_query, write_last
 from verifier.core.errors import VerifierError
@@ -65,8 +65,9 @@ def run_instance(
     try:
         limit = parse_timeout(instance.timeout, "TIMEOUT")
         settings = _settings(category_config(configs, instance.category))
-        onnx, vnnlib = existing(instance.onnx, "network"), existing(instance.vnnlib, "property")
-        query = Query(onnx, vnnlib, settings, limit, start, quiet=True)
+        onnx, networks = find_networks(str(instance.onnx))
+        vnnlib = existing(instance.vnnlib, "property")
+        query = Query(onnx, vnnlib, settings, limit, start, quiet=True, networks=networks)
         start_worker = partial(_start_worker, folder=folder, patience=patience)
         outcome = run_query(query, Outputs(instance.results), False, parent, start=start_worker)
     except Exception as error:

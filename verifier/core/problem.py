@@ -8,6 +8,24 @@ import numpy as np
 
 
 @dataclass(frozen=True)
+class Variable:
+    """A tensor that a property names (VNN-LIB 2.0).
+
+    Attributes:
+        name, dtype: as the property declares them.
+        shape: likewise; () is a scalar.
+        is_input: whether its elements are inputs of the problem; else they are outputs.
+        index: int64 (size,), where its elements are among these, row-major. Inputs that are equal are one.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    is_input: bool
+    index: np.ndarray
+
+
+@dataclass(frozen=True)
 class Problem:
     """An OR over cases; a case is one input box and an AND of linear rows ``c_y.y + c_x.x <= d`` (the unsafe set).
 
@@ -35,6 +53,9 @@ class Problem:
         nearest_lower: float64 (K, n_in) or None (equal to the witness bounds), lower bounds rounded to nearest, from
             which :meth:`typed` derives the witness bounds of a float64 network.
         nearest_upper: the upper bounds, likewise.
+        variables: the tensors that a witness lists, in order; none: inputs and outputs are X_i and Y_j.
+        products: what the last outputs are, one tuple of factors each: i >= 0 is input i, ~j output j, and a factor
+            stands there once per power. Replays compute them exactly from the other outputs.
     """
 
     lower: np.ndarray
@@ -52,6 +73,8 @@ class Problem:
     inner_upper: np.ndarray | None = None
     nearest_lower: np.ndarray | None = None
     nearest_upper: np.ndarray | None = None
+    variables: tuple[Variable, ...] = ()
+    products: tuple[tuple[int, ...], ...] = ()
 
     @property
     def n_in(self) -> int:
@@ -60,6 +83,11 @@ class Problem:
     @property
     def n_out(self) -> int:
         return int(self.row_y.shape[1])
+
+    @property
+    def n_values(self) -> int:
+        """Outputs that are no products."""
+        return self.n_out - len(self.products)
 
     @property
     def n_cases(self) -> int:

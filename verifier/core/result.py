@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from verifier.core.problem import Variable
+
 
 class Verdict(StrEnum):
     """The five words of a VNN-COMP result file."""
@@ -29,12 +31,14 @@ class Witness:
         outputs: shape (n_out,), float64, row-major over the network output at ``inputs``.
         margin: the smallest slack ``d - c.y`` over the rows of the violated case (>= 0).
         case: index of the case of the problem that the witness satisfies.
+        variables: the tensors that are printed, for a property that names its tensors.
     """
 
     inputs: np.ndarray
     outputs: np.ndarray
     margin: float = 0.0
     case: int = 0
+    variables: tuple[Variable, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,7 @@ class Network:
         path: the ONNX file, None for a torch module.
         sha256: of the ONNX file's bytes, empty for a torch module.
         plugins: what other packages brought to its translation.
+        no_runs: why nothing is known of float32 runs of what is no ONNX file by itself.
     """
 
     graph: Graph
@@ -54,6 +55,7 @@ class Network:
     path: Path | None = None
     sha256: str = ""
     plugins: tuple[Plugin, ...] = ()
+    no_runs: str = "the network is a torch module, and only onnxruntime's arithmetic is known"
 
     @property
     def file(self) -> OnnxFile | None:

@@ -10,7 +10,7 @@ import gzip
 import hashlib
 import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -90,15 +90,9 @@ def read_bytes(path: Path, limit: int = MAX_PROTOBUF) -> tuple[bytes, str]:
     return stored, digest
 
 
-def read(path: str | Path, deadline: Deadline | None = None) -> OnnxFile:
-    """Read and check a model.
-
-    Raises:
-        DeadlineExceeded: between two of many steps.
-        InputError: missing, truncated or malformed file; weights that are not finite or not of the announced size.
-        UnsupportedError: more than one input or output, or an input that is not floating point.
-    """
-    file, deadline = resolve(path), deadline or Deadline()
+def _checked(path: str | Path, deadline: Deadline) -> tuple[Path, onnx.ModelProto, int, str]:
+    """File, model, opset and SHA-256; everything that is stored was checked."""
+    file = resolve(path)
     data, digest = read_bytes(file)
     deadline.check("loading")
     model = _parse(data, file)
@@ -111,6 +105,70 @@ def read(path: str | Path, deadline: Deadline | None = None) -> OnnxFile:
         deadline.check("loading")
         _check_finite(tensor, file)
     _drop_initializer_inputs(model.graph)
+    return file, model, opset, digest
+
+
+@dataclass(frozen=True)
+class Ports:
+    """A parsed model with all its inputs and outputs.
+
+    Attributes:
+        inputs, outputs: tensor names.
+        shapes, dtypes: of the inputs.
+    """
+
+    path: Path
+    model: onnx.ModelProto
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    dtypes: tuple[np.dtype, ...]
+    opset: int
+    sha256: str
+    deadline: Deadline
+
+
+def read_ports(path: str | Path, shapes: Sequence[Sequence[int]] = (), deadline: Deadline | None = None) -> Ports:
+    """Read and check a model with any number of inputs and outputs; errors as of :func:`read`.
+
+    Args:
+        shapes: wanted for the inputs; what the file leaves open is filled in from them where the ranks are equal.
+    """
+    deadline = deadline or Deadline()
+    file, model, opset, digest = _checked(path, deadline)
+    found: list[tuple[int, ...]] = []
+    for k, source in enumerate(model.graph.input):
+        if k < len(shapes):
+            _fill_in(source, shapes[k])
+        found.append(_input_shape(source, file))
+        _set_shape(source, found[-1])
+    dtypes = tuple(_input_dtype(source, file) for source in model.graph.input)
+    for target in model.graph.output:
+        target.type.tensor_type.ClearField("shape")
+    del model.graph.value_info[:]
+    inputs, outputs = tuple(v.name for v in model.graph.input), tuple(v.name for v in model.graph.output)
+    return Ports(file, model, inputs, outputs, tuple(found), dtypes, opset, digest, deadline)
+
+
+def _fill_in(value: onnx.ValueInfoProto, shape: Sequence[int]) -> None:
+    """Sizes for dims that the file leaves open."""
+    dims = value.type.tensor_type.shape.dim
+    if len(dims) == len(shape):
+        for dim, size in zip(dims, shape, strict=True):
+            if not dim.HasField("dim_value") or dim.dim_value <= 0:
+                dim.dim_value = size
+
+
+def read(path: str | Path, deadline: Deadline | None = None) -> OnnxFile:
+    """Read and check a model.
+
+    Raises:
+        DeadlineExceeded: between two of many steps.
+        InputError: missing, truncated or malformed file; weights that are not finite or not of the announced size.
+        UnsupportedError: more than one input or output, or an input that is not floating point.
+    """
+    deadline = deadline or Deadline()
+    file, model, opset, digest = _checked(path, deadline)
     source = _single(model.graph.input, "input", file)
     target = _single(model.graph.output, "output", file)
     shape = _input_shape(source, file)

@@ -112,7 +112,7 @@ def not_covered(network: Network, model: RunModel) -> str | None:
     """
     file = network.file
     if file is None:
-        return "the network is a torch module, and only onnxruntime's arithmetic is known"
+        return network.no_runs
     if network.input_dtype != np.float32:
         return f"the network's input is {network.input_dtype}, not float32"
     graph = file.model.graph

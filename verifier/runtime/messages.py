@@ -7,7 +7,7 @@ warm talk over sockets that keep messages apart; file descriptors travel beside 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from verifier.report.record import Outcome
@@ -85,6 +85,7 @@ class QueryFields:
     settings: str | None
     timeout: float | None
     start: float
+    networks: Mapping[str, Path] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

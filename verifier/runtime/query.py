@@ -16,13 +16,14 @@ class Query:
     """One query.
 
     Attributes:
-        onnx, vnnlib: the files; they exist.
+        onnx, vnnlib: the files; they exist. Of several networks, the first.
         settings: ``None``: the defaults, which are then only built where they are needed.
         timeout: seconds, or ``None``.
         start: ``time.monotonic()`` from which the limit counts.
         verbose: keep the warnings of libraries.
         quiet: drop what libraries print. The caller's pipes then close with the parent, however long the system takes
             to free the child's memory.
+        networks: files by the names that the property gives to networks; none: the network has no name.
     """
 
     onnx: Path
@@ -32,6 +33,7 @@ class Query:
     start: float
     verbose: bool = False
     quiet: bool = False
+    networks: tuple[tuple[str, Path], ...] = ()
 
     @cached_property
     def config(self) -> Config:

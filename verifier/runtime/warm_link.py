@@ -185,7 +185,7 @@ def receive(connection: socket.socket, *kinds: type[M]) -> tuple[M | None, list[
 def pack(query: Query) -> QueryFields:
     """A query as it travels."""
     settings = None if query.settings is None else query.settings.model_dump_json()
-    return QueryFields(query.onnx, query.vnnlib, settings, query.timeout, query.start)
+    return QueryFields(query.onnx, query.vnnlib, settings, query.timeout, query.start, dict(query.networks))
 
 
 def unpack(given: QueryFields) -> Query:
@@ -193,4 +193,5 @@ def unpack(given: QueryFields) -> Query:
     from verifier.config import Config
 
     settings = None if given.settings is None else Config.model_validate_json(given.settings)
-    return Query(given.onnx, given.vnnlib, settings, given.timeout, given.start, quiet=True)
+    networks = tuple(given.networks.items())
+    return Query(given.onnx, given.vnnlib, settings, given.timeout, given.start, quiet=True, networks=networks)

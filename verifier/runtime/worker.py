@@ -205,7 +205,8 @@ def _answer(query: Query, progress: PipeProgress, lost: _LostRank) -> Outcome:
     with api.job(query.config, lost.end) as ranks:
         lost.witness = lambda: ranks.witness
         ranks.joined = lost.send_heartbeats
-        result = api.answer(query.onnx, query.vnnlib, query.config, api.Terms(deadline, progress, ranks))
+        network = dict(query.networks) if query.networks else query.onnx
+        result = api.answer(network, query.vnnlib, query.config, api.Terms(deadline, progress, ranks))
     return _outcome(result)
 
 

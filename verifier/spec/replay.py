@@ -15,7 +15,7 @@ from verifier.core.deadline import Deadline
 from verifier.core.errors import InputError
 from verifier.core.problem import Problem
 from verifier.core.result import Verdict, Witness
-from verifier.spec.witness import Answer, clamp, format_witness, parse_results, parse_witness
+from verifier.spec.witness import Answer, clamp, format_witness, parse_results, read_witness
 
 TOLERANCE = 1e-4  # of inputs, by the competition's rules for a partly accepted counterexample
 _MAX_BOXES = 16  # tried per candidate
@@ -60,18 +60,35 @@ class CheckOutcome:
 def row_holds(problem: Problem, row: int, x: np.ndarray, y: np.ndarray) -> bool:
     """Whether one row holds at float values in exact arithmetic; strict rows strictly, NaN and infinity never."""
     total = Fraction(0)
-    for coefficients, values in ((problem.row_y[row], y), (None if problem.row_x is None else problem.row_x[row], x)):
+    for coefficients, is_input in (
+        (problem.row_y[row], False),
+        (None if problem.row_x is None else problem.row_x[row], True),
+    ):
         if coefficients is None:
             continue
         for i in np.flatnonzero(coefficients):
-            value = float(values[i])
-            if not np.isfinite(value):
+            value = _exact(problem, int(i) if is_input else ~int(i), x, y)
+            if value is None:
                 return False
-            total += Fraction(float(coefficients[i])) * Fraction(value)
+            total += Fraction(float(coefficients[i])) * value
     limits = problem.row_d if problem.row_d_inner is None else problem.row_d_inner
     limit = Fraction(float(limits[row]))
     strict = problem.row_strict is not None and bool(problem.row_strict[row])
     return total < limit if strict else total <= limit
+
+
+def _exact(problem: Problem, variable: int, x: np.ndarray, y: np.ndarray) -> Fraction | None:
+    """Input i >= 0 or output ~i; a product from its factors, whatever y says. None: not finite."""
+    if variable < 0 and ~variable >= problem.n_values:
+        total = Fraction(1)
+        for factor in problem.products[~variable - problem.n_values]:
+            value = _exact(problem, factor, x, y)
+            if value is None:
+                return None
+            total *= value
+        return total
+    value = float(x[variable] if variable >= 0 else y[~variable])
+    return Fraction(value) if np.isfinite(value) else None
 
 
 def case_holds(problem: Problem, case: int, x: np.ndarray, y: np.ndarray) -> bool:
@@ -210,7 +227,7 @@ def check_results(
         InputError: the file cannot be read.
     """
     try:
-        answer = parse_results(path)
+        answer = parse_results(path, problem.variables)
     except InputError as error:
         if not Path(path).exists():
             raise
@@ -270,8 +287,8 @@ def _replay_in_box(network: Reference, problem: Problem, x: np.ndarray, cases: n
     runs: list[np.ndarray] = []
     for case in _holding(problem, x, y, cases):
         margin = float(case_margins(problem, x[None], y[None], np.array([case]))[0, 0])
-        witness = Witness(x, y, max(margin, 0.0), case)
-        printed, _ = parse_witness(format_witness(witness))
+        witness = Witness(x, y, max(margin, 0.0), case, problem.variables)
+        printed, _ = read_witness(format_witness(witness), problem.variables)
         lower, upper = _witness_box(problem, int(problem.case_box[case]))
         if not (np.array_equal(printed, x) and (lower <= printed).all() and (printed <= upper).all()):
             return None

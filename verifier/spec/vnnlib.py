@@ -1,4 +1,4 @@
-"""Reads VNN-LIB 1.0 files into a :class:`Problem`.
+"""Reads VNN-LIB files: 1.0 into a :class:`Problem`, 2.0 into a :class:`Question`.
 
 ``fast`` reads the forms that nearly all files have and declines everything else; ``general`` reads everything that is
 supported and formulates the errors. Comparisons are relaxed soundly: strict ones become non-strict for proofs, boxes
@@ -7,12 +7,31 @@ and right-hand sides are rounded so that the unsafe set never shrinks.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from verifier.core.deadline import Deadline
 from verifier.core.problem import Problem
+from verifier.core.question import Question
 from verifier.spec import fast, general
-from verifier.spec.source import read_source
+from verifier.spec.source import Source, blank_comments, read_bytes, read_source
+
+_BOM = b"\xef\xbb\xbf"
+# How a text of 2.0 begins, after comments.
+_SECOND = re.compile(rb"(?:\s+|;[^\r\n]*)*\(\s*(?:vnnlib-version|declare-network)\b")
+
+
+def parse_any(path: str | Path, deadline: Deadline | None = None) -> Problem | Question:
+    """Read a property file of either version; arguments and errors as of :func:`parse_vnnlib`."""
+    data = read_bytes(path, deadline).removeprefix(_BOM)
+    if _SECOND.match(data):
+        from verifier.spec.v2 import reader
+        from verifier.spec.v2.question import question
+
+        return question(reader.read(str(path), data, deadline), deadline)
+    source = Source(str(path), blank_comments(data))
+    problem = fast.read(source, None, None, deadline)
+    return problem if problem is not None else general.read(source, None, None, deadline)
 
 
 def parse_vnnlib(
