@@ -14,7 +14,8 @@ __version__ = "0.1.0"
 __all__ = ["Problem", "Result", "Verdict", "Witness", "compute_bounds", "verify"]
 
 if TYPE_CHECKING:
-    from verifier.api import compute_bounds, verify
+    from verifier.api import verify
+    from verifier.bounding import compute_bounds
     from verifier.core.problem import Problem
     from verifier.core.result import Result, Verdict, Witness
 
@@ -22,7 +23,7 @@ switch_off()
 
 _WHERE = {
     "verify": "verifier.api",
-    "compute_bounds": "verifier.api",
+    "compute_bounds": "verifier.bounding",
     "Problem": "verifier.core.problem",
     "Result": "verifier.core.result",
     "Verdict": "verifier.core.result",
