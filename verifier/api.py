@@ -5,7 +5,7 @@ command line goes through here too.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -48,7 +48,8 @@ def verify(
         property: a VNN-LIB file or a problem.
         config: settings: a :class:`Config`, values by key (``{"bab.batch_size": 64}``), or a YAML file.
         timeout: seconds from now.
-        input_shape: what a torch module takes, leading batch dimension of 1 included; default ``(1, n_inputs)``.
+        input_shape: what a torch module takes, leading batch dimension of 1 included; default the shape of the point
+            or box that the problem was made from.
 
     Returns:
         ``unsat`` (proved), ``sat`` with a replayed witness, or ``unknown``/``timeout`` with the reason.
@@ -238,13 +239,41 @@ def answer(
         from verifier.solver.pipeline import solve
 
         deadline.check("start-up")
-        loaded = load_any(network, input_shape or (1, problem.n_in), deadline)
+        loaded = _load_shaped(network, _shapes(problem, input_shape), deadline)
         check_sizes(loaded, problem)
         deadline.check("loading")
         if ranks is None:
             return solve(loaded, problem, config, deadline, progress)
         progress.phase("ranks")
         return solve(loaded, problem, config, deadline, progress, ranks.join(deadline))
+
+
+def _shapes(problem: Problem, given: tuple[int, ...] | None) -> list[tuple[int, ...]]:
+    """What one sample of a torch module may look like: as it was said, or as the problem's point suggests."""
+    if given is not None:
+        return [tuple(given)]
+    shape = problem.input_shape or (problem.n_in,)
+    found = [(1, *shape)]
+    return [*found, tuple(shape)] if len(shape) > 1 and shape[0] == 1 else found
+
+
+def _load_shaped(
+    network: str | Path | nn.Module | Network, shapes: Sequence[tuple[int, ...]], deadline: Deadline
+) -> Network:
+    """The network on a sample of the first shape that it runs on; an error is that of the first one."""
+    first: InputError | None = None
+    for shape in shapes:
+        try:
+            return load_any(network, shape, deadline)
+        except InputError as error:
+            first = first or error
+    assert first is not None
+    if isinstance(network, str | Path) or "does not run" not in str(first):
+        raise first
+    raise InputError(
+        f"{first}; it was given a sample of shape {list(shapes[0])}: pass input_shape=(1, ...), or make the property "
+        "from a point in the shape that the network takes"
+    ) from first
 
 
 def load_problem(property: str | Path | Problem, deadline: Deadline | None = None) -> Problem:

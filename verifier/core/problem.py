@@ -35,6 +35,7 @@ class Problem:
         nearest_lower: float64 (K, n_in) or None (equal to the witness bounds), lower bounds rounded to nearest, from
             which :meth:`typed` derives the witness bounds of a float64 network.
         nearest_upper: the upper bounds, likewise.
+        input_shape: of the point or box that the problem was made from in Python; None: not known, as from a file.
     """
 
     lower: np.ndarray
@@ -52,6 +53,7 @@ class Problem:
     inner_upper: np.ndarray | None = None
     nearest_lower: np.ndarray | None = None
     nearest_upper: np.ndarray | None = None
+    input_shape: tuple[int, ...] | None = None
 
     @property
     def n_in(self) -> int:
