@@ -23,7 +23,7 @@ def classifier() -> nn.Module:
 
 def test_a_result_is_neither_true_nor_false() -> None:
     for verdict in Verdict:
-        with pytest.raises(TypeError, match="result.verdict == 'unsat'"):
+        with pytest.raises(TypeError, match=r"result\.verdict == 'unsat'"):
             bool(Result(verdict))
 
 
