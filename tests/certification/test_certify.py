@@ -274,3 +274,13 @@ def test_mistakes_are_one_sentence(tmp_path: Path) -> None:
         assert words in str(caught.value) and "\n" not in str(caught.value)
     with pytest.raises(ConfigError, match=r"numerics\.certify"):
         certify(RINGS, x, y, [0.1], config={"numerics.certify": False})
+
+
+def test_the_script_that_trains_on_digits(tmp_path: Path) -> None:
+    from scripts.train_digits import make_digits
+
+    assert make_digits(tmp_path, steps=30, count=6) > 0.3
+    data = np.load(tmp_path / "digits.npz")
+    assert data["inputs"].shape == (6, 1, 14, 14) and data["labels"].shape == (6,)
+    found = certify(tmp_path / "digits.onnx", data["inputs"], data["labels"], [1e-4], clip=(0, 1), config=ON_DEVICE)
+    assert ((found.status[:, 0] == "certified") == found.correct).all()
