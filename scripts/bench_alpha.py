@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from verifier import api
+from verifier.bounding import Method, compute_bounds
 from verifier.bounds import climb
 from verifier.spec.build import from_box
 
@@ -142,8 +143,8 @@ def row(name: str, method: api.Method, limit: float) -> dict[str, object]:
     low, up = (centre - radius).numpy(), (centre + radius).numpy()
     settings = {"device": "cpu", "threads": 1}
 
-    def width(kind: api.Method) -> float:
-        found = api.compute_bounds(module, low, up, kind, config=settings)
+    def width(kind: Method) -> float:
+        found = compute_bounds(module, low, up, kind, config=settings)
         return float((found.upper - found.lower).mean())
 
     plain = width("crown")
@@ -167,7 +168,7 @@ def query(
     module: nn.Module, low: np.ndarray, up: np.ndarray, settings: dict[str, object], limit: float
 ) -> dict[str, object]:
     """A property that holds by half of what CROWN lacks: y_0 stays above a number."""
-    bounds = api.compute_bounds(module, low, up, "crown", config=settings)
+    bounds = compute_bounds(module, low, up, "crown", config=settings)
     with torch.no_grad():
         points = torch.from_numpy(low + np.random.default_rng(0).random((2000, *low.shape[1:])) * (up - low)).float()
         least = min(float(module(p[None])[0, 0]) for p in points[:400])

@@ -91,7 +91,7 @@ def _undecided(onnx: Path, lower: np.ndarray, upper: np.ndarray) -> float:
     reached = float(network.evaluate(points)[:, 0].max())
     settings = {"numerics.certify": False, "bounds.alpha.iterations": 5, "bounds.alpha.intermediate_iterations": 2}
     box = (end.reshape(network.input_shape) for end in (lower, upper))
-    excluded = float(api.compute_bounds(network, *box, "alpha-crown", config=settings).upper.flatten()[0])
+    excluded = float(verifier.compute_bounds(network, *box, "alpha-crown", config=settings).upper.flatten()[0])
     return reached + 0.5 * (excluded - reached)
 
 

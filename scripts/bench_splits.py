@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from verifier.api import compute_bounds, verify
+from verifier.api import verify
+from verifier.bounding import compute_bounds
 from verifier.core.problem import Problem
 from verifier.core.result import Result
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +13,8 @@ from torch import Tensor, nn
 import verifier
 from tests.cli.networks import above, absolute
 from tests.support.device import ON_DEVICE
-from verifier.api import Bounds, compute_bounds, load_any, round_down, verify
+from verifier.api import load_any, round_down, verify
+from verifier.bounding import Bounds, compute_bounds
 from verifier.core.errors import ConfigError, InputError
 from verifier.core.problem import Problem
 from verifier.core.result import Verdict
@@ -161,6 +161,7 @@ def test_mistakes_are_one_sentence(tmp_path: Path) -> None:
     for bad, words in [
         (lambda: compute_bounds(module(), good[1], good[0]), "lower exceeds upper at 2 inputs"),
         (lambda: compute_bounds(module(), good[0], torch.ones(2)), "one shape"),
+        (lambda: compute_bounds(module(), torch.zeros(2, 3), torch.ones(2, 3)), "does not run"),
         (lambda: compute_bounds(module(), good[0], good[1] * float("inf")), "not finite"),
         (lambda: compute_bounds(module(), *good, "magic"), "alpha-crown"),  # type: ignore[arg-type]
         (lambda: verify(module(), problem(1.0), timeout=0), "positive"),
@@ -175,23 +176,3 @@ def test_mistakes_are_one_sentence(tmp_path: Path) -> None:
         assert words in str(caught.value) and "\n" not in str(caught.value)
     with pytest.raises(ConfigError, match=r"bab\.batch_size"):
         verify(module(), problem(1.0), {"bab.batchsize": 3})
-
-
-@pytest.mark.parametrize("certify", [True, False])
-def test_bounds_are_computed_once(certify: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is not returned is not computed, and nobody watches the memory; the bits are those of all of it."""
-    from verifier.bounds import api as bounds
-    from verifier.solver import phases
-
-    net = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.ReLU(), torch.nn.Linear(5, 2))
-    low, up = -torch.ones(1, 3), torch.ones(1, 3)
-    run, calls = bounds._run, []
-
-    def counting(graph: Any, backend: Any, state: Any, *others: Any) -> Any:
-        calls.append(state.certified)
-        return run(graph, backend, state, *others)
-
-    monkeypatch.setattr(bounds, "_run", counting)
-    monkeypatch.setattr(phases, "measured_peak", lambda *_: pytest.fail("memory was watched"))
-    compute_bounds(net, low, up, "alpha-crown", config={"numerics.certify": certify, "device": "cpu"})
-    assert calls == [certify]

@@ -1,15 +1,15 @@
-"""The Python interface: ``verify`` a property, or ``compute_bounds`` over a box. Importing it imports neither torch nor
-ONNX and changes nothing; the command line goes through here too.
+"""The Python interface: ``verify`` a property. Importing it imports neither torch nor ONNX and changes nothing; the
+command line goes through here too.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from verifier.config import Config, as_config
 from verifier.core import plugins
@@ -20,35 +20,18 @@ from verifier.core.progress import Progress, SilentProgress
 
 # What Python runs as a rank that is started here.
 RANK_COMMAND = ("-m", "verifier", "rank")
+Report = TypeVar("Report")
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import Tensor, nn
+    from torch import nn
 
-    from verifier.bounds.api import Method
-    from verifier.core.interval import Interval
     from verifier.core.problem import Problem
     from verifier.core.question import Question
     from verifier.core.result import Result, Witness
     from verifier.frontend.network import Network
     from verifier.parallel.world import World
-    from verifier.solver.phases import BoundNetwork, BoundsReport
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """What :func:`compute_bounds` returns; float32, on the CPU; valid in exact arithmetic unless ``numerics.certify``
-    is off.
-
-    Attributes:
-        lower: of the output, in its shape.
-        upper: likewise.
-        intermediate: bounds of every pre-activation by name, empty unless asked for.
-    """
-
-    lower: Tensor
-    upper: Tensor
-    intermediate: Mapping[str, Interval] = field(default_factory=dict)
+    from verifier.solver.phases import Phase
 
 
 Files = Mapping[str, str | Path]  # ONNX files by the names that a property gives to networks
@@ -70,7 +53,8 @@ def verify(
         property: a VNN-LIB file or a problem.
         config: settings: a :class:`Config`, values by key (``{"bab.batch_size": 64}``), or a YAML file.
         timeout: seconds from now.
-        input_shape: what a torch module takes, leading batch dimension of 1 included; default ``(1, n_inputs)``.
+        input_shape: what a torch module takes, leading batch dimension of 1 included; default the shape of the point
+            or box that the problem was made from.
 
     Returns:
         ``unsat`` (proved), ``sat`` with a replayed witness, or ``unknown``/``timeout`` with the reason.
@@ -85,59 +69,6 @@ def verify(
     settings, deadline = as_config(config), Deadline(timeout)
     with job(settings) as ranks:
         return answer(network, property, settings, Terms(deadline, ranks=ranks), input_shape)
-
-
-def compute_bounds(
-    module: nn.Module | Network | str | Path,
-    lower: Tensor | np.ndarray,
-    upper: Tensor | np.ndarray,
-    method: Method = "crown",
-    return_intermediate: bool = False,
-    config: Config | Mapping[str, Any] | str | Path | None = None,
-) -> Bounds:
-    """Lower and upper bounds of a network's outputs over a box of inputs.
-
-    Args:
-        module: a torch module, a loaded network or an ONNX file.
-        lower: of the box, in the shape the network takes, leading batch dimension of 1 included.
-        upper: likewise.
-        method: ``ibp``, ``crown`` or ``alpha-crown``.
-        return_intermediate: bounds of every pre-activation too.
-        config: settings, as for :func:`verify`.
-
-    Raises:
-        InputError: the box is malformed or does not fit the network.
-        UnsupportedError: the network uses something that is not handled.
-        RankFailed: one of several ranks was lost.
-    """
-    import numpy as np
-
-    if method not in ("ibp", "crown", "alpha-crown"):
-        raise InputError(f"method is '{method}'; it is one of ibp, crown, alpha-crown")
-    low, up = np.asarray(lower, dtype=np.float64), np.asarray(upper, dtype=np.float64)
-    if low.shape != up.shape:
-        raise InputError(f"lower has shape {list(low.shape)} and upper {list(up.shape)}; give one shape")
-    if not (np.isfinite(low).all() and np.isfinite(up).all()):
-        raise InputError("a bound of the box is not finite; every input needs two finite bounds")
-    if not (low <= up).all():
-        raise InputError(f"lower exceeds upper at {int((~(low <= up)).sum())} inputs")
-    settings = as_config(config)
-
-    def load() -> Network:
-        network = load_any(module, low.shape)
-        if network.n_in != low.size:
-            raise InputError(f"the box has {low.size} inputs but the network takes {list(network.input_shape)}")
-        return network
-
-    with job(settings) as ranks:
-        from verifier.solver.phases import BoundNetwork
-
-        box = round_down(low), -round_down(-up)
-        wanted = BoundNetwork(*box, method, return_intermediate, plain=False, measured=False)
-        found = bound_network(ranks, load, settings, wanted)
-    bounds = found.bounds.certified if settings.numerics.certify else found.bounds.plain
-    output = bounds[found.output]
-    return Bounds(output.lower, output.upper, dict(bounds) if return_intermediate else {})
 
 
 class Job:
@@ -233,24 +164,37 @@ def _alone(config: Config) -> World:
     return solo(device_of(config))
 
 
-def bound_network(ranks: Job, load: Callable[[], Network], config: Config, wanted: BoundNetwork) -> BoundsReport:
-    """Bounds over a box, computed by all ranks of a job.
+def bound_network(
+    ranks: Job,
+    load: Callable[[], Network],
+    config: Config,
+    wanted: Phase[Report],
+    kind: type[Report],
+    deadline: Deadline | None = None,
+) -> Report:
+    """Bounds of a network, computed by all ranks of a job.
 
     Args:
         load: gives the network; called on rank 0 alone.
-        wanted: the box and what to compute.
+        wanted: the boxes and what to compute.
+        kind: of what it gives.
+        deadline: default none.
+
+    Raises:
+        DeadlineExceeded: time ran out.
     """
-    from verifier.solver.phases import BoundsReport, RankState
+    from verifier.solver.phases import RankState
     from verifier.solver.ranks import broadcast_end, broadcast_query, rank_loop, run_on_all
     from verifier.solver.setup import cpu_threads, set_up
 
     if ranks.rank != 0:
-        return rank_loop(ranks.join(), BoundsReport)
+        return rank_loop(ranks.join(), kind)
     network = load()
-    world = ranks.join()
+    world = ranks.join(deadline)
     with world.explained(), cpu_threads(network.graph, config, world.local_size):
         broadcast_query(world, network.graph, None, config)
-        state = RankState(None, config, world, set_up(network.graph, config, world))
+        setup = set_up(network.graph, config, world)
+        state = RankState(None, config, world, setup, deadline or Deadline())
         found = run_on_all(state, wanted)
         broadcast_end(world, found)
     return found
@@ -308,6 +252,34 @@ def answer(
         return solve(loaded, problem, config, deadline, progress, ranks.join(deadline))
 
 
+def _shapes(problem: Problem, given: tuple[int, ...] | None) -> list[tuple[int, ...]]:
+    """What one sample of a torch module may look like: as it was said, or as the problem's point suggests."""
+    if given is not None:
+        return [tuple(given)]
+    shape = problem.input_shape or (problem.n_in,)
+    found = [(1, *shape)]
+    return [*found, tuple(shape)] if len(shape) > 1 and shape[0] == 1 else found
+
+
+def _load_shaped(
+    network: str | Path | nn.Module | Network, shapes: Sequence[tuple[int, ...]], deadline: Deadline | None
+) -> Network:
+    """The network on a sample of the first shape that it runs on; an error is that of the first one."""
+    first: InputError | None = None
+    for shape in shapes:
+        try:
+            return load_any(network, shape, deadline)
+        except InputError as error:
+            first = first or error
+    assert first is not None
+    if isinstance(network, str | Path) or "does not run" not in str(first):
+        raise first
+    raise InputError(
+        f"{first}; it was given a sample of shape {list(shapes[0])}: pass input_shape=(1, ...), or make the property "
+        "from a point in the shape that the network takes"
+    ) from first
+
+
 def load_question(property: str | Path | Problem, deadline: Deadline | None = None) -> Problem | Question:
     """The problem itself, or what a file asks: VNN-LIB, or of a kind that another package reads."""
     if not isinstance(property, str | Path):
@@ -356,7 +328,7 @@ def load_both(
     if isinstance(asked, Problem):
         if isinstance(network, Mapping):
             raise InputError("networks have names in VNN-LIB 2.0 alone; give one network for this property")
-        loaded = load_any(network, input_shape or (1, asked.n_in), deadline)
+        loaded = _load_shaped(network, _shapes(asked, input_shape), deadline)
         check_sizes(loaded, asked)
         return loaded, asked
     if not isinstance(network, Mapping | str | Path):

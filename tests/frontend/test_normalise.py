@@ -13,7 +13,8 @@ from onnx import TensorProto, helper
 from torch import nn
 
 from tests.frontend.models import check, load, model, save
-from verifier.api import compute_bounds, verify
+from verifier.api import verify
+from verifier.bounding import compute_bounds
 from verifier.core.errors import UnsupportedError
 from verifier.core.result import Verdict
 from verifier.frontend import normalise

@@ -295,26 +295,26 @@ def crown_hidden(
         NoisyRuns: it has most of it somewhere; only with ``noise``.
     """
     graph = engine.graph
-    engine = engine if _certifies(engine, state) else engine.using(PLAIN)
+    engine = engine if certifies(engine, state) else engine.using(PLAIN)
     magnitudes = state.magnitudes.copy()
     out = replace(state, bounds=dict(state.bounds), magnitudes=magnitudes, certified=engine.rounding)
     planes: dict[int, Relaxation] = {}
     done = 0
     visited = preactivations(graph) if nodes is None else tuple(nodes)
     for place, index in enumerate(visited):
-        _propagate(engine, out, done, index)
+        propagate_after(engine, out, done, index)
         node = graph.nodes[index]
         if tight_by_ibp(graph, node, out.bounds):
             continue
         elements = open_elements(engine, index, out.bounds[index], relevant)
         if elements.shape[0] == 0:
             continue
-        planes.update(_between(graph, out.bounds, engine.dtype, done, index))
+        planes.update(planes_between(graph, out.bounds, engine.dtype, done, index))
         try:
             if engine.rounding and float32_has_error_bounds(engine, index):
                 # Most neurons are decided with room to spare: float32, its rounding errors included, is enough and
                 # cheaper.
-                narrow = _between(graph, out.bounds, torch.float32, 0, index)
+                narrow = planes_between(graph, out.bounds, torch.float32, 0, index)
                 _visit(engine.using(ROUNDED_32), out, index, elements, narrow, noise)
                 elements = open_elements(engine, index, out.bounds[index], relevant)
             _visit(engine, out, index, elements, planes, noise)
@@ -325,11 +325,11 @@ def crown_hidden(
                 missed += visited[place:]
             break
         done = index
-    _propagate(engine, out, done, len(graph.nodes) - 1)
+    propagate_after(engine, out, done, len(graph.nodes) - 1)
     return out
 
 
-def _certifies(engine: Engine, state: BoundState) -> bool:
+def certifies(engine: Engine, state: BoundState) -> bool:
     return state.certified and engine.rounding and engine.dtype == torch.float64
 
 
@@ -386,7 +386,7 @@ def _note_noise(found: Tensor, error: Tensor, noise: list[float]) -> None:
         raise NoisyRuns(share)
 
 
-def _propagate(engine: Engine, out: BoundState, first: int, last: int) -> None:
+def propagate_after(engine: Engine, out: BoundState, first: int, last: int) -> None:
     """Interval bounds of the nodes after ``first`` up to ``last`` from what is known by now; float64 when certified."""
     engine = engine.certifying() if out.certified else engine.using(PLAIN)
     dtype = engine.dtype
@@ -401,7 +401,7 @@ def _propagate(engine: Engine, out: BoundState, first: int, last: int) -> None:
         wide[node.index] = out.bounds[node.index].to(dtype)
 
 
-def _between(
+def planes_between(
     graph: Graph, bounds: Mapping[int, Interval], dtype: torch.dtype, first: int, last: int
 ) -> dict[int, Relaxation]:
     """Planes of the nonlinear nodes with first <= index <= last: a walk passes through the node that it starts from."""
@@ -421,7 +421,7 @@ def crown_rows(
     """Lower bounds (B, S) of specification rows, whatever the clock says; certified when the state is and the engine
     accounts for rounding errors in float64, which is the type of the rows."""
     graph, dtype = engine.graph, engine.dtype
-    if not _certifies(engine, state):
+    if not certifies(engine, state):
         engine = engine.using(replace(PLAIN, dtype=dtype))
     planes = relaxations(graph, state.bounds, dtype, parameters)
     cast = {i: s.to(dtype) for i, s in splits.items()} if splits else None

@@ -430,19 +430,38 @@ def concretise(engine: Engine, walk: Walk, box: Interval) -> Tensor:
     backend, a = engine.backend, walk.a.flatten(2)
     if engine.rounding and a.dtype == torch.float32 and a.shape[-1] > _LONG_SUM:
         a, box = a.double(), box.to(torch.float64)
-    low, up = box.lower.flatten(1)[:, None], box.upper.flatten(1)[:, None]
-    terms = a.clamp(min=0) * low + a.clamp(max=0) * up
+    low, up = box.lower.flatten(1), box.upper.flatten(1)
     if not engine.rounding:
-        return _minimum(backend, terms, walk.constant)
+        if walk.constant.dtype != a.dtype:
+            terms = a.clamp(min=0) * low[:, None] + a.clamp(max=0) * up[:, None]
+            return _minimum(backend, terms, walk.constant)
+        (value,) = _corners(a, (low,), (up,))
+        return (backend.total(value) + walk.constant).to(a.dtype)
     t = underflow(a.dtype)
     m = box.magnitude().flatten(1) + t
     # Products, and coefficients that are lost whole, cost up to the smallest normal number times what they stand at.
     lost = (m.sum(1, keepdim=True) + (a.shape[-1] + 1.0)) * t
-    value, size, lost = _totals(backend, terms.sum(-1), _weighted(a, m), lost)
+    value, size, lost = _totals(backend, *_corners(a, (low, m), (up, -m)), lost)
     value = value + walk.constant
     total = size + walk.constant.abs()
     slack = gamma(a.shape[-1] + 3 + backend.summands, a.dtype) * total + walk.rounding_error + walk.error + lost
     return value - slack * (1 + 8 * unit_roundoff(a.dtype)) - value.abs() * 4 * unit_roundoff(a.dtype)
+
+
+def _corners(a: Tensor, above: Sequence[Tensor], below: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Sums of positive coefficients times one vector plus negative ones times another, for a few pairs of them.
+
+    As products of matrices, in which every term is rounded once for its product, at most n - 1 times in its sum and
+    once when the two sums are added.
+
+    Args:
+        a: (B or 1, S, n). above, below: (B, n) each.
+
+    Returns:
+        (B, S) each.
+    """
+    positive = sums.wide_product(a.clamp(min=0), torch.stack(list(above), -1))
+    return (positive + sums.wide_product(a.clamp(max=0), torch.stack(list(below), -1))).unbind(-1)
 
 
 def lowest(backend: ParallelBackend, walk: Walk, box: Interval) -> tuple[Tensor, Tensor]:

@@ -56,12 +56,12 @@ def bounds_json(files: QueryFiles, config: Config, wanted: BoundsOptions) -> str
         return network
 
     with api.job(config, _lost) as ranks, noted() as more:
-        from verifier.solver.phases import BoundNetwork
+        from verifier.solver.phases import BoundNetwork, BoundsReport
 
         request = BoundNetwork(
             problem.lower[box], problem.upper[box], wanted.method, wanted.intermediate, wanted.slopes
         )
-        report = api.bound_network(ranks, load, config, request)
+        report = api.bound_network(ranks, load, config, request, BoundsReport)
     found = report.bounds
     record = bounds_record(
         {name: _arrays(bounds) for name, bounds in found.plain.items()},

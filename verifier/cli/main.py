@@ -20,6 +20,7 @@ from verifier.cli.options import (
     FILE,
     BoundsOptions,
     CompetitionInstance,
+    DataSet,
     QueryFiles,
     Repeat,
     Settings,
@@ -148,6 +149,60 @@ def verify(
         if outcome.exit_code == 1:
             click.echo(f"Error: {outcome.reason}", err=True)
     return outcome.exit_code
+
+
+@cli.command()
+@click.argument("network", type=FILE)
+@options.data_set
+@click.option("--eps", "radii", required=True, metavar="LIST", help="Radii, separated by commas.")
+@click.option("--norm", default="linf", show_default=True, help="Of the radii.")
+@click.option("--out", type=FILE, help="File of JSON lines that keeps answers; an ended run goes on from it.")
+@click.option("--csv", "csv_file", type=FILE, help="Every input at every radius.")
+@click.option("--markdown", type=FILE, help="The table as Markdown.")
+@click.option("--plot", type=FILE, help="Accuracy against radius, .png, .svg or .pdf (needs matplotlib).")
+@click.option("--adversarial", type=FILE, help="Adversarial examples, .npz.")
+@options.settings
+def certify(
+    network: Path,
+    data: DataSet,
+    radii: str,
+    norm: str,
+    settings: Settings,
+    out: Path | None,
+    csv_file: Path | None,
+    markdown: Path | None,
+    plot: Path | None,
+    adversarial: Path | None,
+) -> None:
+    """Accuracy that is certified on a data set: inputs certified, falsified and unknown at every radius.
+
+    DATA is an .npz file with inputs and labels (without labels: what the network says itself).
+    """
+    from verifier.cli.certify import certify_files
+
+    outputs = {"out": out, "csv": csv_file, "markdown": markdown, "plot": plot, "adversarial": adversarial}
+    click.echo(certify_files(network, data, settings.load(), radii, norm, outputs))
+
+
+@cli.command()
+@click.argument("network", type=FILE)
+@options.data_set
+@click.option("--max-eps", required=True, type=click.FloatRange(min=0, min_open=True), help="Largest radius looked at.")
+@click.option("--tolerance", type=click.FloatRange(min=0, min_open=True), help="Default: a hundredth of --max-eps.")
+@click.option("--csv", "csv_file", type=FILE, help="The same lines in a file.")
+@options.settings
+def radius(
+    network: Path,
+    data: DataSet,
+    max_eps: float,
+    tolerance: float | None,
+    settings: Settings,
+    csv_file: Path | None,
+) -> None:
+    """The largest certified radius of every input of a data set, by bisection; CSV on stdout."""
+    from verifier.cli.certify import radius_files
+
+    click.echo(radius_files(network, data, settings.load(), max_eps, tolerance, csv_file))
 
 
 @cli.command()

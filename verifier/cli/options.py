@@ -175,6 +175,40 @@ def check_timeout(context: click.Context, parameter: click.Parameter, value: str
         raise click.BadParameter(str(error).partition(": ")[2], context, parameter) from None
 
 
+@dataclass(frozen=True)
+class DataSet:
+    """Labelled inputs, and how long may be worked on them.
+
+    Attributes:
+        clip: range of valid inputs.
+        timeout: seconds for each question that the verifier is asked; ``total_timeout``: for all of them.
+    """
+
+    file: Path
+    limit: int | None
+    clip: tuple[float, float] | None
+    timeout: float | None
+    total_timeout: float | None
+
+
+data_set = grouped(
+    "data",
+    DataSet,
+    click.argument("file", metavar="DATA", type=FILE),
+    click.option("--limit", type=click.IntRange(min=1), help="Use only the first so many inputs."),
+    click.option("--clip", type=(float, float), metavar="LOW HIGH", help="Range of valid inputs, such as 0 1."),
+    click.option(
+        "--timeout",
+        callback=check_timeout,
+        default="60",
+        show_default=True,
+        metavar="SECONDS",
+        help="Limit for each input and radius that bounds do not settle.",
+    ),
+    click.option("--total-timeout", callback=check_timeout, metavar="SECONDS", help="Limit for all of them."),
+)
+
+
 def check_retry(context: click.Context, parameter: click.Parameter, value: str | None) -> frozenset[str]:
     """Verdicts that leave a question open, separated by commas."""
     from verifier.cli.ledger import UNDECIDED

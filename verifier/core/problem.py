@@ -56,6 +56,7 @@ class Problem:
         variables: the tensors that a witness lists, in order; none: inputs and outputs are X_i and Y_j.
         products: what the last outputs are, one tuple of factors each: i >= 0 is input i, ~j output j, and a factor
             stands there once per power. Replays compute them exactly from the other outputs.
+        input_shape: of the point or box that the problem was made from in Python; None: not known, as from a file.
     """
 
     lower: np.ndarray
@@ -75,6 +76,7 @@ class Problem:
     nearest_upper: np.ndarray | None = None
     variables: tuple[Variable, ...] = ()
     products: tuple[tuple[int, ...], ...] = ()
+    input_shape: tuple[int, ...] | None = None
 
     @property
     def n_in(self) -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -32,6 +34,8 @@ class Witness:
         margin: the smallest slack ``d - c.y`` over the rows of the violated case (>= 0).
         case: index of the case of the problem that the witness satisfies.
         variables: the tensors that are printed, for a property that names its tensors.
+        input_shape: of one sample as the network takes it, its leading dimension included; None: not known here.
+        output_shape: likewise.
     """
 
     inputs: np.ndarray
@@ -39,6 +43,22 @@ class Witness:
     margin: float = 0.0
     case: int = 0
     variables: tuple[Variable, ...] = ()
+    input_shape: tuple[int, ...] | None = None
+    output_shape: tuple[int, ...] | None = None
+
+    @property
+    def x(self) -> np.ndarray:
+        """The inputs in the shape that the network takes."""
+        return self.inputs if self.input_shape is None else self.inputs.reshape(self.input_shape)
+
+    @property
+    def y(self) -> np.ndarray:
+        """The outputs in the network's shape."""
+        return self.outputs if self.output_shape is None else self.outputs.reshape(self.output_shape)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Lists and numbers, nested like the network's input and output."""
+        return {"inputs": self.x.tolist(), "outputs": self.y.tolist(), "margin": float(self.margin), "case": self.case}
 
 
 @dataclass(frozen=True)
@@ -89,3 +109,45 @@ class Result:
     memory: Mapping[str, Any] | None = None
     device: str | None = None
     covers: Covers = field(default_factory=Covers)
+
+    def __bool__(self) -> bool:
+        """Refused: it would be true for every verdict.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError(
+            f"a result is neither true nor false; its verdict is '{self.verdict.value}': ask for "
+            "result.verdict == 'unsat' (proved) or result.verdict == 'sat' (there is a counterexample)"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything in plain types: strings, numbers, lists and dictionaries; numbers that are not finite are None."""
+        return {
+            "verdict": self.verdict.value,
+            "reason": self.reason,
+            "certified": self.certified,
+            "witness": None if self.witness is None else self.witness.to_dict(),
+            "covers": asdict(self.covers),
+            "seconds": _plain(self.seconds),
+            "statistics": _plain(self.statistics),
+            "memory": _plain(self.memory),
+            "device": self.device,
+        }
+
+    def to_json(self, indent: int | None = None) -> str:
+        """:meth:`to_dict` as JSON text."""
+        return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    """A value in types that JSON has."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -520,6 +520,9 @@ class _Run:
     def result(self) -> Result:
         certified = self.verdict is Verdict.UNSAT and self.config.numerics.certify
         witness = self.witness if self.verdict is Verdict.SAT else None
+        if witness is not None:
+            shapes = self.network.input_shape, self.network.output_shape
+            witness = replace(witness, input_shape=shapes[0], output_shape=shapes[1])
         memory = None if self.memory is None else {"ranks": [rank.entry() for rank in self.memory]}
         device = (self.state.setup.backend if self.state else self.world).device.type
         figures = self.statistics if self.compared is None else {"parity": self.compared, **self.statistics}

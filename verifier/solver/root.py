@@ -27,6 +27,7 @@ from verifier.bounds.crown import (
 from verifier.bounds.engine import PLAIN, ROUNDED_64, Engine, recorder
 from verifier.bounds.ibp import may_overflow
 from verifier.bounds.relevance import relevant
+from verifier.bounds.rows import rows_by_intervals
 from verifier.bounds.touch import touched
 from verifier.bounds.walk import minimiser
 from verifier.bounds.worth import CONFIRMED, Forecast
@@ -35,7 +36,7 @@ from verifier.core.backend import ParallelBackend
 from verifier.core.claims import Claims, Covered, Semantics, real_part
 from verifier.core.deadline import Deadline
 from verifier.core.interval import Interval
-from verifier.core.numerics import finite_lower, gamma, proved, underflow
+from verifier.core.numerics import finite_lower, proved
 from verifier.core.problem import Problem
 from verifier.graph.graph import Graph
 from verifier.solver.strategy import hidden_iterations
@@ -236,7 +237,7 @@ def _bound_root(context: RootContext, problem: Problem, cases: np.ndarray) -> Ro
         context = replace(context, claims=Claims())
         engine = context.engine
         state = initial_state(engine, box)
-    lower = _output_ibp(graph, backend, state, table)
+    lower = rows_by_intervals(graph, backend, state, table.spec)
     context.noted.tighter(table.worst(lower))
     if method == "ibp":
         table.touch(engine, state)
@@ -371,27 +372,6 @@ def _box(graph: Graph, backend: ParallelBackend, problem: Problem, index: int) -
     shape = (1, *graph.whole.input_shape)
     low, up = (torch.from_numpy(b[index]).reshape(shape).to(backend.device) for b in (problem.lower, problem.upper))
     return Interval(backend.local_part(0, low), backend.local_part(0, up))
-
-
-def _output_ibp(graph: Graph, backend: ParallelBackend, state: BoundState, table: _RowTable) -> Tensor:
-    """Interval bounds of the rows from those of the output; a relative margin accounts for rounding errors."""
-    out, box = (
-        Interval(*backend.gather_features(i, torch.stack(state.bounds[i]))).to(torch.float64) for i in (graph.output, 0)
-    )
-    y = table.spec.y.flatten(2)
-    low, up = out.lower.flatten(1)[:, None], out.upper.flatten(1)[:, None]
-    value = (y.clamp(min=0) * low + y.clamp(max=0) * up).sum(-1)
-    size = (y.abs() * out.magnitude().flatten(1)[:, None]).sum(-1)
-    box_terms = 0
-    if table.spec.x is not None:
-        box_terms = box.lower[0].numel()
-        x = table.spec.x.flatten(2)
-        value = value + (x.clamp(min=0) * box.lower.flatten(1) + x.clamp(max=0) * box.upper.flatten(1)).sum(-1)
-        size = size + (x.abs() * box.magnitude().flatten(1)).sum(-1)
-    terms = y.shape[-1] + box_terms + 4
-    # Bounds are float32, so that a product which underflows costs no more than this for any of them.
-    lost = terms * 2.0**130 * underflow(torch.float64)
-    return value - size * gamma(terms, torch.float64) - lost
 
 
 class _RowTable:

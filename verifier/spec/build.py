@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -19,7 +20,8 @@ def from_box(lower: ArrayLike, upper: ArrayLike, unsafe: Sequence[Sequence[Row]]
     """One input box and an unsafe set in disjunctive form.
 
     Args:
-        lower: lower bounds, any shape (flattened), float64 or float32; proofs round outward to float32.
+        lower: lower bounds, shaped like an input of the network (or flat), float64 or float32; proofs round outward to
+            float32.
         upper: upper bounds, likewise.
         unsafe: an OR over cases, each an AND over rows ``(c, d)`` with c of shape (n_out,), meaning ``c.y <= d``.
         n_out: number of outputs, flattened.
@@ -29,7 +31,8 @@ def from_box(lower: ArrayLike, upper: ArrayLike, unsafe: Sequence[Sequence[Row]]
     """
     low, high = _flat(lower, "lower bounds"), _flat(upper, "upper bounds")
     zeros = np.zeros(low.shape, dtype=np.int8)
-    return _problem(low, zeros, high, np.zeros(high.shape, dtype=np.int8), unsafe, n_out)
+    found = _problem(low, zeros, high, np.zeros(high.shape, dtype=np.int8), unsafe, n_out)
+    return replace(found, input_shape=np.shape(lower))
 
 
 def robustness(
@@ -43,7 +46,7 @@ def robustness(
     """Local robustness: is the class constant on a box around an input? Unsafe: a target's output is >= the label's.
 
     Args:
-        x: the input, any shape (flattened).
+        x: the input, in the shape that a torch module takes, with or without a leading 1; any shape for an ONNX file.
         epsilon: radius, one number or one per input; the box is exact, the rounding of x +- epsilon is accounted for.
         label: the correct class.
         n_classes: number of outputs.
@@ -80,7 +83,7 @@ def robustness(
         c = np.zeros(n_classes)
         c[label], c[j] = 1.0, -1.0
         unsafe.append([(c, 0.0)])
-    return _problem(low, low_residual, high, high_residual, unsafe, n_classes)
+    return replace(_problem(low, low_residual, high, high_residual, unsafe, n_classes), input_shape=np.shape(x))
 
 
 def _flat(values: ArrayLike, what: str) -> np.ndarray:
