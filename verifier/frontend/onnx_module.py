@@ -53,6 +53,20 @@ def _find(op: str, version: int, domain: str) -> None:
         note(found.plugin)
 
 
+def has_no_converter(node: onnx.NodeProto) -> bool:
+    """Whether no version of an operator has a converter, of ours or another package's: only its definition can help."""
+
+    def known() -> set[str]:
+        return {key.operation_type for key in converter().registry if key.domain == ""}
+
+    if node.domain:
+        return True
+    if node.op_type in known():
+        return False
+    extended()
+    return node.op_type not in known()
+
+
 def unsupported_nodes(file: OnnxFile) -> list[str]:
     """One phrase for every node without a converter: op, version, name and (where stored) shape."""
     versions = {entry.domain: entry.version for entry in file.model.opset_import}
