@@ -109,12 +109,18 @@ def _case(test: Any) -> Case:
             stored = value if isinstance(value, TensorProto) else numpy_helper.from_array(np.asarray(value))
             graph.initializer.append(stored)
             graph.initializer[-1].name = info.name
-    _fix_shape(graph, own[kept].name, np.asarray(values[kept]))
+    _fix_shape(graph, own[kept].name, _array(values[kept]))
     first = graph.output[0]
     del graph.output[:]
     graph.output.append(first)
-    answer = np.asarray(expected[0]) if isinstance(expected[0], np.ndarray | np.generic) else expected[0]
-    return Case(test.name, graph.node[0].op_type, model, np.asarray(values[kept]), answer)
+    return Case(test.name, graph.node[0].op_type, model, _array(values[kept]), _array(expected[0]))
+
+
+def _array(value: Any) -> Any:
+    """An input or an output of a test as numpy has it; lists stay lists."""
+    if isinstance(value, TensorProto):
+        return numpy_helper.to_array(value)
+    return np.asarray(value) if isinstance(value, np.ndarray | np.generic) else value
 
 
 def _fix_shape(graph: onnx.GraphProto, name: str, value: np.ndarray) -> None:

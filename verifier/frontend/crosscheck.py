@@ -177,7 +177,7 @@ def _alone(
     parts = []
     wide = TensorProto.DOUBLE if any(v.dtype == np.float64 for i, v in made.items() if i in read) else kind
     for k, (name, found) in enumerate(made.items()):
-        if name not in read or found.dtype not in (np.float32, np.float64, np.bool_) or not found.size:
+        if name not in read or not _real(found.dtype) or not found.size:
             continue
         add("Cast", [name], f"{_OWN}number{k}", to=wide)
         add(
@@ -199,6 +199,11 @@ def _alone(
     graph.output[0].type.tensor_type.elem_type = wide
     model = model_of(file, graph)
     return OnnxFile(file.path, model, _OWN, f"{_OWN}out", (1, start), dtype, file.opset, "", file.deadline)
+
+
+def _real(dtype: np.dtype) -> bool:
+    """Whether onnxruntime converts numbers of a type to real ones without loss, while they are small."""
+    return dtype in (np.float32, np.float64, np.bool_) or dtype.kind in "iu"
 
 
 def _types(

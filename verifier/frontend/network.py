@@ -163,7 +163,8 @@ def _of_operators(file: OnnxFile) -> tuple[Graph, Shape]:
 
     module = onnx_module.to_module(file)
     try:
-        x = torch.from_numpy(np.zeros(file.input_shape, file.input_dtype))
+        x = torch.from_numpy(np.zeros(file.input_shape or (1,), file.input_dtype))
+        module = module if file.input_shape else onnx_module.of_one_number(module)
         record = capture(module, x, onnx_module.output_names, copied=True, deadline=file.deadline)
         raw = lower(record, file.input_name, f"opset {file.opset}", file.output_name, file.deadline)
         graph = simplify(raw, file.deadline, runs=file.input_dtype == np.float32)

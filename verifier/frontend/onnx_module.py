@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
 
 from verifier.core.errors import InputError, PluginFailed, UnsupportedOpError
 from verifier.core.plugins import note
@@ -14,7 +16,6 @@ from verifier.frontend.onnx2torch_loader import Converter, load_privately
 
 if TYPE_CHECKING:
     import onnx
-    from torch import nn
 
     from verifier.frontend.onnx_file import OnnxFile
 
@@ -131,6 +132,22 @@ def explain(file: OnnxFile, error: Exception) -> InputError:
     if "Field 'shape' of 'type' is required" in text:  # of the output, which has none any more
         text = ""
     return InputError(f"{file.path}: the model is inconsistent: {(text or f'{type(error).__name__}: {error}')[:300]}")
+
+
+class _OneNumber(nn.Module):
+    """A module whose input has no dim, for one of shape (1,)."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Any:
+        return self.module(x.reshape(()))
+
+
+def of_one_number(module: nn.Module) -> nn.Module:
+    """The same network with an input of shape (1,) instead of (): bounds need a dim to index."""
+    return _OneNumber(module)
 
 
 def output_names(module: nn.Module) -> tuple[str, ...] | None:

@@ -122,6 +122,8 @@ def random_boxes(s: Sample, seed: int, dtype: torch.dtype, width: float = 1.0, b
             low, up = low + shift, up + shift
             if s.domain[1] == 0.0:
                 low, up = -up, -low
+        else:
+            low, up = low.clamp(*s.domain), up.clamp(*s.domain)
         out.append(Interval(low.to(s.device, dtype), up.to(s.device, dtype)))
     return out
 
@@ -159,7 +161,7 @@ def within(domain: tuple[float, float], low: float, up: float) -> tuple[float, f
         up = max(low, up)
         if domain[1] == 0.0:
             low, up = -up, -low
-    return min(low, domain[1]), min(up, domain[1])
+    return min(max(low, domain[0]), domain[1]), min(max(up, domain[0]), domain[1])
 
 
 def points(boxes: list[Interval], seed: int, rows: int, corners: bool) -> list[Tensor]:

@@ -1,0 +1,158 @@
+"""Reductions and running sums that are made of several functions: logarithms of sums, products, norms."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from verifier.frontend.converters import Attributes, Function, ints, pick, tree
+from verifier.frontend.windows import auto_pad, window_count
+from verifier.testing import Node
+
+
+def _over(apply: Callable[[Tensor], Tensor]) -> Callable[[Attributes], Function]:
+    """A reduction of the last dim, made one over any dims."""
+
+    def rule(a: Attributes) -> Function:
+        fixed, keep, noop = a.get("axes"), bool(a.get("keepdims", 1)), a.get("noop_with_empty_axes", 0)
+
+        def run(x: Tensor, axes: Tensor | None = None) -> Tensor:
+            given = fixed if axes is None else ints(axes)
+            if not given and noop:
+                return apply(x[..., None])
+            dims = sorted(d % x.dim() for d in given) if given else list(range(x.dim()))
+            rest = [d for d in range(x.dim()) if d not in dims]
+            kept = [x.shape[d] for d in rest]
+            if not dims:
+                return apply(x[..., None])
+            out = apply(x.permute(*rest, *dims).reshape(*kept, math.prod(x.shape[d] for d in dims)))
+            return out.reshape([1 if d in dims else n for d, n in enumerate(x.shape)] if keep else kept)
+
+        return run
+
+    return rule
+
+
+def _log_sum_exp(x: Tensor) -> Tensor:
+    """x_0 + log sum_j exp(x_j - x_0): the differences see what the elements have in common."""
+    first = x[..., :1]
+    return (first + (x - first).exp().sum(-1, keepdim=True).log())[..., 0]
+
+
+def _product(x: Tensor) -> Tensor:
+    return tree(torch.mul, list(x.unbind(-1)))
+
+
+def _ends(x: Tensor, axis: int, reverse: bool, exclusive: bool, neutral: float) -> list[Tensor]:
+    """The slices of a running operation in its order, the first one neutral when each result leaves out its own."""
+    slices = list(x.unbind(axis))
+    slices = slices[::-1] if reverse else slices
+    return [torch.full_like(slices[0], neutral), *slices[:-1]] if exclusive else slices
+
+
+def _cum_sum(a: Attributes) -> Function:
+    exclusive, reverse = a.get("exclusive", 0), a.get("reverse", 0)
+
+    def run(x: Tensor, axis: Tensor) -> Tensor:
+        d = int(axis.reshape(())) % x.dim()
+        n = x.shape[d]
+        ones = torch.ones((n, n), dtype=x.dtype)
+        keep = ones.tril(-1 if exclusive else 0) if reverse else ones.triu(1 if exclusive else 0)
+        return (x.movedim(d, -1).reshape(-1, n) @ keep).reshape(x.movedim(d, -1).shape).movedim(-1, d)
+
+    return run
+
+
+def _cum_prod(a: Attributes) -> Function:
+    exclusive, reverse = a.get("exclusive", 0), a.get("reverse", 0)
+
+    def run(x: Tensor, axis: Tensor) -> Tensor:
+        d = int(axis.reshape(())) % x.dim()
+        slices = _ends(x, d, bool(reverse), bool(exclusive), 1.0)
+        out = [slices[0]]
+        for s in slices[1:]:
+            out.append(out[-1] * s)
+        return torch.stack(out[::-1] if reverse else out, d)
+
+    return run
+
+
+def _norm(x: Tensor, dims: Sequence[int], p: float) -> Tensor:
+    """(sum_j |x_j|^p)^(1/p) over dims that stay."""
+    if p == 1:
+        return x.abs().sum(list(dims), keepdim=True)
+    if p == 2:
+        return (x * x).sum(list(dims), keepdim=True).sqrt()
+    return x.abs().pow(p).sum(list(dims), keepdim=True).pow(1 / p)
+
+
+def _lp_normalization(a: Attributes) -> Function:
+    axis, p = a.get("axis", -1), a.get("p", 2)
+    if p not in (1, 2):
+        raise NotImplementedError(f"LpNormalization with p = {p}")
+    return lambda x: x / _norm(x, [axis], p)
+
+
+def _global_lp_pool(a: Attributes) -> Function:
+    p = a.get("p", 2)
+    return lambda x: _norm(x, range(2, x.dim()), p)
+
+
+def _lp_pool(a: Attributes) -> Function:
+    kernel, p = a.get("kernel_shape"), a.get("p", 2)
+    rank = len(kernel)
+    stride, dilation = a.get("strides", [1] * rank), a.get("dilations", [1] * rank)
+    pads, mode, ceil_mode = a.get("pads", [0] * 2 * rank), a.get("auto_pad", "NOTSET"), bool(a.get("ceil_mode", 0))
+
+    def run(x: Tensor) -> Tensor:
+        both = auto_pad(mode, x.shape[2:], kernel, stride, dilation, pads)
+        y = x.abs() if p == 1 else x * x if p == 2 else x.abs().pow(p)
+        for d in range(rank):
+            y = _window_sums(y, 2 + d, kernel[d], stride[d], both[d], dilation[d], ceil_mode)
+        return y if p == 1 else y.sqrt() if p == 2 else y.pow(1 / p)
+
+    return run
+
+
+def _window_sums(
+    x: Tensor, dim: int, kernel: int, stride: int, pads: tuple[int, int], dilation: int, ceil_mode: bool
+) -> Tensor:
+    """Sums of windows along one dim; padding counts as zero."""
+    size = x.shape[dim]
+    count = window_count(size, kernel, stride, pads, dilation, ceil_mode)
+    last = (count - 1) * stride + dilation * (kernel - 1) + 1
+    zeros = [list(x.shape), list(x.shape)]
+    zeros[0][dim], zeros[1][dim] = pads[0], max(last - pads[0] - size, 0)
+    wide = torch.cat([x.new_zeros(zeros[0]), x, x.new_zeros(zeros[1])], dim)
+    taps = [pick(wide, dim, [o * stride + k * dilation for o in range(count)]) for k in range(kernel)]
+    return tree(torch.add, taps)
+
+
+_X = (1, 3, 4)
+CONVERTERS = {
+    "ReduceLogSum": _over(lambda x: x.sum(-1).log()),
+    "ReduceLogSumExp": _over(_log_sum_exp),
+    "ReduceProd": _over(_product),
+    "CumSum": _cum_sum,
+    "CumProd": _cum_prod,
+    "LpNormalization": _lp_normalization,
+    "LpPool": _lp_pool,
+    "GlobalLpPool": _global_lp_pool,
+}
+_AXIS = np.array(1, dtype=np.int64)
+NODES = [
+    *(Node("ReduceLogSum", _X, (np.array(axes),), {"keepdims": k}, 18, (0.1, 2.0)) for axes, k in (([1], 1), ([0, 2], 0))),
+    *(Node("ReduceLogSumExp", _X, (np.array(axes),), {"keepdims": k}, 18) for axes, k in (([1], 1), ([-1, 1], 0))),
+    *(Node("ReduceProd", _X, (np.array(axes),), {"keepdims": k}, 18) for axes, k in (([1], 1), ([0, 2], 0))),
+    *(Node("CumSum", _X, (_AXIS,), {"exclusive": e, "reverse": r}, 14) for e in (0, 1) for r in (0, 1)),
+    *(Node("LpNormalization", _X, (), {"axis": axis, "p": p}, 1, (0.5, 2.0)) for axis in (1, -1) for p in (1, 2)),
+    Node("LpPool", (1, 2, 6), (), {"kernel_shape": [3], "strides": [2], "pads": [1, 1]}, 18),
+    Node("LpPool", (1, 1, 5, 5), (), {"kernel_shape": [2, 2], "p": 1}, 18),
+    Node("LpPool", (1, 1, 5, 5), (), {"kernel_shape": [2, 3], "p": 3, "dilations": [2, 1]}, 18),
+    Node("LpPool", (1, 1, 5, 5), (), {"kernel_shape": [2, 2], "strides": [2, 2], "ceil_mode": 1}, 18),
+    Node("GlobalLpPool", (1, 2, 3, 3), (), {"p": 2}, 2),
+]
