@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from verifier.frontend.converters import Attributes, Function, ints, pick, tree
-from verifier.frontend.windows import auto_pad, window_count
+from verifier.frontend.converters import Attributes, Function, ints, tree
 from verifier.testing import Node
 
 
@@ -97,41 +96,6 @@ def _lp_normalization(a: Attributes) -> Function:
     return lambda x: x / _norm(x, [axis], p)
 
 
-def _global_lp_pool(a: Attributes) -> Function:
-    p = a.get("p", 2)
-    return lambda x: _norm(x, range(2, x.dim()), p)
-
-
-def _lp_pool(a: Attributes) -> Function:
-    kernel, p = a.get("kernel_shape"), a.get("p", 2)
-    rank = len(kernel)
-    stride, dilation = a.get("strides", [1] * rank), a.get("dilations", [1] * rank)
-    pads, mode, ceil_mode = a.get("pads", [0] * 2 * rank), a.get("auto_pad", "NOTSET"), bool(a.get("ceil_mode", 0))
-
-    def run(x: Tensor) -> Tensor:
-        both = auto_pad(mode, x.shape[2:], kernel, stride, dilation, pads)
-        y = x.abs() if p == 1 else x * x if p == 2 else x.abs().pow(p)
-        for d in range(rank):
-            y = _window_sums(y, 2 + d, kernel[d], stride[d], both[d], dilation[d], ceil_mode)
-        return y if p == 1 else y.sqrt() if p == 2 else y.pow(1 / p)
-
-    return run
-
-
-def _window_sums(
-    x: Tensor, dim: int, kernel: int, stride: int, pads: tuple[int, int], dilation: int, ceil_mode: bool
-) -> Tensor:
-    """Sums of windows along one dim; padding counts as zero."""
-    size = x.shape[dim]
-    count = window_count(size, kernel, stride, pads, dilation, ceil_mode)
-    last = (count - 1) * stride + dilation * (kernel - 1) + 1
-    zeros = [list(x.shape), list(x.shape)]
-    zeros[0][dim], zeros[1][dim] = pads[0], max(last - pads[0] - size, 0)
-    wide = torch.cat([x.new_zeros(zeros[0]), x, x.new_zeros(zeros[1])], dim)
-    taps = [pick(wide, dim, [o * stride + k * dilation for o in range(count)]) for k in range(kernel)]
-    return tree(torch.add, taps)
-
-
 _X = (1, 3, 4)
 CONVERTERS = {
     "ReduceLogSum": _over(lambda x: x.sum(-1).log()),
@@ -140,8 +104,6 @@ CONVERTERS = {
     "CumSum": _cum_sum,
     "CumProd": _cum_prod,
     "LpNormalization": _lp_normalization,
-    "LpPool": _lp_pool,
-    "GlobalLpPool": _global_lp_pool,
 }
 _AXIS = np.array(1, dtype=np.int64)
 NODES = [
@@ -150,9 +112,4 @@ NODES = [
     *(Node("ReduceProd", _X, (np.array(axes),), {"keepdims": k}, 18) for axes, k in (([1], 1), ([0, 2], 0))),
     *(Node("CumSum", _X, (_AXIS,), {"exclusive": e, "reverse": r}, 14) for e in (0, 1) for r in (0, 1)),
     *(Node("LpNormalization", _X, (), {"axis": axis, "p": p}, 1, (0.5, 2.0)) for axis in (1, -1) for p in (1, 2)),
-    Node("LpPool", (1, 2, 6), (), {"kernel_shape": [3], "strides": [2], "pads": [1, 1]}, 18),
-    Node("LpPool", (1, 1, 5, 5), (), {"kernel_shape": [2, 2], "p": 1}, 18),
-    Node("LpPool", (1, 1, 5, 5), (), {"kernel_shape": [2, 3], "p": 3, "dilations": [2, 1]}, 18),
-    Node("LpPool", (1, 1, 5, 5), (), {"kernel_shape": [2, 2], "strides": [2, 2], "ceil_mode": 1}, 18),
-    Node("GlobalLpPool", (1, 2, 3, 3), (), {"p": 2}, 2),
 ]

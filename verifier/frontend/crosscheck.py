@@ -40,7 +40,7 @@ COMMON: dict[str, frozenset[str]] = {
     "Reshape": frozenset(["allowzero"]),
     "Conv": frozenset(["auto_pad"]),
     "MaxPool": frozenset(["auto_pad"]),
-    "AveragePool": frozenset(["auto_pad"]),
+    "AveragePool": frozenset(["auto_pad", "ceil_mode", "dilations"]),
     "GlobalAveragePool": frozenset(),
     "ReduceSum": frozenset(["noop_with_empty_axes"]),
     "ReduceMean": frozenset(["noop_with_empty_axes"]),
@@ -113,7 +113,9 @@ def uncommon(node: onnx.NodeProto) -> bool:
         return True
     special = {a.name: a for a in node.attribute if a.name in COMMON[node.op_type]}
     usual = {"auto_pad": b"NOTSET", "mode": b"constant"}
-    return any(a.s != usual[name] if name in usual else a.i != 0 for name, a in special.items())
+    return any(
+        a.s != usual[name] if name in usual else a.i != 0 or any(n != 1 for n in a.ints) for name, a in special.items()
+    )
 
 
 def _observed(file: OnnxFile, nodes: Sequence[onnx.NodeProto]) -> Iterator[dict[str, np.ndarray]]:

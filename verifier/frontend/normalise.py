@@ -245,11 +245,25 @@ def drop_unread(file: OnnxFile) -> None:
     wanted, needed = {file.output_name}, []
     for node in reversed(graph.node):
         if wanted & set(node.output):
-            needed.append(node)
+            needed.append(_without_unread_outputs(node, wanted))
             wanted.update(_reads(node))
-    if len(needed) < len(graph.node):
+    if len(needed) < len(graph.node) or any(a is not b for a, b in zip(needed[::-1], graph.node, strict=True)):
         del graph.node[:]
         graph.node.extend(needed[::-1])
+
+
+# Their first output does not depend on which others there are.
+_OPTIONAL_OUTPUTS = ("Dropout", "GRU", "LSTM", "LayerNormalization", "MaxPool", "RNN")
+
+
+def _without_unread_outputs(node: onnx.NodeProto, wanted: set[str]) -> onnx.NodeProto:
+    """The node, or a copy without optional outputs at its end that nobody reads."""
+    if node.domain or node.op_type not in _OPTIONAL_OUTPUTS or node.output[-1] in wanted:
+        return node
+    out = _copy(node)
+    while out.output[-1] not in wanted:
+        del out.output[-1]
+    return out
 
 
 def _computed(file: OnnxFile, nodes: Sequence[onnx.NodeProto], names: Sequence[str]) -> list[Any]:
