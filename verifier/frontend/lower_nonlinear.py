@@ -35,9 +35,10 @@ from verifier.ops.reciprocal import Reciprocal
 from verifier.ops.reduce import Mean, Sum
 from verifier.ops.relu import Relu
 from verifier.ops.scale import ScaleShift
-from verifier.ops.shape import Concat
+from verifier.ops.shape import Concat, Permute, Reshape
 from verifier.ops.sigmoid import Erf, Sigmoid, Tanh
 from verifier.ops.step import Ceil, Floor, Heaviside, Round, Sign
+from verifier.ops.within import Within
 
 # exp(-t) / t is below half a unit in the last place of 1.
 SOFTPLUS_THRESHOLD = {torch.float32: 20.0, torch.float64: 40.0}
@@ -45,6 +46,8 @@ MAX_SOFTMAX_TERMS = 1 << 20
 # Limits beyond this would take digits from all that they are added to.
 LARGE_LIMIT = 2.0**20
 MOST_EXPONENTS = 16
+# More than what a few float64 operations lose.
+ROUNDED = 2.0**-40
 
 
 def unary(op: type, **fixed: object) -> Translator:
@@ -56,6 +59,40 @@ def unary(op: type, **fixed: object) -> Translator:
         return s.emit(op(**fixed), [x], s.shape(x), call.names[0])
 
     return run
+
+
+def within(s: Lowering, x: int, low: float, high: float, name: str) -> int:
+    """The same value, known to lie in a range."""
+    return s.emit(Within(low, high), [x], s.shape(x), name)
+
+
+def bounded(s: Lowering, x: int, name: str) -> int:
+    """The same value, with the lower bound that its making gives it when that is not negative."""
+    low = _least(s, x)
+    if low is None or isinstance(s.builder.nodes[x].op, Square | Exp | Relu):
+        return x
+    return within(s, x, low, math.inf, f"{name}/bounded")
+
+
+def _least(s: Lowering, x: int) -> float | None:
+    """A number that is not negative and not above any element, from the ops that made them; None where there is none."""
+    node = s.builder.nodes[x]
+    op = node.op
+    if isinstance(op, Square | Exp) or (isinstance(op, Relu) and op.negative_slope <= 0):
+        return 0.0
+    if isinstance(op, Within):
+        return op.low if op.low >= 0 else None
+    if not isinstance(op, Mean | Sum | Reshape | Permute | ScaleShift):
+        return None
+    inner = _least(s, node.inputs[0])
+    if inner is None or not isinstance(op, ScaleShift):
+        return 0.0 if isinstance(op, Sum) and inner is not None else inner
+    scale, shift = (None if h is None else s.builder.parameters[h].double() for h in (op.scale, op.shift))
+    if scale is not None and bool((scale < 0).any()):
+        return None
+    low = inner * (1.0 if scale is None else float(scale.min())) + (0.0 if shift is None else float(shift.min()))
+    low *= 1 - ROUNDED
+    return low if low >= 0 else None
 
 
 def relu_of(s: Lowering, x: int, name: str, slope: float = 0.0) -> int:
@@ -360,12 +397,21 @@ def powered(s: Lowering, x: int, e: float, name: str) -> int:
     if e < 0:
         return reciprocal_of(s, powered(s, x, -e, f"{name}/power"), name)
     op = Square() if e == 2 else Sqrt() if e == 0.5 else Power(e)
+    x = x if e.is_integer() else bounded(s, x, name)
     return s.emit(op, [x], s.shape(x), name)
 
 
 def rsqrt(s: Lowering, call: Call) -> int:
     x, name = s.the_node(call.args["self"]), call.names[0]
-    return reciprocal_of(s, s.emit(Sqrt(), [x], s.shape(x), f"{name}/root"), name)
+    return reciprocal_of(s, root_of(s, x, f"{name}/root"), name)
+
+
+def root_of(s: Lowering, x: int, name: str) -> int:
+    return s.emit(Sqrt(), [bounded(s, x, name)], s.shape(x), name)
+
+
+def root(s: Lowering, call: Call) -> int:
+    return root_of(s, s.the_node(call.args["self"]), call.names[0])
 
 
 def reciprocal(s: Lowering, call: Call) -> int:
@@ -436,6 +482,7 @@ def softmax(s: Lowering, call: Call) -> int:
     inner = name if keep is None else f"{name}/kept"
     total, row = _sum_of_exp(s, x, call.args["dim"], name, keep)
     if row is None:
+        total = within(s, total, 1.0, math.inf, f"{name}/denominator")
         out = reciprocal_of(s, total, inner, s.shape(x)[call.args["dim"]])
     else:
         out = multiplied(s, row, reciprocal_of(s, total, f"{name}/reciprocal", -1), inner)
@@ -446,6 +493,7 @@ def log_softmax(s: Lowering, call: Call) -> int:
     """-log sum_j exp(x_j - x_i)."""
     x, name, keep = s.the_node(call.args["self"]), call.names[0], _kept(s, call)
     total, row = _sum_of_exp(s, x, call.args["dim"], name, keep)
+    total = total if row is not None else within(s, total, 1.0, math.inf, f"{name}/denominator")
     log = s.emit(Log(), [total], s.shape(total), f"{name}/log")
     if keep is not None:
         s.made[0] = keep == 0
@@ -604,8 +652,11 @@ def normalised(s: Lowering, x: int, dims: tuple[int, ...], eps: float, name: str
     squares = s.emit(Square(), [centred], shape, f"{name}/squares")
     var = s.emit(Mean(dims, True), [squares], small, f"{name}/variance")
     var = shifted(s, var, torch.tensor(eps, dtype=torch.float64), f"{name}/positive")
-    root = s.emit(Sqrt(), [var], small, f"{name}/deviation")
-    return multiplied(s, centred, reciprocal_of(s, root, f"{name}/reciprocal"), name)
+    deviation = root_of(s, var, f"{name}/deviation")
+    out = multiplied(s, centred, reciprocal_of(s, deviation, f"{name}/reciprocal"), f"{name}/quotient")
+    # Of numbers with the sum zero and the mean square v, none is larger than sqrt((n - 1) v) (Samuelson 1968).
+    most = math.sqrt(math.prod(shape[d] for d in dims) - 1) * (1 + ROUNDED)
+    return within(s, out, -most, most, name)
 
 
 READS_INFINITY = frozenset(
@@ -639,7 +690,7 @@ NONLINEAR: dict[str, Translator] = {
     "tanh": unary(Tanh),
     "exp": unary(Exp),
     "log": unary(Log),
-    "sqrt": unary(Sqrt),
+    "sqrt": root,
     "square": unary(Square),
     "erf": unary(Erf),
     "softplus": softplus,
