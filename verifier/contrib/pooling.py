@@ -42,7 +42,9 @@ class _Windows:
         zeros = [list(x.shape), list(x.shape)]
         zeros[0][dim], zeros[1][dim] = pads[0], max(last - pads[0] - size, 0)
         wide = torch.cat([x.new_zeros(zeros[0]), x, x.new_zeros(zeros[1])], dim)
-        return tree(torch.add, [pick(wide, dim, [o * stride + k * dilation for o in range(count)]) for k in range(kernel)])
+        return tree(
+            torch.add, [pick(wide, dim, [o * stride + k * dilation for o in range(count)]) for k in range(kernel)]
+        )
 
 
 def _average_pool(a: Attributes) -> Function:

@@ -159,8 +159,15 @@ CONVERTERS = {
 }
 _SCALE, _ZERO = np.array(0.125, dtype=np.float32), np.array(7, dtype=np.uint8)
 NODES = [
-    Node("QuantizeLinear", (1, 6), (_SCALE, _ZERO), {}, 13, (-20.0, 20.0)),
-    Node("QuantizeLinear", (1, 6), (_SCALE, np.array(-3, dtype=np.int8)), {}, 13, (-20.0, 20.0)),
-    Node("QuantizeLinear", (1, 3, 2), (np.array([0.25, 0.5, 1], dtype=np.float32), np.array([1, 2, 3], dtype=np.uint8)),
-         {"axis": 1}, 13, (-20.0, 20.0)),
+    Node("QuantizeLinear", (1, 6), (_SCALE, _ZERO), {}, 13, (-20.0, 20.0), out_type=2),
+    Node("QuantizeLinear", (1, 6), (_SCALE, np.array(-3, dtype=np.int8)), {}, 13, (-20.0, 20.0), out_type=3),
+    Node(
+        "QuantizeLinear",
+        (1, 3, 2),
+        (np.array([0.25, 0.5, 1], dtype=np.float32), np.array([1, 2, 3], dtype=np.uint8)),
+        {"axis": 1},
+        13,
+        (-20.0, 20.0),
+        out_type=2,
+    ),
 ]

@@ -107,9 +107,13 @@ CONVERTERS = {
 }
 _AXIS = np.array(1, dtype=np.int64)
 NODES = [
-    *(Node("ReduceLogSum", _X, (np.array(axes),), {"keepdims": k}, 18, (0.1, 2.0)) for axes, k in (([1], 1), ([0, 2], 0))),
+    *(
+        Node("ReduceLogSum", _X, (np.array(axes),), {"keepdims": k}, 18, (0.1, 2.0))
+        for axes, k in (([1], 1), ([0, 2], 0))
+    ),
     *(Node("ReduceLogSumExp", _X, (np.array(axes),), {"keepdims": k}, 18) for axes, k in (([1], 1), ([-1, 1], 0))),
     *(Node("ReduceProd", _X, (np.array(axes),), {"keepdims": k}, 18) for axes, k in (([1], 1), ([0, 2], 0))),
     *(Node("CumSum", _X, (_AXIS,), {"exclusive": e, "reverse": r}, 14) for e in (0, 1) for r in (0, 1)),
+    *(Node("CumProd", _X, (_AXIS,), {"exclusive": e, "reverse": r}, 26) for e in (0, 1) for r in (0, 1)),
     *(Node("LpNormalization", _X, (), {"axis": axis, "p": p}, 1, (0.5, 2.0)) for axis in (1, -1) for p in (1, 2)),
 ]

@@ -193,7 +193,9 @@ NODES = [
     Node("Resize", _IMAGE, _scales(0.6, 0.6), {"mode": "linear", "antialias": 1}, 18),
     Node("Resize", _IMAGE, _scales(2.5, 1.5), {"mode": "linear"}, 13),
     *(
-        Node("GridSample", (1, 2, 4, 3), (_GRID,), {"mode": mode, "padding_mode": padding, "align_corners": corners}, 20)
+        Node(
+            "GridSample", (1, 2, 4, 3), (_GRID,), {"mode": mode, "padding_mode": padding, "align_corners": corners}, 20
+        )
         for mode in ("linear", "nearest", "cubic")
         for padding, corners in (("zeros", 0), ("border", 1), ("reflection", 0))
     ),

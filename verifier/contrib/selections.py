@@ -94,12 +94,12 @@ def _top_k(a: Attributes) -> Function:
 CONVERTERS = {"ArgMax": _place(1.0), "ArgMin": _place(-1.0), "Hardmax": _hardmax, "TopK": _top_k}
 NODES = [
     *(
-        Node(op, (1, 3, 4), (), {"axis": axis, "keepdims": k, "select_last_index": last}, 13)
+        Node(op, (1, 3, 4), (), {"axis": axis, "keepdims": k, "select_last_index": last}, 13, out_type=7)
         for op in ("ArgMax", "ArgMin")
         for axis, k, last in ((1, 1, 0), (-1, 0, 1))
     ),
     Node("Hardmax", (1, 3, 4), (), {"axis": 1}, 13),
     Node("Hardmax", (1, 3, 4), (), {"axis": 1}, 11),
-    Node("TopK", (1, 5), (np.array([3]),), {"axis": -1}, 11),
-    Node("TopK", (1, 5, 2), (np.array([2]),), {"axis": 1, "largest": 0}, 11),
+    Node("TopK", (1, 5), (np.array([3]),), {"axis": -1}, 11, outputs=2),
+    Node("TopK", (1, 5, 2), (np.array([2]),), {"axis": 1, "largest": 0}, 11, outputs=2),
 ]

@@ -651,9 +651,9 @@ RULES: dict[str, Converts] = {
 
 CONSTANTS_ONLY = frozenset(
     [
-        *("Acos", "ArgMax", "ArgMin", "Asin", "Atan", "Constant", "ConstantOfShape", "CumSum", "Equal", "EyeLike"),
-        *("IsInf", "IsNaN", "Mod", "NonZero", "OneHot", "Range", "ReduceLogSumExp", "ReduceProd", "Shape", "Size"),
-        *("Tan", "TopK", "Xor"),
+        *("Acos", "ArgMax", "ArgMin", "Asin", "Atan", "Constant", "ConstantOfShape", "CumSum", "EyeLike", "IsInf"),
+        *("Mod", "NonZero", "OneHot", "Range", "ReduceLogSumExp", "ReduceProd", "Shape", "Size"),
+        *("Tan", "TopK"),
     ]
 )
 """Operators that are evaluated where they depend on constants or shapes alone: nothing bounds them, unless a set of ops

@@ -46,9 +46,7 @@ def inline_standard(file: OnnxFile, wanted: Callable[[onnx.NodeProto], bool]) ->
     return _inline(file, body, types.clear)
 
 
-def definition(
-    node: onnx.NodeProto, version: int, types: Mapping[str, onnx.TypeProto]
-) -> onnx.FunctionProto | None:
+def definition(node: onnx.NodeProto, version: int, types: Mapping[str, onnx.TypeProto]) -> onnx.FunctionProto | None:
     """What the standard defines an operator as, for the version of the operator set; None when it is not a function."""
     from onnx import FunctionProto, TypeProto, defs
 
@@ -164,7 +162,7 @@ def _renamed(
         bound = _bound(attribute, attributes)
         if bound is not None:
             out.attribute.append(bound)
-            for graph in ([out.attribute[-1].g] if out.attribute[-1].HasField("g") else []):
+            for graph in [out.attribute[-1].g] if out.attribute[-1].HasField("g") else []:
                 rename_graph(graph, names, prefix, attributes)
     for k, name in enumerate(node.input):
         out.input[k] = names.get(name, name)
@@ -174,9 +172,7 @@ def _renamed(
     return out
 
 
-def _bound(
-    attribute: onnx.AttributeProto, attributes: Mapping[str, onnx.AttributeProto]
-) -> onnx.AttributeProto | None:
+def _bound(attribute: onnx.AttributeProto, attributes: Mapping[str, onnx.AttributeProto]) -> onnx.AttributeProto | None:
     """An attribute that refers to one of the function's gets its value; None when that has none."""
     if not attribute.ref_attr_name:
         return attribute

@@ -208,7 +208,9 @@ def _larger_of_marked(s: Lowering, x: Ref, y: Ref, call: Call) -> int:
         if bool(mixed.any()):
             raise CannotLower("of minus infinity and the lowest number")
     sizes = [math.prod(s.shape(s.the_node(r))) for r in (x, y)]
-    places = [torch.arange(n).reshape(s.captured_shape(r.index)).expand(shape) for n, r in zip(sizes, (x, y), strict=True)]
+    places = [
+        torch.arange(n).reshape(s.captured_shape(r.index)).expand(shape) for n, r in zip(sizes, (x, y), strict=True)
+    ]
     flat = [reshaped(s, s.the_node(r), (n,), f"{name}/flat") for n, r in zip(sizes, (x, y), strict=True)]
     joined = s.emit(Concat(0), flat, (sum(sizes),), f"{name}/joined")
     a = gathered(s, joined, torch.where(first, places[1] + sizes[0], places[0]), f"{name}/first")

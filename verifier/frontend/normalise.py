@@ -173,7 +173,9 @@ def varying_values(graph: onnx.GraphProto) -> set[str]:
     varying = {v.name for v in graph.input}
     fluid: set[str] = set()  # shapes too
     for node in graph.node:
-        read = varying & set(node.input[:1] if node.op_type == "CastLike" else node.input)  # of the second only the type
+        read = varying & set(
+            node.input[:1] if node.op_type == "CastLike" else node.input
+        )  # of the second only the type
         if node.op_type in ("Shape", "Size"):
             if fluid & set(node.input):
                 varying.update(node.output)

@@ -60,6 +60,8 @@ class Node:
         attributes: those of the node.
         opset: whose version of the operator it is; tests try the others, too, where the node is valid in them.
         box: limits of the network's input.
+        outputs: how many the node has; the network has the first one.
+        out_type: element type of that, as ONNX numbers them.
     """
 
     operator: str
@@ -68,6 +70,8 @@ class Node:
     attributes: Mapping[str, Any] = field(default_factory=dict)
     opset: int | None = None
     box: tuple[float, float] = (-2.0, 2.0)
+    outputs: int = 1
+    out_type: int = 1
 
 
 def sample(
