@@ -3,9 +3,9 @@
 
     python scripts/onnx_node_tests.py [--match TEXT] [--every N] [--markdown] [--verbose]
 
-Every case of `onnx.backend.test.case.node` with an input of float32 or float64 becomes a network of one input, the first
-of these, and of one output, the first; all other inputs are stored. It is read as every network is, and the graph is
-evaluated, in float32 and in float64, at the input of the case. What it gives is compared with the output that ONNX
+Every case of `onnx.backend.test.case.node` with an input of float32 or float64 becomes a network of one input, the
+first of these, and of one output, the first; all other inputs are stored. It is read as every network is, and the graph
+is evaluated, in float32 and in float64, at the input of the case. What it gives is compared with the output that ONNX
 expects, and where the two differ, with onnxruntime, which decides. A case that onnxruntime itself does not run and that
 gives other values than expected counts as wrong.
 
@@ -194,6 +194,7 @@ _DETAILS = (
     (r", shape \[[^\]]*\]", ""),
     (r"^[^ ]*: ", ""),
     (r"no rule for (.*;.*)", r"no rule for several nodes: \1"),
+    (r" +(,|$)", r"\1"),
     (r"\s+", " "),
 )
 
@@ -219,9 +220,9 @@ def page(outcomes: Sequence[Outcome]) -> str:
         "What `python scripts/onnx_node_tests.py --markdown` prints "
         f"(onnx {onnx.__version__}, opset {onnx.defs.onnx_opset_version()}).",
         "",
-        "Every node test of ONNX with an input of float32 or float64 is read as a network: the first such input is the",
-        "network's, all others are stored, and the first output is the network's. The graph is evaluated at the input of",
-        "the test.",
+        "Every node test of ONNX with an input of float32 or float64 is read as a network: the first such input is",
+        "the network's, all others are stored, and the first output is the network's. The graph is evaluated at the",
+        "input of the test.",
         "",
         f"Of {len(outcomes)} cases {count['right']} are right, {count['wrong']} are wrong, and {count['refused']} are "
         "refused. Where the file of a test",

@@ -91,7 +91,6 @@ FURTHER = {
     "Or": both("Or"),
     "Xor": both("Xor"),
     "Equal": truth(node("Round", "x", out="r"), node("Equal", "r", "one", out="t")),
-    "IsNaN": truth(node("IsNaN", "x", out="n"), node("Not", "n", out="t")),
     "Not": truth(node("Greater", "x", "v", out="a"), node("Not", "a", out="t")),
     "Less": truth(node("Less", "x", "v", out="t")),
     "LessOrEqual": truth(node("LessOrEqual", "x", "v", out="t")),
@@ -104,7 +103,7 @@ FURTHER = {
 }
 REFUSED = {
     **{op: [node(op, "x")] for op in ("Acos", "Asin", "Atan", "Tan")},
-    **{op: truth(node(op, "x", out="t")) for op in ("IsInf", "NonZero")},
+    **{op: truth(node(op, "x", out="t")) for op in ("IsInf", "IsNaN", "NonZero")},
     **{op: truth(node(op, "x", out="t", axis=1)) for op in ("ArgMax", "ArgMin")},
     "Mod": [node("Mod", "x", "v", fmod=1)],
     "CumSum": [node("CumSum", "x", "axis")],

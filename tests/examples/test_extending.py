@@ -63,7 +63,8 @@ def remainder(folder: Path) -> Path:
         [numpy_helper.from_array(np.ones(2, np.float32), "one")],
     )
     path = folder / "remainder.onnx"
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), path)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    path.write_bytes(model.SerializeToString())
     return path
 
 

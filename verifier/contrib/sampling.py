@@ -61,7 +61,7 @@ def _resize(a: Attributes) -> Function:
             else:
                 x = _weighted(x, d, _weights(where, line, mode, a))
         for lost in beyond:
-            x = torch.where(lost, torch.full((), outside, dtype=x.dtype), x)
+            x = torch.where(lost, torch.tensor(float(outside or 0.0), dtype=x.dtype), x)
         return x
 
     return run
@@ -157,7 +157,7 @@ def _weighted(x: Tensor, dim: int, weights: np.ndarray) -> Tensor:
 
 def _grid_sample(a: Attributes) -> Function:
     mode = a.get("mode", "bilinear" if a.version < 20 else "linear")
-    mode = {"linear": "bilinear", "cubic": "bicubic"}.get(mode, mode)
+    mode = str({"linear": "bilinear", "cubic": "bicubic"}.get(mode, mode))
     padding, corners = a.get("padding_mode", "zeros"), bool(a.get("align_corners", 0))
 
     def run(x: Tensor, grid: Tensor) -> Tensor:

@@ -143,6 +143,7 @@ CONVERTERS = {
 _UPDATES = np.random.default_rng(5).standard_normal((2, 3)).astype(np.float32)
 _PLACES = np.array([[1, -1, 0], [1, 2, 0]])
 NODES = [
+    Node("Scatter", (3, 4), (np.array([[1, 0, 2], [0, 2, 1]]), _UPDATES), {"axis": 0}, 10),
     Node("ScatterElements", (3, 4), (np.array([[1, 0, 2], [0, -1, 1]]), _UPDATES), {"axis": 0}, 13),
     *(
         Node("ScatterElements", (3, 4), (_PLACES, _UPDATES), {"axis": 1, "reduction": how}, 18)

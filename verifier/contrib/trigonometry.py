@@ -85,11 +85,17 @@ ATANH = Curve(
 )
 
 
-@dataclass(frozen=True)
-class Tan(CurveOp):
-    """f(z) = tan z, for abs z <= 1.5. Sound: f'' = 2 tan z / cos^2 z has the sign of z there."""
+class _ConcaveFirst(CurveOp):
+    """Concave up to its inflection, convex from there on."""
 
-    mirrored = True
+    @property
+    def mirrored(self) -> bool:
+        return True
+
+
+@dataclass(frozen=True)
+class Tan(_ConcaveFirst):
+    """f(z) = tan z, for abs z <= 1.5. Sound: f'' = 2 tan z / cos^2 z has the sign of z there."""
 
     @property
     def curve(self) -> Curve:
@@ -110,10 +116,8 @@ class Atan(CurveOp):
 
 
 @dataclass(frozen=True)
-class Asin(CurveOp):
+class Asin(_ConcaveFirst):
     """f(z) = asin z, for abs z <= 1. Sound: f'' = z / (1 - z^2)^(3/2) has the sign of z."""
-
-    mirrored = True
 
     @property
     def curve(self) -> Curve:
@@ -135,10 +139,8 @@ class Acos(CurveOp):
 
 
 @dataclass(frozen=True)
-class Sinh(CurveOp):
+class Sinh(_ConcaveFirst):
     """f(z) = sinh z. Sound: f'' = sinh z has the sign of z."""
-
-    mirrored = True
 
     @property
     def curve(self) -> Curve:
@@ -175,10 +177,8 @@ class Acosh(CurveOp):
 
 
 @dataclass(frozen=True)
-class Atanh(CurveOp):
+class Atanh(_ConcaveFirst):
     """f(z) = atanh z, for abs z < 1. Sound: f'' = 2 z / (1 - z^2)^2 has the sign of z."""
-
-    mirrored = True
 
     @property
     def curve(self) -> Curve:

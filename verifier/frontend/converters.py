@@ -651,7 +651,8 @@ RULES: dict[str, Converts] = {
 
 CONSTANTS_ONLY = frozenset(
     [
-        *("Acos", "ArgMax", "ArgMin", "Asin", "Atan", "Constant", "ConstantOfShape", "CumSum", "EyeLike", "IsInf"),
+        *("Acos", "ArgMax", "ArgMin", "Asin", "Atan", "Constant", "ConstantOfShape", "CumSum", "EyeLike"),
+        *("IsInf", "IsNaN"),
         *("Mod", "NonZero", "OneHot", "Range", "ReduceLogSumExp", "ReduceProd", "Shape", "Size"),
         *("Tan", "TopK"),
     ]

@@ -1,9 +1,9 @@
-"""Functions of an ONNX model, inlined: its own, and operators that the standard defines by a body of other operators."""
+"""Functions of an ONNX model, inlined: its own, and operators that the standard defines by other operators."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from verifier.core.errors import UnsupportedError
 from verifier.frontend.normalise import tidy
@@ -51,7 +51,7 @@ def definition(node: onnx.NodeProto, version: int, types: Mapping[str, onnx.Type
     from onnx import FunctionProto, TypeProto, defs
 
     try:
-        schema = defs.get_schema(node.op_type, version, node.domain)
+        schema: Any = defs.get_schema(node.op_type, version, node.domain)
     except defs.SchemaError:
         return None
     found = FunctionProto()

@@ -144,9 +144,9 @@ def lower(
                 partial[number] = (call, k)
             else:
                 state.node_of[number] = node
-                if k in state.made:
+                if k in state.made and bool(state.made[k].any()):
                     state.minus_infinity[number] = state.made[k]
-                if k in state.made_lowest:
+                if k in state.made_lowest and bool(state.made_lowest[k].any()):
                     state.lowest[number] = state.made_lowest[k]
                 if _holds_float32(state, call, reads, record.values[number]):
                     state.widened.add(number)

@@ -28,6 +28,7 @@ from verifier.frontend.lower_shape import MOVEMENT, gathered, move, reshaped
 from verifier.frontend.lowering import CannotLower, Lowering, Translator, constant
 from verifier.ops.add import Add
 from verifier.ops.bent import Cos, Gelu, Silu, Sin
+from verifier.ops.exp_sum import ExpSum
 from verifier.ops.exponential import Exp, Log, Softplus
 from verifier.ops.power import Power, Sqrt, Square
 from verifier.ops.product import Mul
@@ -46,6 +47,7 @@ MAX_SOFTMAX_TERMS = 1 << 20
 # Limits beyond this would take digits from all that they are added to.
 LARGE_LIMIT = 2.0**20
 MOST_EXPONENTS = 16
+FAR_BELOW = 256.0
 # More than what a few float64 operations lose.
 ROUNDED = 2.0**-40
 
@@ -75,7 +77,7 @@ def bounded(s: Lowering, x: int, name: str) -> int:
 
 
 def _least(s: Lowering, x: int) -> float | None:
-    """A number that is not negative and not above any element, from the ops that made them; None where there is none."""
+    """A number that is not negative and not above any element, by the ops that made them; None where there is none."""
     node = s.builder.nodes[x]
     op = node.op
     if isinstance(op, Square | Exp) or (isinstance(op, Relu) and op.negative_slope <= 0):
@@ -538,9 +540,23 @@ def _sum_of_exp(s: Lowering, x: int, dim: int, name: str, keep: Tensor | None = 
     gaps = s.emit(Add((1.0, -1.0)), [left, right], pairs, f"{name}/differences")
     both = None if keep is None else _pairs(keep.reshape(over_j), keep.reshape(over_i), axis)
     gaps = gaps if both is None else masked(s, gaps, both, f"{name}/kept_differences")
+    if both is None and _far_below(s, x):
+        return s.emit(ExpSum(axis + 1), [gaps], shape, f"{name}/sum"), None
     grown = s.emit(Exp(), [gaps], pairs, f"{name}/exp")
     grown = grown if both is None else masked(s, grown, both, f"{name}/kept_exp")
     return s.emit(Sum((axis + 1,)), [grown], shape, f"{name}/sum"), None
+
+
+def _far_below(s: Lowering, x: int) -> bool:
+    """Whether some elements have such large constants taken from them, as masks do, that exponentials of differences may
+    leave floating point."""
+    node = s.builder.nodes[x]
+    while isinstance(node.op, Reshape | Permute):
+        node = s.builder.nodes[node.inputs[0]]
+    if not isinstance(node.op, ScaleShift) or node.op.shift is None:
+        return False
+    shift = s.builder.parameters[node.op.shift]
+    return bool(shift.double().max() - shift.double().min() > FAR_BELOW)
 
 
 def _pairs(over_j: Tensor, over_i: Tensor, axis: int) -> Tensor:

@@ -35,8 +35,8 @@ class Lowering:
     """State of one translation: the builder, the node of every recorded value, and the type of the call at hand.
 
     Attributes:
-        minus_infinity: by the number of a value, which of its elements are minus infinity whatever the input is, bool of
-            its shape. Its node holds zeros there. Translators in ``READS_INFINITY`` alone may read such values.
+        minus_infinity: by the number of a value, which of its elements are minus infinity whatever the input is, bool
+            of its shape. Its node holds zeros there. Translators in ``READS_INFINITY`` alone may read such values.
         lowest: likewise, which elements are the lowest number of their type; their node holds that number.
         made, made_lowest: the same of the outputs of the call at hand, by position; translators fill them.
     """

@@ -20,8 +20,9 @@ _INF = float("inf")
 class Within(NonlinearOp):
     """The same numbers, of which is known that they lie in [low, high] whatever the input is.
 
-    Bounds of an input lose what its elements have to do with one another; this op puts back what follows from it. Sound:
-    y = z and low <= y <= high, so y is at least every mixture of z and ``low``, and at most every one of z and ``high``.
+    Bounds of an input lose what its elements have to do with one another; this op puts back what follows from it.
+    Sound: y = z and low <= y <= high, so y is at least every mixture of z and ``low``, and at most every one of z and
+    ``high``.
     Parameters: ``lower`` and ``upper`` in [0, 1], the share of z.
     """
 
