@@ -83,10 +83,10 @@ def _top_k(a: Attributes) -> Function:
             hot = ((rank >= r - 0.5).to(x.dtype) - (rank >= r + 0.5).to(x.dtype)) if r else (rank < 0.5).to(x.dtype)
             values.append((hot * rows).sum(-1))
             places.append((hot * torch.arange(n, dtype=x.dtype)).sum(-1))
-        out = torch.stack(values, d)
         if a.outputs == 1:
-            return out
-        return out, as_integers(torch.stack(places, d), torch.int64)
+            return torch.stack(values, d)
+        indices = as_integers(torch.stack(places, d), torch.int64)
+        return torch.stack(values, d), indices
 
     return run
 

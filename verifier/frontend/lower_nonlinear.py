@@ -24,32 +24,26 @@ from verifier.frontend.lower_affine import (
     spatial_dims,
     spread,
 )
+from verifier.frontend.lower_parts import ROUNDED, bounded, masked, multiplied, reciprocal_of, relu_of, root_of, within
 from verifier.frontend.lower_shape import MOVEMENT, gathered, move, reshaped
+from verifier.frontend.lower_softmax import log_softmax, softmax
 from verifier.frontend.lowering import CannotLower, Lowering, Translator, constant
 from verifier.ops.add import Add
 from verifier.ops.bent import Cos, Gelu, Silu, Sin
-from verifier.ops.exp_sum import ExpSum
 from verifier.ops.exponential import Exp, Log, Softplus
 from verifier.ops.power import Power, Sqrt, Square
-from verifier.ops.product import Mul
-from verifier.ops.reciprocal import Reciprocal
-from verifier.ops.reduce import Mean, Sum
+from verifier.ops.reduce import Mean
 from verifier.ops.relu import Relu
 from verifier.ops.scale import ScaleShift
-from verifier.ops.shape import Concat, Permute, Reshape
+from verifier.ops.shape import Concat
 from verifier.ops.sigmoid import Erf, Sigmoid, Tanh
 from verifier.ops.step import Ceil, Floor, Heaviside, Round, Sign
-from verifier.ops.within import Within
 
 # exp(-t) / t is below half a unit in the last place of 1.
 SOFTPLUS_THRESHOLD = {torch.float32: 20.0, torch.float64: 40.0}
-MAX_SOFTMAX_TERMS = 1 << 20
 # Limits beyond this would take digits from all that they are added to.
 LARGE_LIMIT = 2.0**20
 MOST_EXPONENTS = 16
-FAR_BELOW = 256.0
-# More than what a few float64 operations lose.
-ROUNDED = 2.0**-40
 
 
 def unary(op: type, **fixed: object) -> Translator:
@@ -61,50 +55,6 @@ def unary(op: type, **fixed: object) -> Translator:
         return s.emit(op(**fixed), [x], s.shape(x), call.names[0])
 
     return run
-
-
-def within(s: Lowering, x: int, low: float, high: float, name: str) -> int:
-    """The same value, known to lie in a range."""
-    return s.emit(Within(low, high), [x], s.shape(x), name)
-
-
-def bounded(s: Lowering, x: int, name: str) -> int:
-    """The same value, with the lower bound that its making gives it when that is not negative."""
-    low = _least(s, x)
-    if low is None or isinstance(s.builder.nodes[x].op, Square | Exp | Relu):
-        return x
-    return within(s, x, low, math.inf, f"{name}/bounded")
-
-
-def _least(s: Lowering, x: int) -> float | None:
-    """A number that is not negative and not above any element, by the ops that made them; None where there is none."""
-    node = s.builder.nodes[x]
-    op = node.op
-    if isinstance(op, Square | Exp) or (isinstance(op, Relu) and op.negative_slope <= 0):
-        return 0.0
-    if isinstance(op, Within):
-        return op.low if op.low >= 0 else None
-    if not isinstance(op, Mean | Sum | Reshape | Permute | ScaleShift):
-        return None
-    inner = _least(s, node.inputs[0])
-    if inner is None or not isinstance(op, ScaleShift):
-        return 0.0 if isinstance(op, Sum) and inner is not None else inner
-    scale, shift = (None if h is None else s.builder.parameters[h].double() for h in (op.scale, op.shift))
-    if scale is not None and bool((scale < 0).any()):
-        return None
-    low = inner * (1.0 if scale is None else float(scale.min())) + (0.0 if shift is None else float(shift.min()))
-    low *= 1 - ROUNDED
-    return low if low >= 0 else None
-
-
-def relu_of(s: Lowering, x: int, name: str, slope: float = 0.0) -> int:
-    return s.emit(Relu(slope), [x], s.shape(x), name)
-
-
-def masked(s: Lowering, x: int, keep: Tensor, name: str) -> int:
-    """Zero where ``keep`` is 0, else x. No claim about runs covers factors of zero."""
-    shape = broadcast(s.shape(x), keep.shape)
-    return s.emit(ScaleShift(s.param(keep, f"{name}.keep"), reach=math.inf), [x], shape, name)
 
 
 def leaky(s: Lowering, x: int, slope: Tensor, name: str) -> int:
@@ -333,17 +283,6 @@ def mul(s: Lowering, call: Call) -> int:
     return scaled(s, b, operand(s, x), name)
 
 
-def multiplied(s: Lowering, a: int, b: int, name: str) -> int:
-    """Product of two values; a value with itself is a square."""
-    if a == b:
-        return s.emit(Square(), [a], s.shape(a), name)
-    return s.emit(Mul(), [a, b], broadcast(s.shape(a), s.shape(b)), name)
-
-
-def reciprocal_of(s: Lowering, x: int, name: str, row: int = 0) -> int:
-    return s.emit(Reciprocal(row), [x], s.shape(x), name)
-
-
 def div(s: Lowering, call: Call) -> int:
     x, y, name = call.args["self"], call.args["other"], call.names[0]
     if call.args.get("rounding_mode") is not None:
@@ -410,10 +349,6 @@ def rsqrt(s: Lowering, call: Call) -> int:
     return reciprocal_of(s, root_of(s, x, f"{name}/root"), name)
 
 
-def root_of(s: Lowering, x: int, name: str) -> int:
-    return s.emit(Sqrt(), [bounded(s, x, name)], s.shape(x), name)
-
-
 def root(s: Lowering, call: Call) -> int:
     return root_of(s, s.the_node(call.args["self"]), call.names[0])
 
@@ -475,95 +410,6 @@ def gelu(s: Lowering, call: Call) -> int:
     half = s.param(torch.tensor(0.5, dtype=torch.float64), f"{name}.half")
     share = s.emit(ScaleShift(half, half), [gate], shape, f"{name}/gate")
     return multiplied(s, x, share, name)
-
-
-def softmax(s: Lowering, call: Call) -> int:
-    """1 / sum_j exp(x_j - x_i): the differences see what the elements have in common; long rows use exp and a sum.
-
-    Elements that are minus infinity have no part in a sum, and are zero.
-    """
-    x, name, keep = s.the_node(call.args["self"]), call.names[0], _kept(s, call)
-    inner = name if keep is None else f"{name}/kept"
-    total, row = _sum_of_exp(s, x, call.args["dim"], name, keep)
-    if row is None:
-        total = within(s, total, 1.0, math.inf, f"{name}/denominator")
-        out = reciprocal_of(s, total, inner, s.shape(x)[call.args["dim"]])
-    else:
-        out = multiplied(s, row, reciprocal_of(s, total, f"{name}/reciprocal", -1), inner)
-    return out if keep is None else masked(s, out, keep, name)
-
-
-def log_softmax(s: Lowering, call: Call) -> int:
-    """-log sum_j exp(x_j - x_i)."""
-    x, name, keep = s.the_node(call.args["self"]), call.names[0], _kept(s, call)
-    total, row = _sum_of_exp(s, x, call.args["dim"], name, keep)
-    total = total if row is not None else within(s, total, 1.0, math.inf, f"{name}/denominator")
-    log = s.emit(Log(), [total], s.shape(total), f"{name}/log")
-    if keep is not None:
-        s.made[0] = keep == 0
-    if row is None:
-        return s.emit(Add((-1.0,)), [log], s.shape(x), name)
-    return s.emit(Add((1.0, -1.0)), [x, log], s.shape(x), name)
-
-
-def _kept(s: Lowering, call: Call) -> Tensor | None:
-    """1 for elements that are finite and 0 for those that are minus infinity; None where all are finite."""
-    gone = s.infinite(call.args["self"])
-    if gone is None or not bool(gone.any()):
-        return None
-    if call.func != "_safe_softmax" and bool(gone.all(call.args["dim"]).any()):
-        raise CannotLower("of a row that is minus infinity altogether")
-    return (~gone).to(torch.float64)
-
-
-def _sum_of_exp(s: Lowering, x: int, dim: int, name: str, keep: Tensor | None = None) -> tuple[int, int | None]:
-    """(sum_j exp(x_j - x_i), None), or for long rows (sum_j exp(x_j), exp(x)).
-
-    Args:
-        keep: 1 for elements that take part, 0 for others; for those that do not the first sum is 1.
-    """
-    shape = s.shape(x)
-    if not shape:
-        raise CannotLower("softmax of a single number")
-    axis = dim % len(shape)
-    if math.prod(shape) * shape[axis] > MAX_SOFTMAX_TERMS:
-        row = s.emit(Exp(), [x], shape, f"{name}/exp")
-        row = row if keep is None else masked(s, row, keep, f"{name}/kept_exp")
-        small = tuple(1 if i == axis else n for i, n in enumerate(shape))
-        if keep is not None and bool((keep.sum(axis) == 0).any()):
-            raise CannotLower("of a row that is minus infinity altogether")
-        return s.emit(Sum((axis,), True), [row], small, f"{name}/sum"), row
-    over_j = (*shape[:axis], 1, *shape[axis:])
-    over_i = (*shape[: axis + 1], 1, *shape[axis + 1 :])
-    pairs = broadcast(over_j, over_i)
-    left, right = reshaped(s, x, over_j, f"{name}/j"), reshaped(s, x, over_i, f"{name}/i")
-    gaps = s.emit(Add((1.0, -1.0)), [left, right], pairs, f"{name}/differences")
-    both = None if keep is None else _pairs(keep.reshape(over_j), keep.reshape(over_i), axis)
-    gaps = gaps if both is None else masked(s, gaps, both, f"{name}/kept_differences")
-    if both is None and _far_below(s, x):
-        return s.emit(ExpSum(axis + 1), [gaps], shape, f"{name}/sum"), None
-    grown = s.emit(Exp(), [gaps], pairs, f"{name}/exp")
-    grown = grown if both is None else masked(s, grown, both, f"{name}/kept_exp")
-    return s.emit(Sum((axis + 1,)), [grown], shape, f"{name}/sum"), None
-
-
-def _far_below(s: Lowering, x: int) -> bool:
-    """Whether some elements have such large constants taken from them, as masks do, that exponentials of differences may
-    leave floating point."""
-    node = s.builder.nodes[x]
-    while isinstance(node.op, Reshape | Permute):
-        node = s.builder.nodes[node.inputs[0]]
-    if not isinstance(node.op, ScaleShift) or node.op.shift is None:
-        return False
-    shift = s.builder.parameters[node.op.shift]
-    return bool(shift.double().max() - shift.double().min() > FAR_BELOW)
-
-
-def _pairs(over_j: Tensor, over_i: Tensor, axis: int) -> Tensor:
-    """1 for pairs of elements that take part, and for what does not with itself."""
-    n = over_i.shape[axis]
-    same = torch.eye(n, dtype=torch.float64).reshape([n if d in (axis, axis + 1) else 1 for d in range(over_i.dim())])
-    return over_j * over_i + (1 - over_i) * same
 
 
 def compare(above: bool, at_zero: float) -> Translator:

@@ -51,9 +51,9 @@ class ExpSumPlanes(Relaxation):
 class ExpSum(NonlinearOp):
     """y = sum of exp z over ``dim``.
 
-    Sound: the sum of planes of its terms, whose intercepts are added with all roundings accounted for. A sum of positive
-    numbers is at least each of them: where one of them is sure to exceed the largest number of the type, that number is
-    the lower plane, however the others lie.
+    Sound: the sum of planes of its terms, whose intercepts are added with all roundings accounted for. A sum of
+    positive numbers is at least each of them: where one of them is sure to exceed the largest number of the type, that
+    number is the lower plane, however the others lie.
     """
 
     dim: int
