@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -80,22 +80,6 @@ def _cum_prod(a: Attributes) -> Function:
     return run
 
 
-def _norm(x: Tensor, dims: Sequence[int], p: float) -> Tensor:
-    """(sum_j |x_j|^p)^(1/p) over dims that stay."""
-    if p == 1:
-        return x.abs().sum(list(dims), keepdim=True)
-    if p == 2:
-        return (x * x).sum(list(dims), keepdim=True).sqrt()
-    return x.abs().pow(p).sum(list(dims), keepdim=True).pow(1 / p)
-
-
-def _lp_normalization(a: Attributes) -> Function:
-    axis, p = a.get("axis", -1), a.get("p", 2)
-    if p not in (1, 2):
-        raise NotImplementedError(f"LpNormalization with p = {p}")
-    return lambda x: x / _norm(x, [axis], p)
-
-
 _X = (1, 3, 4)
 CONVERTERS = {
     "ReduceLogSum": _over(lambda x: x.sum(-1).log()),
@@ -103,7 +87,6 @@ CONVERTERS = {
     "ReduceProd": _over(_product),
     "CumSum": _cum_sum,
     "CumProd": _cum_prod,
-    "LpNormalization": _lp_normalization,
 }
 _AXIS = np.array(1, dtype=np.int64)
 NODES = [
@@ -115,5 +98,4 @@ NODES = [
     *(Node("ReduceProd", _X, (np.array(axes),), {"keepdims": k}, 18) for axes, k in (([1], 1), ([0, 2], 0))),
     *(Node("CumSum", _X, (_AXIS,), {"exclusive": e, "reverse": r}, 14) for e in (0, 1) for r in (0, 1)),
     *(Node("CumProd", _X, (_AXIS,), {"exclusive": e, "reverse": r}, 26) for e in (0, 1) for r in (0, 1)),
-    *(Node("LpNormalization", _X, (), {"axis": axis, "p": p}, 1, (0.5, 2.0)) for axis in (1, -1) for p in (1, 2)),
 ]
