@@ -192,6 +192,7 @@ _DETAILS = (
     (r" at '[^']*'", ""),
     (r"\(opset \d+\)", ""),
     (r", shape \[[^\]]*\]", ""),
+    (r"/[^ ]*case\.onnx: ?", ""),
     (r"^[^ ]*: ", ""),
     (r"no rule for (.*;.*)", r"no rule for several nodes: \1"),
     (r" +(,|$)", r"\1"),
