@@ -89,6 +89,8 @@ CONSTANTS = {
 FURTHER = {
     "And": both("And"),
     "Or": both("Or"),
+    "Xor": both("Xor"),
+    "Equal": truth(node("Round", "x", out="r"), node("Equal", "r", "one", out="t")),
     "Not": truth(node("Greater", "x", "v", out="a"), node("Not", "a", out="t")),
     "Less": truth(node("Less", "x", "v", out="t")),
     "LessOrEqual": truth(node("LessOrEqual", "x", "v", out="t")),
@@ -103,8 +105,6 @@ REFUSED = {
     **{op: [node(op, "x")] for op in ("Acos", "Asin", "Atan", "Tan")},
     **{op: truth(node(op, "x", out="t")) for op in ("IsInf", "IsNaN", "NonZero")},
     **{op: truth(node(op, "x", out="t", axis=1)) for op in ("ArgMax", "ArgMin")},
-    "Equal": truth(node("Equal", "x", "v", out="t")),
-    "Xor": both("Xor"),
     "Mod": [node("Mod", "x", "v", fmod=1)],
     "CumSum": [node("CumSum", "x", "axis")],
     "TopK": [helper.make_node("TopK", ["x", "two"], ["y", "index"])],

@@ -77,7 +77,7 @@ BAD: dict[str, tuple[bytes, type[VerifierError], str]] = {
     "no nodes": (edited(lambda m: m.graph.ClearField("node")), InputError, "no nodes"),
     "no opset": (edited(lambda m: m.ClearField("opset_import")), InputError, "opset_import"),
     "nan": (_weights(np.nan), InputError, "'w'"),
-    "inf": (_weights(np.inf), InputError, "'w'"),
+    "inf": (_weights(np.inf), UnsupportedOpError, "not finite"),
     "short weights": (
         edited(lambda m: setattr(m.graph.initializer[0], "raw_data", b"1234")),
         InputError,
@@ -253,13 +253,14 @@ def test_missing_file(tmp_path: Path) -> None:
 
 def test_all_unsupported_nodes_are_named_at_once(tmp_path: Path) -> None:
     nodes = [
-        helper.make_node("Tan", ["x"], ["a"]),
+        helper.make_node("Mod", ["x", "v"], ["a"], fmod=1),
         helper.make_node("Relu", ["a"], ["b"]),
-        helper.make_node("Atan", ["x"], ["c"]),
+        helper.make_node("IsInf", ["x"], ["i"]),
+        helper.make_node("Cast", ["i"], ["c"], to=1),
         helper.make_node("Add", ["b", "c"], ["y"]),
     ]
-    path = save(model(nodes, (1, 3)), tmp_path)
-    with pytest.raises(UnsupportedOpError, match=r"tan \(opset 13\) at 'a', shape \[1, 3\]; atan .* at 'c'"):
+    path = save(model(nodes, (1, 3), {"v": np.ones(3, np.float32)}), tmp_path)
+    with pytest.raises(UnsupportedOpError, match=r"fmod \(opset 13\) at 'a', shape \[1, 3\]; .* at 'i'"):
         load_network(path)
     found = inspect(path)
     assert len(found.unsupported) == 2 and found.kinds["Relu"] == 1 and not found.graph

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -13,11 +14,13 @@ from tests.support.device import DEVICE
 from verifier.graph.op import AffineOp, NonlinearOp, Op, Shape
 from verifier.ops.add import Add
 from verifier.ops.conv import Conv
+from verifier.ops.exp_sum import ExpSum
 from verifier.ops.linear import Linear, MatMulConstant
 from verifier.ops.product import MatMul, Mul
 from verifier.ops.reduce import AvgPool, Mean, Sum
 from verifier.ops.scale import ScaleShift
 from verifier.ops.shape import Concat, Gather, Permute, Reshape, inverse_index
+from verifier.ops.within import Within
 from verifier.testing import Sample, sample
 
 
@@ -100,6 +103,10 @@ AFFINE: list[Sample] = [
 ]
 
 NONLINEAR: list[Sample] = [
+    Sample("exp-sum", ExpSum(1), ((2, 3, 2),)),
+    Sample("exp-sum-last", ExpSum(-1), ((2, 3),)),
+    Sample("within", Within(0.0, math.inf), ((2, 3),), (), (0.0, math.inf)),
+    Sample("within-both", Within(-0.75, 0.5), ((2, 3),), (), (-0.75, 0.5)),
     *(Sample(f"{op.kind}-{i}", op, ((2, 3),), (), domain, exact) for i, (op, exact, domain) in enumerate(UNARY)),
     *(s for s in ADDED if isinstance(s.op, NonlinearOp) and s.exact is None),
     Sample("mul", Mul(), ((2, 3), (2, 3))),

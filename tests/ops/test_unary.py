@@ -112,6 +112,10 @@ def test_planes_touch_the_function(case: Case, start: float, width: float) -> No
     """On ordinary boxes both default planes come close to f somewhere: no plane is needlessly low or constant."""
     op, _, domain = case
     low = abs(start) + 0.05 if domain[0] == 0.0 else -abs(start) - width - 0.05 if domain[1] == 0.0 else start
+    if 0.0 not in domain and domain != (-math.inf, math.inf):
+        ends = max(domain[0], -8.0), min(domain[1], 8.0)
+        low = ends[0] + (ends[1] - ends[0]) * (start + 4) / 10
+        width = min(width, ends[1] - low)
     z = torch.linspace(low, low + width, 2001, dtype=torch.float64, device=DEVICE)[:, None]
     box = Interval(z[:1].clone(), z[-1:].clone())
     planes = op.relax([box])

@@ -238,33 +238,6 @@ def _conv(a: Attributes) -> Function:
     return run
 
 
-def _average_pool(a: Attributes) -> Function:
-    kernel = a.get("kernel_shape")
-    rank = len(kernel)
-    stride, dilation = a.get("strides", [1] * rank), a.get("dilations", [1] * rank)
-    count_pad, ceil_mode = bool(a.get("count_include_pad", 0)), bool(a.get("ceil_mode", 0))
-    pads, mode = a.get("pads", [0] * 2 * rank), a.get("auto_pad", "NOTSET")
-    if any(d != 1 for d in dilation):
-        raise NotImplementedError("AveragePool with dilations")
-    pool = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[rank - 1]
-
-    def run(x: Tensor) -> Tensor:
-        both = auto_pad(mode, x.shape[2:], kernel, stride, dilation, pads)
-        even = all(b == e and 2 * b <= k for (b, e), k in zip(both, kernel, strict=True))
-        if even:
-            return pool(x, kernel, stride, [b for b, _ in both], ceil_mode, count_pad)
-        if ceil_mode:
-            raise NotImplementedError("AveragePool with asymmetric padding and ceil_mode")
-        order = [p for pair in reversed(both) for p in pair]
-        summed = pool(F.pad(x, order), kernel, stride)
-        if count_pad:
-            return summed
-        ones = torch.ones((1, 1, *x.shape[2:]), dtype=x.dtype)
-        return summed / pool(F.pad(ones, order), kernel, stride)
-
-    return run
-
-
 def _max_pool(a: Attributes) -> Function:
     kernel = a.get("kernel_shape")
     rank = len(kernel)
@@ -430,71 +403,6 @@ def _gemm(a: Attributes) -> Function:
     return run
 
 
-def _resize(a: Attributes) -> Function:
-    """Resize and Upsample for nearest modes by index selection, linear ones by weights along each dim."""
-    mode = a.get("mode", "nearest")
-    old = a.version < 11
-    place = "asymmetric" if old else a.get("coordinate_transformation_mode", "half_pixel")
-    rounding = "floor" if old else a.get("nearest_mode", "round_prefer_floor")
-    fixed = a.get("scales")
-    if mode not in ("nearest", "linear") or place == "tf_crop_and_resize" or a.get("antialias", 0):
-        raise NotImplementedError(f"Resize with mode '{mode}', coordinates '{place}'")
-    if a.get("keep_aspect_ratio_policy", "stretch") != "stretch":
-        raise NotImplementedError("Resize that keeps the aspect ratio")
-    axes = a.get("axes")
-
-    def run(x: Tensor, roi: Any = None, scales: Any = None, sizes: Any = None) -> Tensor:
-        if old:
-            scales = roi
-        dims = range(x.dim()) if axes is None else [i % x.dim() for i in axes]
-        if sizes is not None and sizes.numel():
-            targets = ints(sizes)
-            factors = [t / x.shape[d] for t, d in zip(targets, dims, strict=True)]
-        else:
-            given = fixed if scales is None else [float(v) for v in scales.reshape(-1)]
-            factors = list(given)
-            targets = [math.floor(x.shape[d] * f) for d, f in zip(dims, factors, strict=True)]
-        for d, n, f in zip(dims, targets, factors, strict=True):
-            size = x.shape[d]
-            if n == size and f == 1:
-                continue
-            where = [_source_coordinate(i, size, n, f, place) for i in range(n)]
-            if mode == "nearest":
-                x = pick(x, d, [min(max(_round(c, rounding), 0), size - 1) for c in where])
-                continue
-            where = [min(max(c, 0.0), size - 1.0) for c in where]
-            low = [min(math.floor(c), size - 1) for c in where]
-            share = torch.tensor([c - b for c, b in zip(where, low, strict=True)], dtype=x.dtype)
-            share = share.reshape([-1 if i == d else 1 for i in range(x.dim())])
-            x = pick(x, d, low) * (1 - share) + pick(x, d, [min(b + 1, size - 1) for b in low]) * share
-        return x
-
-    return run
-
-
-def _source_coordinate(i: int, size: int, target: int, scale: float, place: str) -> float:
-    if place == "asymmetric":
-        return i / scale
-    if place == "align_corners":
-        return i * (size - 1) / (target - 1) if target > 1 else 0.0
-    if place == "pytorch_half_pixel" and target == 1:
-        return 0.0
-    if place in ("half_pixel", "pytorch_half_pixel"):
-        return (i + 0.5) / scale - 0.5
-    if place == "half_pixel_symmetric":
-        adjust = target / (scale * size)
-        return size / 2 * (1 - adjust) + (i + 0.5) / scale - 0.5
-    raise NotImplementedError(f"Resize with coordinates '{place}'")
-
-
-def _round(c: float, how: str) -> int:
-    if how == "floor":
-        return math.floor(c)
-    if how == "ceil":
-        return math.ceil(c)
-    return math.ceil(c - 0.5) if how == "round_prefer_floor" else math.floor(c + 0.5)
-
-
 def _one_hot(a: Attributes) -> Function:
     axis = a.get("axis", -1)
 
@@ -522,26 +430,6 @@ def _arg_extremum(largest: bool) -> Callable[[Attributes], Function]:
         return run
 
     return rule
-
-
-def _scatter_nd(a: Attributes) -> Function:
-    if a.get("reduction", "none") not in ("none", "add"):
-        raise NotImplementedError("ScatterND with a reduction other than add")
-    add = a.get("reduction", "none") == "add"
-
-    def run(x: Tensor, indices: Tensor, updates: Tensor) -> Tensor:
-        k = indices.shape[-1]
-        places = tuple(indices.reshape(-1, k).unbind(-1))
-        return x.index_put(places, updates.reshape(-1, *x.shape[k:]), accumulate=add)
-
-    return run
-
-
-def _scatter_elements(a: Attributes) -> Function:
-    axis = a.get("axis", 0)
-    if a.get("reduction", "none") != "none":
-        raise NotImplementedError("ScatterElements with a reduction")
-    return lambda x, indices, updates: x.scatter(axis, torch.remainder(indices, x.shape[axis]), updates)
 
 
 def _gather(a: Attributes) -> Function:
@@ -710,7 +598,6 @@ def _recurrent(kind: str) -> Callable[[Attributes], Function]:
 RULES: dict[str, Converts] = {
     "ArgMax": _arg_extremum(True),
     "ArgMin": _arg_extremum(False),
-    "AveragePool": _average_pool,
     "BatchNormalization": _batch_norm,
     "Cast": _cast,
     "CastLike": _cast_like,
@@ -748,9 +635,6 @@ RULES: dict[str, Converts] = {
     "ReduceSum": _reduce(lambda x, d, k: x.sum(d, keepdim=k)),
     "ReduceSumSquare": _reduce(lambda x, d, k: (x * x).sum(d, keepdim=k)),
     "Reshape": _reshape,
-    "Resize": _resize,
-    "ScatterElements": _scatter_elements,
-    "ScatterND": _scatter_nd,
     "Selu": _selu,
     "Shape": _shape,
     "Size": _size,
@@ -763,14 +647,14 @@ RULES: dict[str, Converts] = {
     "ThresholdedRelu": _thresholded_relu,
     "Trilu": _trilu,
     "Unsqueeze": _unsqueeze,
-    "Upsample": _resize,
 }
 
 CONSTANTS_ONLY = frozenset(
     [
-        *("Acos", "ArgMax", "ArgMin", "Asin", "Atan", "Constant", "ConstantOfShape", "CumSum", "Equal", "EyeLike"),
-        *("IsInf", "IsNaN", "Mod", "NonZero", "OneHot", "Range", "ReduceLogSumExp", "ReduceProd", "Shape", "Size"),
-        *("Tan", "TopK", "Xor"),
+        *("Acos", "ArgMax", "ArgMin", "Asin", "Atan", "Constant", "ConstantOfShape", "CumSum", "EyeLike"),
+        *("IsInf", "IsNaN"),
+        *("Mod", "NonZero", "OneHot", "Range", "ReduceLogSumExp", "ReduceProd", "Shape", "Size"),
+        *("Tan", "TopK"),
     ]
 )
 """Operators that are evaluated where they depend on constants or shapes alone: nothing bounds them, unless a set of ops
@@ -790,6 +674,7 @@ ACCEPTS_NEWER = [
     "Cos",
     "CumSum",
     "Div",
+    "Einsum",
     "Elu",
     "Equal",
     "Erf",

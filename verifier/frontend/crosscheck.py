@@ -40,7 +40,7 @@ COMMON: dict[str, frozenset[str]] = {
     "Reshape": frozenset(["allowzero"]),
     "Conv": frozenset(["auto_pad"]),
     "MaxPool": frozenset(["auto_pad"]),
-    "AveragePool": frozenset(["auto_pad"]),
+    "AveragePool": frozenset(["auto_pad", "ceil_mode", "dilations"]),
     "GlobalAveragePool": frozenset(),
     "ReduceSum": frozenset(["noop_with_empty_axes"]),
     "ReduceMean": frozenset(["noop_with_empty_axes"]),
@@ -113,7 +113,9 @@ def uncommon(node: onnx.NodeProto) -> bool:
         return True
     special = {a.name: a for a in node.attribute if a.name in COMMON[node.op_type]}
     usual = {"auto_pad": b"NOTSET", "mode": b"constant"}
-    return any(a.s != usual[name] if name in usual else a.i != 0 for name, a in special.items())
+    return any(
+        a.s != usual[name] if name in usual else a.i != 0 or any(n != 1 for n in a.ints) for name, a in special.items()
+    )
 
 
 def _observed(file: OnnxFile, nodes: Sequence[onnx.NodeProto]) -> Iterator[dict[str, np.ndarray]]:
@@ -177,7 +179,7 @@ def _alone(
     parts = []
     wide = TensorProto.DOUBLE if any(v.dtype == np.float64 for i, v in made.items() if i in read) else kind
     for k, (name, found) in enumerate(made.items()):
-        if name not in read or found.dtype not in (np.float32, np.float64, np.bool_) or not found.size:
+        if name not in read or not _real(found.dtype) or not found.size:
             continue
         add("Cast", [name], f"{_OWN}number{k}", to=wide)
         add(
@@ -199,6 +201,11 @@ def _alone(
     graph.output[0].type.tensor_type.elem_type = wide
     model = model_of(file, graph)
     return OnnxFile(file.path, model, _OWN, f"{_OWN}out", (1, start), dtype, file.opset, "", file.deadline)
+
+
+def _real(dtype: np.dtype) -> bool:
+    """Whether onnxruntime converts numbers of a type to real ones without loss, while they are small."""
+    return dtype in (np.float32, np.float64, np.bool_) or dtype.kind in "iu"
 
 
 def _types(

@@ -22,7 +22,7 @@ from verifier.core.plugins import Plugin, answerable, note
 from verifier.frontend.builder import Builder
 from verifier.frontend.capture import Call, Record, Ref
 from verifier.frontend.lower_affine import AFFINE
-from verifier.frontend.lower_nonlinear import NONLINEAR
+from verifier.frontend.lower_nonlinear import NONLINEAR, READS_INFINITY
 from verifier.frontend.lower_shape import MOVEMENT, PERMUTES, RESHAPES
 from verifier.frontend.lowering import CannotLower, Lowering, MissingRules, Translator
 from verifier.graph.graph import Graph
@@ -99,10 +99,19 @@ def lower(
     failed: list[str] = []
     partial: dict[int, tuple[Call, int]] = {}
     lost: set[int] = set()
+    empty: set[int] = set()
     for call in _needed(record):
         if deadline is not None:
             deadline.check("translating the network")
+        if all(0 in shape for shape in call.shapes):
+            empty.update(call.outputs)
+            continue
+        call = _without_empty(call, empty)
         reads = _reads(call)
+        if reads & empty:
+            failed.append(_phrase(call, version, "a tensor without elements"))
+            lost.update(call.outputs)
+            continue
         for r in sorted(reads & partial.keys()):
             maker, k = partial.pop(r)
             failed.append(_phrase(maker, version, f"its output {k}"))
@@ -111,10 +120,12 @@ def lower(
             lost.update(call.outputs)
             continue
         state.dtype = _computes_in(record, call)
+        state.made, state.made_lowest = {}, {}
         try:
             rule = table.get(call.func) or table.get(call.func.rstrip("_")) or _foreign_rule(call.func)
             if rule is None:
                 raise CannotLower("")
+            _check_infinity(state, call, reads)
             made = _translated(rule, state, call)
             nodes = [made] if isinstance(made, int) else list(made)
             kept = [record.values[n] for n, node in zip(call.outputs, nodes, strict=False) if node is not None]
@@ -127,20 +138,44 @@ def lower(
             continue
         for k, number in enumerate(call.outputs):
             node = nodes[k] if k < len(nodes) else None
-            if node is None:
+            if 0 in call.shapes[k]:
+                empty.add(number)
+            elif node is None:
                 partial[number] = (call, k)
             else:
                 state.node_of[number] = node
+                if k in state.made and bool(state.made[k].any()):
+                    state.minus_infinity[number] = state.made[k]
+                if k in state.made_lowest and bool(state.made_lowest[k].any()):
+                    state.lowest[number] = state.made_lowest[k]
                 if _holds_float32(state, call, reads, record.values[number]):
                     state.widened.add(number)
                 if call.settled:
                     state.builder.settle(node, call.names[k])
+    if record.output in empty:
+        failed.append(f"an output without elements ({version})")
+    if record.output in state.minus_infinity:
+        failed.append(f"an output of which some numbers are always minus infinity ({version})")
     if record.output in partial:
         maker, k = partial[record.output]
         failed.append(_phrase(maker, version, f"its output {k}"))
     if failed:
         raise MissingRules("", failed)
     return state.builder.finish(_output(state, record, output_name))
+
+
+def _without_empty(call: Call, empty: set[int]) -> Call:
+    """Values without elements add nothing to what they are joined with."""
+    if not empty or call.func != "cat":
+        return call
+    kept = [a for a in call.args["tensors"] if not (isinstance(a, Ref) and a.index in empty)]
+    return replace(call, args={**call.args, "tensors": kept})
+
+
+def _check_infinity(state: Lowering, call: Call, reads: set[int]) -> None:
+    """Minus infinity among the elements of a value is read by those translators alone that know of it."""
+    if reads & state.minus_infinity.keys() and call.func not in READS_INFINITY:
+        raise CannotLower("of numbers that are always minus infinity")
 
 
 # Arguments that change nothing in eval mode, or whose effect is in the shapes and types that were recorded.
@@ -210,10 +245,15 @@ def _check_types(call: Call, read: Sequence[torch.dtype], made: Sequence[Tensor]
     if call.func == "sum" and set(read) == {torch.bool} and made[0].dtype == torch.int64:
         return
     for t in made:
-        if t.dtype not in (torch.float32, torch.float64, torch.bool):
+        whole = call.func in _WHOLE and not t.is_floating_point() and not t.is_complex()
+        if t.dtype not in (torch.float32, torch.float64, torch.bool) and not whole:
             raise CannotLower(f"{str(t.dtype).removeprefix('torch.')} numbers that depend on the input")
     if call.func != "_to_copy" and torch.float64 in read and any(t.dtype == torch.float32 for t in made):
         raise CannotLower("float64 numbers that depend on the input, rounded to float32 on the way")
+
+
+# What they make of whole numbers are such numbers, in the same range.
+_WHOLE = frozenset([*MOVEMENT, "as_integers", "maximum", "minimum", "amax", "amin"])
 
 
 def _check_shapes(state: Lowering, call: Call, nodes: Sequence[int | None]) -> None:

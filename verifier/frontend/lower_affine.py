@@ -12,7 +12,7 @@ from torch import Tensor
 from verifier.frontend.builder import broadcast
 from verifier.frontend.capture import Call, Ref
 from verifier.frontend.lower_shape import reshaped
-from verifier.frontend.lowering import CannotLower, Lowering, Translator, constant
+from verifier.frontend.lowering import CannotLower, Lowering, Translator, constant, finite
 from verifier.ops.add import Add
 from verifier.ops.conv import Conv
 from verifier.ops.linear import Linear, MatMulConstant
@@ -30,10 +30,15 @@ def scalar(s: Lowering, a: Any) -> float:
 
 
 def operand(s: Lowering, a: Any) -> Tensor:
-    """A constant operand, a stored tensor or a Python number, as the call at hand sees it."""
-    if isinstance(a, bool | int | float):
-        return torch.tensor(scalar(s, a), dtype=torch.float64)
-    return constant(a).to(s.dtype).to(torch.float64)
+    """A constant operand, a stored tensor or a Python number, as the call at hand sees it; all finite."""
+    return finite(any_operand(s, a))
+
+
+def any_operand(s: Lowering, a: Any) -> Tensor:
+    """The same, finite or not."""
+    if isinstance(a, Ref):
+        raise CannotLower("an operand that depends on the input where a constant is needed")
+    return torch.as_tensor(a, dtype=torch.float64).to(s.dtype).to(torch.float64)
 
 
 def shifted(s: Lowering, x: int, c: Tensor, name: str, folded: int = 0, magnitude: Tensor | None = None) -> int:
@@ -80,7 +85,34 @@ def combine(s: Lowering, x: Any, y: Any, factor: float, name: str) -> int:
 
 
 def add(s: Lowering, call: Call) -> int:
+    masked = _masked_sum(s, call)
+    if masked is not None:
+        return masked
     return combine(s, call.args["self"], call.args["other"], scalar(s, call.args["alpha"]), call.names[0])
+
+
+def _masked_sum(s: Lowering, call: Call) -> int | None:
+    """A sum one of whose operands has elements that are minus infinity: there it is minus infinity as well."""
+    x, y, name = call.args["self"], call.args["other"], call.names[0]
+    masks = [m for m in (s.infinite(x), s.infinite(y)) if m is not None]
+    if s.node(x) is None:
+        x, y = y, x
+    c = any_operand(s, y) if s.node(y) is None else None
+    if c is not None and bool((c == -math.inf).any()):
+        masks.append(c == -math.inf)
+        c = torch.where(c == -math.inf, 0.0, c)
+    if not masks:
+        return None
+    if call.args["alpha"] != 1:
+        raise CannotLower("a difference with numbers that are infinite")
+    shape = broadcast(*(m.shape for m in masks), call.shapes[0])
+    whole = torch.zeros(shape, dtype=torch.bool)
+    for m in masks:
+        whole = whole | m
+    s.made[0] = whole
+    if c is None:
+        return combine(s, x, y, 1.0, name)
+    return shifted(s, s.the_node(x), finite(c), name)
 
 
 def sub(s: Lowering, call: Call) -> int:
@@ -167,7 +199,11 @@ def addmm(s: Lowering, call: Call) -> int:
             return shifted(s, moving, torch.matmul(left, right) * alpha, name, left.shape[-1] + 1, size)
         out = product(s, first, second, f"{name}/product", alpha)
         return s.emit(Add((1.0, beta)), [out, s.the_node(c)], call.shapes[0], name)
-    c, rounded = times(s, constant(c), beta)
+    given = any_operand(s, c)
+    if beta == 1 and bool((given == -math.inf).any()):
+        s.made[0] = (given == -math.inf).expand(call.shapes[0])
+        given = torch.where(given == -math.inf, 0.0, given)
+    c, rounded = times(s, finite(given), beta)
     row = c.dim() == 0 or c.numel() == c.shape[-1]
     value_first = s.node(first) is not None and s.node(second) is None
     if row and value_first:

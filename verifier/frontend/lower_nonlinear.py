@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from verifier.frontend.builder import broadcast
 from verifier.frontend.capture import Call, Ref
 from verifier.frontend.lower_affine import (
+    any_operand,
     combine,
     inverse,
     operand,
@@ -22,23 +24,26 @@ from verifier.frontend.lower_affine import (
     spatial_dims,
     spread,
 )
-from verifier.frontend.lower_shape import gathered, move, reshaped
+from verifier.frontend.lower_parts import ROUNDED, bounded, masked, multiplied, reciprocal_of, relu_of, root_of, within
+from verifier.frontend.lower_shape import MOVEMENT, gathered, move, reshaped
+from verifier.frontend.lower_softmax import log_softmax, softmax
 from verifier.frontend.lowering import CannotLower, Lowering, Translator, constant
 from verifier.ops.add import Add
 from verifier.ops.bent import Cos, Gelu, Silu, Sin
 from verifier.ops.exponential import Exp, Log, Softplus
 from verifier.ops.power import Power, Sqrt, Square
-from verifier.ops.product import Mul
-from verifier.ops.reciprocal import Reciprocal
-from verifier.ops.reduce import Mean, Sum
+from verifier.ops.reduce import Mean
 from verifier.ops.relu import Relu
 from verifier.ops.scale import ScaleShift
+from verifier.ops.shape import Concat
 from verifier.ops.sigmoid import Erf, Sigmoid, Tanh
 from verifier.ops.step import Ceil, Floor, Heaviside, Round, Sign
 
 # exp(-t) / t is below half a unit in the last place of 1.
 SOFTPLUS_THRESHOLD = {torch.float32: 20.0, torch.float64: 40.0}
-MAX_SOFTMAX_TERMS = 1 << 20
+# Limits beyond this would take digits from all that they are added to.
+LARGE_LIMIT = 2.0**20
+MOST_EXPONENTS = 16
 
 
 def unary(op: type, **fixed: object) -> Translator:
@@ -50,10 +55,6 @@ def unary(op: type, **fixed: object) -> Translator:
         return s.emit(op(**fixed), [x], s.shape(x), call.names[0])
 
     return run
-
-
-def relu_of(s: Lowering, x: int, name: str, slope: float = 0.0) -> int:
-    return s.emit(Relu(slope), [x], s.shape(x), name)
 
 
 def leaky(s: Lowering, x: int, slope: Tensor, name: str) -> int:
@@ -83,10 +84,15 @@ def prelu(s: Lowering, call: Call) -> int:
     return leaky(s, x, w.reshape(()) if w.numel() == 1 else w, name)
 
 
-def larger(s: Lowering, a: int, b: int, name: str, sign: float = 1.0) -> int:
-    """max(a, b) = a + relu(b - a); with sign -1 min(a, b) = a - relu(a - b)."""
+def larger(s: Lowering, a: int, b: int, name: str, sign: float = 1.0, apart: Tensor | None = None) -> int:
+    """max(a, b) = a + relu(b - a); with sign -1 min(a, b) = a - relu(a - b).
+
+    Args:
+        apart: 0 where the two are the same element, else 1.
+    """
     shape = broadcast(s.shape(a), s.shape(b))
     gap = s.emit(Add((-sign, sign)), [a, b], shape, f"{name}/difference")
+    gap = gap if apart is None else masked(s, gap, apart, f"{name}/apart")
     return s.emit(Add((1.0, sign)), [a, relu_of(s, gap, f"{name}/relu")], shape, name)
 
 
@@ -97,12 +103,23 @@ def limited(s: Lowering, x: int, c: Tensor, name: str, sign: float) -> int:
         if wider:
             raise CannotLower("a limit that only repeats elements")
         return x
+    if bool((c * sign == -math.inf).any()):
+        c = torch.where(c * sign == -math.inf, -sign * torch.finfo(s.dtype).max, c)  # no number is beyond it
     if not bool(torch.isfinite(c).all()):
         raise CannotLower("a limit that is infinite for some elements only")
     if sign > 0 and not wider and not bool(torch.any(c != 0)):
         return relu_of(s, x, name)
+    if bool(torch.any(c.abs() > LARGE_LIMIT)):
+        return _limited_far_away(s, x, c, name, sign)
     gap = signed_shift(s, x, sign, -sign * c, f"{name}/difference")
     return signed_shift(s, relu_of(s, gap, f"{name}/relu"), sign, c, name)
+
+
+def _limited_far_away(s: Lowering, x: int, c: Tensor, name: str, sign: float) -> int:
+    """max(x, c) = x + relu(c - x), min(x, c) = x - relu(x - c): what is stable adds nothing, however large c is."""
+    shape = broadcast(c.shape, s.shape(x))
+    gap = signed_shift(s, x, -sign, sign * c, f"{name}/difference")
+    return s.emit(Add((1.0, sign)), [x, relu_of(s, gap, f"{name}/relu")], shape, name)
 
 
 def signed_shift(s: Lowering, x: int, sign: float, c: Tensor, name: str) -> int:
@@ -120,18 +137,47 @@ def extremum(sign: float) -> Translator:
         if s.node(x) is None:
             x, y = y, x
         if s.node(y) is None:
-            return limited(s, s.the_node(x), operand(s, y), call.names[0], sign)
+            return limited(s, s.the_node(x), any_operand(s, y), call.names[0], sign)
+        if sign > 0 and (s.least(x) is not None or s.least(y) is not None):
+            return _larger_of_marked(s, x, y, call)
         return larger(s, s.the_node(x), s.the_node(y), call.names[0], sign)
 
     return run
+
+
+def _larger_of_marked(s: Lowering, x: Ref, y: Ref, call: Call) -> int:
+    """max(x, y) where some elements of one are below everything: there it is the other."""
+    name, shape = call.names[0], call.shapes[0]
+    none = torch.zeros(shape, dtype=torch.bool)
+    first, second = (none if m is None else none | m for m in (s.least(x), s.least(y)))
+    for marks, made in ((s.minus_infinity, s.made), (s.lowest, s.made_lowest)):
+        both = [none | marks[r.index] for r in (x, y) if r.index in marks]
+        least = first & second if marks is s.lowest else both[0] & both[1] if len(both) == 2 else none
+        if bool(least.any()):
+            made[0] = least
+    if s.infinite(x) is not None or s.infinite(y) is not None:
+        mixed = first & second & ~s.made.get(0, none)
+        if bool(mixed.any()):
+            raise CannotLower("of minus infinity and the lowest number")
+    sizes = [math.prod(s.shape(s.the_node(r))) for r in (x, y)]
+    places = [
+        torch.arange(n).reshape(s.captured_shape(r.index)).expand(shape) for n, r in zip(sizes, (x, y), strict=True)
+    ]
+    flat = [reshaped(s, s.the_node(r), (n,), f"{name}/flat") for n, r in zip(sizes, (x, y), strict=True)]
+    joined = s.emit(Concat(0), flat, (sum(sizes),), f"{name}/joined")
+    a = gathered(s, joined, torch.where(first, places[1] + sizes[0], places[0]), f"{name}/first")
+    b = gathered(s, joined, torch.where(second, places[0], places[1] + sizes[0]), f"{name}/second")
+    gap = s.emit(Add((-1.0, 1.0)), [a, b], shape, f"{name}/difference")
+    gap = masked(s, gap, (~(first | second)).to(torch.float64), f"{name}/apart")
+    return s.emit(Add((1.0, 1.0)), [a, relu_of(s, gap, f"{name}/relu")], shape, name)
 
 
 def clamp(s: Lowering, call: Call) -> int:
     x, name = s.the_node(call.args["self"]), call.names[0]
     low, high = call.args.get("min", call.args.get("min_val")), call.args.get("max", call.args.get("max_val"))
     if low is not None:
-        x = limited(s, x, operand(s, low), name if high is None else f"{name}/floor", 1.0)
-    return x if high is None else limited(s, x, operand(s, high), name, -1.0)
+        x = limited(s, x, any_operand(s, low), name if high is None else f"{name}/floor", 1.0)
+    return x if high is None else limited(s, x, any_operand(s, high), name, -1.0)
 
 
 def threshold(s: Lowering, call: Call) -> int:
@@ -162,6 +208,9 @@ def reduce_extremum(sign: float) -> Translator:
         positions = torch.arange(math.prod(shape)).reshape(shape)
         kept = [d for d in range(len(shape)) if d not in dims]
         rows = positions.permute(*dims, *kept).reshape(-1, *call.shapes[0])
+        least = s.least(call.args["self"]) if sign > 0 else None
+        if least is not None:
+            return _largest_of_marked(s, x, rows, least.reshape(-1)[rows], call)
         return halve(s, x, rows, name, sign)
 
     return run
@@ -180,12 +229,28 @@ def halve(s: Lowering, x: int, rows: Tensor, name: str, sign: float) -> int:
         if last:
             first, second = first[0], second[0]
         a, b = gathered(s, x, first, f"{label}/left"), gathered(s, x, second, f"{label}/right")
-        x = larger(s, a, b, name if last else label, sign)
+        same = first == second
+        x = larger(s, a, b, name if last else label, sign, (~same).to(torch.float64) if bool(same.any()) else None)
         if last:
             return x
         rows = torch.arange(first.numel()).reshape(first.shape)
         level += 1
     return gathered(s, x, rows[0], name)
+
+
+def _largest_of_marked(s: Lowering, x: int, rows: Tensor, least: Tensor, call: Call) -> int:
+    """Maximum over the first dim of positions, some of which are below everything: another one stands in for them."""
+    number = call.args["self"].index
+    for marks, made in ((s.minus_infinity, s.made), (s.lowest, s.made_lowest)):
+        if number in marks:
+            made[0] = marks[number].reshape(-1)[rows].all(0)
+    if bool((least.all(0) & ~s.made.get(0, s.made_lowest.get(0, least.all(0)))).any()):
+        raise CannotLower("of minus infinity and the lowest number")
+    order = torch.argsort(least.to(torch.int8), dim=0, stable=True)
+    count = (~least).sum(0, keepdim=True).clamp(min=1)
+    turn = torch.arange(len(rows)).reshape(-1, *[1] * (rows.dim() - 1)) % count
+    rows = rows.gather(0, order).gather(0, turn.expand(rows.shape))
+    return halve(s, x, rows[: int(count.max())], call.names[0], 1.0)
 
 
 def max_pool(s: Lowering, call: Call) -> list[int | None]:
@@ -218,17 +283,6 @@ def mul(s: Lowering, call: Call) -> int:
     return scaled(s, b, operand(s, x), name)
 
 
-def multiplied(s: Lowering, a: int, b: int, name: str) -> int:
-    """Product of two values; a value with itself is a square."""
-    if a == b:
-        return s.emit(Square(), [a], s.shape(a), name)
-    return s.emit(Mul(), [a, b], broadcast(s.shape(a), s.shape(b)), name)
-
-
-def reciprocal_of(s: Lowering, x: int, name: str, row: int = 0) -> int:
-    return s.emit(Reciprocal(row), [x], s.shape(x), name)
-
-
 def div(s: Lowering, call: Call) -> int:
     x, y, name = call.args["self"], call.args["other"], call.names[0]
     if call.args.get("rounding_mode") is not None:
@@ -249,9 +303,33 @@ def power(s: Lowering, call: Call) -> int:
     if isinstance(call.args["exponent"], Ref) or s.node(call.args["self"]) is None:
         raise CannotLower("a power whose exponent depends on the input")
     x, e, name = s.the_node(call.args["self"]), operand(s, call.args["exponent"]), call.names[0]
-    if not bool(torch.all(e == e.reshape(-1)[0])) or (tuple(call.shapes[0]) or (1,)) != s.shape(x):
-        raise CannotLower("different exponents for different elements")
-    return powered(s, x, float(e.reshape(-1)[0]), name)
+    shape = tuple(call.shapes[0]) or (1,)
+    if bool(torch.all(e == e.reshape(-1)[0])) and shape == s.shape(x):
+        return powered(s, x, float(e.reshape(-1)[0]), name)
+    return _powers(s, x, e.expand(shape), name)
+
+
+def _powers(s: Lowering, x: int, e: Tensor, name: str) -> int:
+    """Different exponents for different elements: each exponent for those that have it, put together again."""
+    exponents = e.unique().tolist()
+    if len(exponents) > MOST_EXPONENTS:
+        raise CannotLower("many different exponents")
+    places = torch.arange(math.prod(s.shape(x))).reshape(s.shape(x)).expand(e.shape).reshape(-1)
+    parts, order, ones = [], [], torch.zeros(e.shape, dtype=torch.float64)
+    for k, exponent in enumerate(exponents):
+        mine = (e.reshape(-1) == exponent).nonzero()[:, 0]
+        if exponent == 0:
+            ones = (e == 0).to(torch.float64)
+            continue
+        some = gathered(s, x, places[mine], f"{name}/base{k}")
+        parts.append(powered(s, some, exponent, f"{name}/power{k}"))
+        order.append(mine)
+    if not parts:
+        raise CannotLower("a power of zero, which does not depend on the input")
+    joined = parts[0] if len(parts) == 1 else s.emit(Concat(0), parts, (sum(map(len, order)),), f"{name}/joined")
+    index = torch.full((e.numel(),), -1)
+    index[torch.cat(order)] = torch.arange(len(torch.cat(order)))
+    return shifted(s, gathered(s, joined, index.reshape(e.shape), f"{name}/placed"), ones, name)
 
 
 def powered(s: Lowering, x: int, e: float, name: str) -> int:
@@ -262,12 +340,17 @@ def powered(s: Lowering, x: int, e: float, name: str) -> int:
     if e < 0:
         return reciprocal_of(s, powered(s, x, -e, f"{name}/power"), name)
     op = Square() if e == 2 else Sqrt() if e == 0.5 else Power(e)
+    x = x if e.is_integer() else bounded(s, x, name)
     return s.emit(op, [x], s.shape(x), name)
 
 
 def rsqrt(s: Lowering, call: Call) -> int:
     x, name = s.the_node(call.args["self"]), call.names[0]
-    return reciprocal_of(s, s.emit(Sqrt(), [x], s.shape(x), f"{name}/root"), name)
+    return reciprocal_of(s, root_of(s, x, f"{name}/root"), name)
+
+
+def root(s: Lowering, call: Call) -> int:
+    return root_of(s, s.the_node(call.args["self"]), call.names[0])
 
 
 def reciprocal(s: Lowering, call: Call) -> int:
@@ -329,44 +412,6 @@ def gelu(s: Lowering, call: Call) -> int:
     return multiplied(s, x, share, name)
 
 
-def softmax(s: Lowering, call: Call) -> int:
-    """1 / sum_j exp(x_j - x_i): the differences see what the elements have in common; long rows use exp and a sum."""
-    x, name = s.the_node(call.args["self"]), call.names[0]
-    total, row = _sum_of_exp(s, x, call.args["dim"], name)
-    if row is None:
-        return reciprocal_of(s, total, name, s.shape(x)[call.args["dim"]])
-    return multiplied(s, row, reciprocal_of(s, total, f"{name}/reciprocal", -1), name)
-
-
-def log_softmax(s: Lowering, call: Call) -> int:
-    """-log sum_j exp(x_j - x_i)."""
-    x, name = s.the_node(call.args["self"]), call.names[0]
-    total, row = _sum_of_exp(s, x, call.args["dim"], name)
-    log = s.emit(Log(), [total], s.shape(total), f"{name}/log")
-    if row is None:
-        return s.emit(Add((-1.0,)), [log], s.shape(x), name)
-    return s.emit(Add((1.0, -1.0)), [x, log], s.shape(x), name)
-
-
-def _sum_of_exp(s: Lowering, x: int, dim: int, name: str) -> tuple[int, int | None]:
-    """(sum_j exp(x_j - x_i), None), or for long rows (sum_j exp(x_j), exp(x))."""
-    shape = s.shape(x)
-    if not shape:
-        raise CannotLower("softmax of a single number")
-    axis = dim % len(shape)
-    if math.prod(shape) * shape[axis] > MAX_SOFTMAX_TERMS:
-        row = s.emit(Exp(), [x], shape, f"{name}/exp")
-        small = tuple(1 if i == axis else n for i, n in enumerate(shape))
-        return s.emit(Sum((axis,), True), [row], small, f"{name}/sum"), row
-    over_j = (*shape[:axis], 1, *shape[axis:])
-    over_i = (*shape[: axis + 1], 1, *shape[axis + 1 :])
-    pairs = broadcast(over_j, over_i)
-    left, right = reshaped(s, x, over_j, f"{name}/j"), reshaped(s, x, over_i, f"{name}/i")
-    gaps = s.emit(Add((1.0, -1.0)), [left, right], pairs, f"{name}/differences")
-    grown = s.emit(Exp(), [gaps], pairs, f"{name}/exp")
-    return s.emit(Sum((axis + 1,)), [grown], shape, f"{name}/sum"), None
-
-
 def compare(above: bool, at_zero: float) -> Translator:
     """x > y and its relatives as a step of the difference: 1 where true, 0 where false."""
 
@@ -380,12 +425,42 @@ def compare(above: bool, at_zero: float) -> Translator:
     return run
 
 
+def equal(s: Lowering, call: Call) -> int:
+    """x = y: x >= y and y >= x, which are never both false."""
+    name, shape = call.names[0], call.shapes[0]
+    gap = combine(s, call.args["self"], call.args["other"], -1.0, f"{name}/difference")
+    back = s.emit(Add((-1.0,)), [gap], s.shape(gap), f"{name}/turned")
+    steps = [s.emit(Heaviside(1.0), [g], s.shape(g), f"{name}/{k}") for g, k in ((gap, "above"), (back, "below"))]
+    both = s.emit(Add((1.0, 1.0)), steps, s.shape(gap), f"{name}/both")
+    return reshaped(s, shifted(s, both, torch.tensor(-1.0, dtype=torch.float64), name), shape or (1,), name)
+
+
+def unequal(s: Lowering, call: Call) -> int:
+    same = equal(s, replace(call, names=(f"{call.names[0]}/equal",)))
+    return signed_shift(s, same, -1.0, torch.tensor(1.0, dtype=torch.float64), call.names[0])
+
+
+def exclusive_or(s: Lowering, call: Call) -> int:
+    """x + y - 2 x y, or 1 - x where y is a constant that is true."""
+    x, y, name = call.args["self"], call.args["other"], call.names[0]
+    if s.node(x) is None:
+        x, y = y, x
+    a = s.the_node(x)
+    if s.node(y) is None:
+        c = operand(s, y)
+        return shifted(s, scaled(s, a, 1 - 2 * c, f"{name}/signed"), c, name)
+    gap = combine(s, x, y, -1.0, f"{name}/difference")
+    return relu_of(s, gap, name, -1.0)
+
+
 def where(s: Lowering, call: Call) -> int | Sequence[int | None]:
     """Selection: by a constant it moves numbers, by a value c (0 or 1) it is y + c (x - y)."""
     condition, x, y, name = call.args["condition"], call.args["self"], call.args["other"], call.names[0]
     c = s.node(condition)
     if c is None:
         return move(s, call)
+    if s.infinite(x) is not None or s.infinite(y) is not None:
+        raise CannotLower("of numbers that are always minus infinity")
     if s.node(x) is None and s.node(y) is None:
         high, low = operand(s, x), operand(s, y)
         return shifted(s, scaled(s, c, high - low, f"{name}/scaled", exact=s.dtype == torch.float32), low, name)
@@ -395,6 +470,11 @@ def where(s: Lowering, call: Call) -> int | Sequence[int | None]:
     if b is None:
         return shifted(s, chosen, operand(s, y), name)
     return s.emit(Add((1.0, 1.0)), [chosen, b], call.shapes[0], name)
+
+
+def same_numbers(s: Lowering, call: Call) -> int:
+    """Whole numbers within the range of an integer type, as numbers of that type."""
+    return s.the_node(call.args["self"])
 
 
 def logical_not(s: Lowering, call: Call) -> int:
@@ -436,9 +516,17 @@ def normalised(s: Lowering, x: int, dims: tuple[int, ...], eps: float, name: str
     squares = s.emit(Square(), [centred], shape, f"{name}/squares")
     var = s.emit(Mean(dims, True), [squares], small, f"{name}/variance")
     var = shifted(s, var, torch.tensor(eps, dtype=torch.float64), f"{name}/positive")
-    root = s.emit(Sqrt(), [var], small, f"{name}/deviation")
-    return multiplied(s, centred, reciprocal_of(s, root, f"{name}/reciprocal"), name)
+    deviation = root_of(s, var, f"{name}/deviation")
+    out = multiplied(s, centred, reciprocal_of(s, deviation, f"{name}/reciprocal"), f"{name}/quotient")
+    # Of numbers with the sum zero and the mean square v, none is larger than sqrt((n - 1) v) (Samuelson 1968).
+    most = math.sqrt(math.prod(shape[d] for d in dims) - 1) * (1 + ROUNDED)
+    return within(s, out, -most, most, name)
 
+
+READS_INFINITY = frozenset(
+    [*MOVEMENT, "add", "maximum", "fmax", "amax", "_softmax", "_safe_softmax", "_log_softmax", "where"]
+)
+"""Functions whose translators know of elements that are minus infinity (``Lowering.minus_infinity``)."""
 
 NONLINEAR: dict[str, Translator] = {
     "relu": unary(Relu),
@@ -466,7 +554,7 @@ NONLINEAR: dict[str, Translator] = {
     "tanh": unary(Tanh),
     "exp": unary(Exp),
     "log": unary(Log),
-    "sqrt": unary(Sqrt),
+    "sqrt": root,
     "square": unary(Square),
     "erf": unary(Erf),
     "softplus": softplus,
@@ -487,6 +575,11 @@ NONLINEAR: dict[str, Translator] = {
     "lt": compare(False, 0.0),
     "le": compare(False, 1.0),
     "where": where,
+    "eq": equal,
+    "ne": unequal,
+    "logical_xor": exclusive_or,
+    "bitwise_xor": exclusive_or,
+    "as_integers": same_numbers,
     "logical_not": logical_not,
     "logical_and": mul,
     "bitwise_and": mul,

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map
 
 from verifier.frontend.capture import Call, Ref
-from verifier.frontend.lowering import CannotLower, Lowering, Translator
+from verifier.frontend.lowering import CannotLower, Lowering, Translator, finite
 from verifier.graph.op import Shape
 from verifier.ops.scale import ScaleShift
 from verifier.ops.shape import Concat, Gather, Permute, Reshape, inverse_index
@@ -112,10 +112,26 @@ def reshape(s: Lowering, call: Call) -> int:
     x = s.the_node(next(iter(call.args.values())))
     dtype = call.args.get("dtype")
     if isinstance(dtype, torch.dtype) and not dtype.is_floating_point:
-        raise CannotLower(f"conversion to {str(dtype).removeprefix('torch.')}")
+        source = next(iter(call.args.values()))
+        if not _holds(dtype, s.values[source.index].dtype):
+            raise CannotLower(f"conversion to {str(dtype).removeprefix('torch.')}")
+    source = next(iter(call.args.values()))
+    for marks, made in ((s.minus_infinity, s.made), (s.lowest, s.made_lowest)):
+        if source.index in marks and (marks is s.minus_infinity or call.func != "_to_copy"):
+            made[0] = marks[source.index].reshape(call.shapes[0])
     if _narrows(s, call):
         return s.emit(Single(), [x], call.shapes[0], call.names[0])
     return reshaped(s, x, call.shapes[0], call.names[0])
+
+
+def _holds(wide: torch.dtype, narrow: torch.dtype) -> bool:
+    """Whether an integer type has all numbers of another, or of truth values."""
+    if narrow == torch.bool or wide == narrow:
+        return True
+    if narrow.is_floating_point or wide == torch.bool:
+        return False
+    outer, inner = torch.iinfo(wide), torch.iinfo(narrow)
+    return outer.min <= inner.min and inner.max <= outer.max
 
 
 def _narrows(s: Lowering, call: Call) -> bool:
@@ -143,6 +159,9 @@ def permute(s: Lowering, call: Call) -> int:
         i, j = (call.args[k] % n for k in ("dim0", "dim1")) if call.func.startswith("transpose") else (0, n - 1)
         dims = list(range(n))
         dims[i], dims[j] = dims[j], dims[i]
+    for marks, made in ((s.minus_infinity, s.made), (s.lowest, s.made_lowest)):
+        if call.args["self"].index in marks:
+            made[0] = marks[call.args["self"].index].permute(dims)
     return permuted(s, x, dims, call.names[0])
 
 
@@ -183,7 +202,8 @@ def move(s: Lowering, call: Call) -> int | list[int | None]:
     sources = list(dict.fromkeys(a.index for a in tree_flatten(call.args)[0] if isinstance(a, Ref)))
     nodes = [s.node_of[i] for i in sources]
     _check_selectors(call)
-    if call.func == "cat" and all(isinstance(a, Ref) for a in call.args["tensors"]):
+    marked = any(i in s.minus_infinity or i in s.lowest for i in sources)
+    if call.func == "cat" and not marked and all(isinstance(a, Ref) for a in call.args["tensors"]):
         inputs = [s.node_of[a.index] for a in call.args["tensors"]]
         if all(len(s.shape(i)) == len(call.shapes[0]) for i in inputs):
             return s.emit(Concat(call.args["dim"] % len(call.shapes[0])), inputs, call.shapes[0], call.names[0])
@@ -200,15 +220,44 @@ def move(s: Lowering, call: Call) -> int | list[int | None]:
         flat = [reshaped(s, n, (math.prod(s.shape(n)),), f"{call.names[0]}/flat") for n in nodes]
         source = s.emit(Concat(0), flat, (start - 1,), f"{call.names[0]}/joined")
     out: list[int | None] = []
-    for index, fill, name in zip(indices, constants, call.names, strict=True):
-        fill = fill.to(s.dtype).to(torch.float64)  # Python numbers as the network's arithmetic sees them
+    for k, (index, fill, name) in enumerate(zip(indices, constants, call.names, strict=True)):
+        if not index.numel():
+            out.append(None)
+            continue
+        fill = _without_lowest(s, fill, k)
         mixed = bool(torch.any(fill != 0))
         moved = gathered(s, source, index.to(torch.int64) - 1, f"{name}/moved" if mixed else name)
+        _move_marks(s, sources, index.to(torch.int64) - 1, k)
         if mixed:
             shift = s.param(fill, f"{name}.shift")
             moved = s.emit(ScaleShift(shift=shift), [moved], tuple(index.shape), name)
         out.append(moved)
     return out
+
+
+def _without_lowest(s: Lowering, fill: Tensor, k: int) -> Tensor:
+    """Constants among moved elements, as the network's arithmetic sees them; minus infinity and the lowest number are
+    noted, and the first becomes zero."""
+    fill = fill.to(s.dtype).to(torch.float64)
+    infinite = fill == -math.inf
+    lowest = fill == -torch.finfo(s.dtype).max
+    if bool(infinite.any()):
+        s.made[k] = infinite
+        fill = torch.where(infinite, 0.0, fill)
+    if bool(lowest.any()):
+        s.made_lowest[k] = lowest
+    return finite(fill)
+
+
+def _move_marks(s: Lowering, sources: Sequence[int], index: Tensor, k: int) -> None:
+    """Elements that are minus infinity or the lowest number stay so where they are moved to."""
+    for marks, made in ((s.minus_infinity, s.made), (s.lowest, s.made_lowest)):
+        if not any(i in marks for i in sources):
+            continue
+        parts = [marks.get(i, torch.zeros(s.captured_shape(i), dtype=torch.bool)).reshape(-1) for i in sources]
+        flat = torch.cat([*parts, torch.zeros(1, dtype=torch.bool)])
+        moved = flat[torch.where(index < 0, len(flat) - 1, index)]
+        made[k] = moved | made[k] if k in made else moved
 
 
 def _check_selectors(call: Call) -> None:

@@ -32,13 +32,24 @@ class CannotLower(Exception):
 
 @dataclass
 class Lowering:
-    """State of one translation: the builder, the node of every recorded value, and the type of the call at hand."""
+    """State of one translation: the builder, the node of every recorded value, and the type of the call at hand.
+
+    Attributes:
+        minus_infinity: by the number of a value, which of its elements are minus infinity whatever the input is, bool
+            of its shape. Its node holds zeros there. Translators in ``READS_INFINITY`` alone may read such values.
+        lowest: likewise, which elements are the lowest number of their type; their node holds that number.
+        made, made_lowest: the same of the outputs of the call at hand, by position; translators fill them.
+    """
 
     builder: Builder
     node_of: dict[int, int] = field(default_factory=dict)
     values: Sequence[Tensor] = ()
     dtype: torch.dtype = torch.float32  # in which the call at hand computes
     widened: set[int] = field(default_factory=set)  # float64 values that hold float32 numbers
+    minus_infinity: dict[int, Tensor] = field(default_factory=dict)
+    lowest: dict[int, Tensor] = field(default_factory=dict)
+    made: dict[int, Tensor] = field(default_factory=dict)
+    made_lowest: dict[int, Tensor] = field(default_factory=dict)
 
     def emit(self, op: Op, inputs: Sequence[int], shape: Sequence[int], name: str) -> int:
         """Append a node. A single number, of shape (), is a node of shape (1,): bounds need a dim to index."""
@@ -66,6 +77,16 @@ class Lowering:
         """The node behind an argument; None for constants."""
         return self.node_of[a.index] if isinstance(a, Ref) else None
 
+    def infinite(self, a: Any) -> Tensor | None:
+        """Which elements of an argument are minus infinity; None for none."""
+        return self.minus_infinity.get(a.index) if isinstance(a, Ref) else None
+
+    def least(self, a: Any) -> Tensor | None:
+        """Which elements of an argument are below all that their type can hold otherwise; None for none."""
+        found = [m.get(a.index) for m in (self.minus_infinity, self.lowest)] if isinstance(a, Ref) else []
+        masks = [m for m in found if m is not None]
+        return masks[0] if len(masks) == 1 else masks[0] | masks[1] if masks else None
+
     def the_node(self, a: Any) -> int:
         node = self.node(a)
         if node is None:
@@ -77,7 +98,14 @@ Translator = Callable[[Lowering, Call], "int | Sequence[int | None]"]
 
 
 def constant(a: Any) -> Tensor:
-    """A constant argument as a float64 tensor."""
+    """A constant argument as a float64 tensor of finite numbers."""
     if isinstance(a, Ref):
         raise CannotLower("an operand that depends on the input where a constant is needed")
-    return torch.as_tensor(a, dtype=torch.float64)
+    return finite(torch.as_tensor(a, dtype=torch.float64))
+
+
+def finite(c: Tensor) -> Tensor:
+    """The same numbers; refused where one is none."""
+    if not bool(torch.isfinite(c).all()):
+        raise CannotLower("a constant that is not finite")
+    return c

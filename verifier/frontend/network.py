@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -116,10 +117,9 @@ def load_network(path: str | Path, deadline: Deadline | None = None) -> Network:
 def translate(file: OnnxFile) -> tuple[Graph, Shape]:
     """Graph and output shape of a parsed model, its uncommon nodes compared with onnxruntime; errors name the file."""
     from verifier.frontend.crosscheck import check_nodes
-    from verifier.frontend.normalise import constants_folded
     from verifier.frontend.onnx_module import extended
 
-    with constants_folded(file), noted() as used:
+    with _expanded(file), noted() as used:
         found = _translated(file)
         if used:
             extended()  # a name of ours among all that they bring, also where this network has no use for it
@@ -127,7 +127,36 @@ def translate(file: OnnxFile) -> tuple[Graph, Shape]:
     return found
 
 
+@contextmanager
+def _expanded(file: OnnxFile) -> Iterator[None]:
+    """For as long as this lasts the model's own functions are inlined, its loops unrolled and its constants folded."""
+    from verifier.frontend.control_flow import has_control_flow, unroll
+    from verifier.frontend.functions import inline_own
+    from verifier.frontend.normalise import fold_constants, graph_restored
+
+    with graph_restored(file.model.graph):
+        inline_own(file)
+        fold_constants(file)
+        while has_control_flow(file.model.graph) and unroll(file):
+            fold_constants(file)
+        yield
+
+
 def _translated(file: OnnxFile) -> tuple[Graph, Shape]:
+    from verifier.frontend.functions import inline_standard
+    from verifier.frontend.normalise import drop_unread, graph_restored
+    from verifier.frontend.onnx_module import has_no_converter
+
+    with graph_restored(file.model.graph):
+        drop_unread(file)
+        if not inline_standard(file, has_no_converter):
+            return _of_operators(file)
+        with _expanded(file):
+            drop_unread(file)
+            return _of_operators(file)
+
+
+def _of_operators(file: OnnxFile) -> tuple[Graph, Shape]:
     from verifier.frontend import onnx_module
     from verifier.frontend.capture import capture
     from verifier.frontend.lower import lower
@@ -136,7 +165,8 @@ def _translated(file: OnnxFile) -> tuple[Graph, Shape]:
 
     module = onnx_module.to_module(file)
     try:
-        x = torch.from_numpy(np.zeros(file.input_shape, file.input_dtype))
+        x = torch.from_numpy(np.zeros(file.input_shape or (1,), file.input_dtype))
+        module = module if file.input_shape else onnx_module.of_one_number(module)
         record = capture(module, x, onnx_module.output_names, copied=True, deadline=file.deadline)
         raw = lower(record, file.input_name, f"opset {file.opset}", file.output_name, file.deadline)
         graph = simplify(raw, file.deadline, runs=file.input_dtype == np.float32)

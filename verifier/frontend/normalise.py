@@ -53,8 +53,15 @@ def normalise(file: OnnxFile) -> None:
         raise InputError(f"{file.path}: imports two versions of the standard operator set, {sorted(versions)}")
     for entry in model.opset_import:
         entry.domain = "" if entry.domain in STANDARD else entry.domain
-    taken = _names(model.graph)
-    for number, node in enumerate(model.graph.node):
+    sort(model.graph)
+    tidy(file)
+
+
+def tidy(file: OnnxFile) -> None:
+    """Names, left-out outputs and default attributes of the nodes of a model, in place."""
+    graph = file.model.graph
+    taken = _names(graph)
+    for number, node in enumerate(graph.node):
         node.domain = "" if node.domain in STANDARD else node.domain
         node.name = _fresh(f"node{number}", taken)
         while node.op_type != "Split" and node.output and not node.output[-1]:
@@ -63,6 +70,44 @@ def normalise(file: OnnxFile) -> None:
             _state_defaults(node, file.opset)
         for i, name in enumerate(node.output):
             node.output[i] = name or _fresh(f"{node.name}_unused{i}", taken)
+
+
+def sort(graph: onnx.GraphProto) -> None:
+    """Nodes after those that they read, in place; the order stays where it is right. Cycles are left as they are."""
+    made = {name for node in graph.node for name in node.output if name}
+    known = {v.name for v in graph.input} | {t.name for t in graph.initializer}
+    waiting, order = list(graph.node), []
+    while waiting:
+        later = []
+        for node in waiting:
+            if all(name in known or name not in made for name in _reads(node)):
+                order.append(node)
+                known.update(node.output)
+            else:
+                later.append(node)
+        if len(later) == len(waiting):
+            return
+        waiting = later
+    if any(a is not b for a, b in zip(order, graph.node, strict=True)):
+        copies = [_copy(node) for node in order]
+        del graph.node[:]
+        graph.node.extend(copies)
+
+
+def _reads(node: onnx.NodeProto) -> Iterator[str]:
+    """What a node and the graphs in its attributes read."""
+    yield from node.input
+    for attribute in node.attribute:
+        for graph in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs):
+            for inner in graph.node:
+                yield from _reads(inner)
+            yield from (value.name for value in graph.output)
+
+
+def _copy(node: onnx.NodeProto) -> onnx.NodeProto:
+    out = type(node)()
+    out.CopyFrom(node)
+    return out
 
 
 def _state_defaults(node: onnx.NodeProto, opset: int) -> None:
@@ -128,7 +173,9 @@ def varying_values(graph: onnx.GraphProto) -> set[str]:
     varying = {v.name for v in graph.input}
     fluid: set[str] = set()  # shapes too
     for node in graph.node:
-        read = varying & set(node.input)
+        read = varying & set(
+            node.input[:1] if node.op_type == "CastLike" else node.input
+        )  # of the second only the type
         if node.op_type in ("Shape", "Size"):
             if fluid & set(node.input):
                 varying.update(node.output)
@@ -144,8 +191,27 @@ def varying_values(graph: onnx.GraphProto) -> set[str]:
 
 
 @contextmanager
+def graph_restored(graph: onnx.GraphProto) -> Iterator[None]:
+    """Nodes may be changed and stored tensors appended meanwhile; afterwards all is as before."""
+    nodes, stored = list(graph.node), len(graph.initializer)
+    try:
+        yield
+    finally:
+        del graph.node[:]
+        graph.node.extend(nodes)
+        del graph.initializer[stored:]
+
+
+@contextmanager
 def constants_folded(file: OnnxFile) -> Iterator[None]:
-    """For as long as this lasts the model has computed constants as stored ones, in the types that it says.
+    """For as long as this lasts the model has computed constants as stored ones; see :func:`fold_constants`."""
+    with graph_restored(file.model.graph):
+        fold_constants(file)
+        yield
+
+
+def fold_constants(file: OnnxFile) -> None:
+    """Store the constants that a model computes, in the types that it says, in place.
 
     Raises:
         InputError: onnxruntime cannot compute them.
@@ -162,25 +228,44 @@ def constants_folded(file: OnnxFile) -> Iterator[None]:
         if varies or node.op_type == "Constant":
             kept.append(node)
     made = {name for node in fixed if node.op_type != "Constant" for name in node.output}
-    wanted = list(dict.fromkeys(i for node in moving for i in node.input if i in made))
+    wanted = list(dict.fromkeys(i for node in moving for i in _reads(node) if i in made))
     if not wanted or file.output_name in made:
-        yield
         return
     pure = [name for name in wanted if name not in depends]
     shaped = [name for name in wanted if name in depends]
     values = _computed(file, [n for n in fixed if not depends & set(n.output)], pure) if pure else []
     values += _observed(file, shaped) if shaped else []
     wanted = pure + shaped
-    nodes, stored = list(graph.node), len(graph.initializer)
-    try:
+    del graph.node[:]
+    graph.node.extend(kept)
+    graph.initializer.extend(numpy_helper.from_array(v, n) for n, v in zip(wanted, values, strict=True))
+
+
+def drop_unread(file: OnnxFile) -> None:
+    """Remove the nodes that the output does not need, in place."""
+    graph = file.model.graph
+    wanted, needed = {file.output_name}, []
+    for node in reversed(graph.node):
+        if wanted & set(node.output):
+            needed.append(_without_unread_outputs(node, wanted))
+            wanted.update(_reads(node))
+    if len(needed) < len(graph.node) or any(a is not b for a, b in zip(needed[::-1], graph.node, strict=True)):
         del graph.node[:]
-        graph.node.extend(kept)
-        graph.initializer.extend(numpy_helper.from_array(v, n) for n, v in zip(wanted, values, strict=True))
-        yield
-    finally:
-        del graph.node[:]
-        graph.node.extend(nodes)
-        del graph.initializer[stored:]
+        graph.node.extend(needed[::-1])
+
+
+# Their first output does not depend on which others there are.
+_OPTIONAL_OUTPUTS = ("Dropout", "GRU", "LSTM", "LayerNormalization", "MaxPool", "RNN")
+
+
+def _without_unread_outputs(node: onnx.NodeProto, wanted: set[str]) -> onnx.NodeProto:
+    """The node, or a copy without optional outputs at its end that nobody reads."""
+    if node.domain or node.op_type not in _OPTIONAL_OUTPUTS or node.output[-1] in wanted:
+        return node
+    out = _copy(node)
+    while out.output[-1] not in wanted:
+        del out.output[-1]
+    return out
 
 
 def _computed(file: OnnxFile, nodes: Sequence[onnx.NodeProto], names: Sequence[str]) -> list[Any]:

@@ -103,7 +103,7 @@ def _checked(path: str | Path, deadline: Deadline) -> tuple[Path, onnx.ModelProt
         _check_tensor(tensor, file)
     for tensor in model.graph.initializer:
         deadline.check("loading")
-        _check_finite(tensor, file)
+        _check_numbers(tensor, file)
     _drop_initializer_inputs(model.graph)
     return file, model, opset, digest
 
@@ -164,7 +164,7 @@ def read(path: str | Path, deadline: Deadline | None = None) -> OnnxFile:
 
     Raises:
         DeadlineExceeded: between two of many steps.
-        InputError: missing, truncated or malformed file; weights that are not finite or not of the announced size.
+        InputError: missing, truncated or malformed file; weights that are no numbers or not of the announced size.
         UnsupportedError: more than one input or output, or an input that is not floating point.
     """
     deadline = deadline or Deadline()
@@ -324,15 +324,15 @@ def _read_external(tensor: onnx.TensorProto, name: str, expected: int, path: Pat
     del tensor.external_data[:]
 
 
-def _check_finite(tensor: onnx.TensorProto, path: Path) -> None:
+def _check_numbers(tensor: onnx.TensorProto, path: Path) -> None:
     from onnx import TensorProto, numpy_helper
 
     kinds = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
     if tensor.data_type not in kinds:
         return
     values = numpy_helper.to_array(tensor)
-    if not np.isfinite(values.astype(np.float32) if tensor.data_type == TensorProto.BFLOAT16 else values).all():
-        raise InputError(f"{path}: initializer '{tensor.name}' contains NaN or infinite weights")
+    if np.isnan(values.astype(np.float32) if tensor.data_type == TensorProto.BFLOAT16 else values).any():
+        raise InputError(f"{path}: initializer '{tensor.name}' contains NaN")
 
 
 def _drop_initializer_inputs(graph: onnx.GraphProto) -> None:

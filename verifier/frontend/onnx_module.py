@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
 
 from verifier.core.errors import InputError, PluginFailed, UnsupportedOpError
 from verifier.core.plugins import note
@@ -14,7 +16,6 @@ from verifier.frontend.onnx2torch_loader import Converter, load_privately
 
 if TYPE_CHECKING:
     import onnx
-    from torch import nn
 
     from verifier.frontend.onnx_file import OnnxFile
 
@@ -51,6 +52,20 @@ def _find(op: str, version: int, domain: str) -> None:
         found = extended().get_converter(op, version, domain)
     if isinstance(found, Foreign):
         note(found.plugin)
+
+
+def has_no_converter(node: onnx.NodeProto) -> bool:
+    """Whether no version of an operator has a converter, of ours or another package's: only its definition can help."""
+
+    def known() -> set[str]:
+        return {key.operation_type for key in converter().registry if key.domain == ""}
+
+    if node.domain:
+        return True
+    if node.op_type in known():
+        return False
+    extended()
+    return node.op_type not in known()
 
 
 def unsupported_nodes(file: OnnxFile) -> list[str]:
@@ -117,6 +132,22 @@ def explain(file: OnnxFile, error: Exception) -> InputError:
     if "Field 'shape' of 'type' is required" in text:  # of the output, which has none any more
         text = ""
     return InputError(f"{file.path}: the model is inconsistent: {(text or f'{type(error).__name__}: {error}')[:300]}")
+
+
+class _OneNumber(nn.Module):
+    """A module whose input has no dim, for one of shape (1,)."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Any:
+        return self.module(x.reshape(()))
+
+
+def of_one_number(module: nn.Module) -> nn.Module:
+    """The same network with an input of shape (1,) instead of (): bounds need a dim to index."""
+    return _OneNumber(module)
 
 
 def output_names(module: nn.Module) -> tuple[str, ...] | None:

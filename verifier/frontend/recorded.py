@@ -23,3 +23,16 @@ def recorded(name: str, value: Callable[[Tensor], Tensor]) -> Callable[[Tensor],
     _LIBRARY.define(f"{name}(Tensor self) -> Tensor")
     _LIBRARY.impl(name, value, "CompositeExplicitAutograd")
     return getattr(torch.ops.verifier, name)
+
+
+def _as_integers(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x.to(dtype)
+
+
+_LIBRARY.define("as_integers(Tensor self, ScalarType dtype) -> Tensor")
+_LIBRARY.impl("as_integers", _as_integers, "CompositeExplicitAutograd")
+
+
+def as_integers(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Whole numbers that lie within the range of an integer type, as numbers of that type; the caller sees to both."""
+    return torch.ops.verifier.as_integers(x, dtype)

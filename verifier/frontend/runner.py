@@ -23,7 +23,9 @@ class OnnxRunner:
         if optimised not in self.sessions:
             self.sessions[optimised] = self._session(optimised)
         try:
-            return self.sessions[optimised].run([self.file.output_name], {self.file.input_name: x})[0]
+            return self.sessions[optimised].run(
+                [self.file.output_name], {self.file.input_name: x.reshape(self.file.input_shape)}
+            )[0]
         except Exception as error:
             raise InputError(f"{self.file.path}: onnxruntime cannot run the network: {_first_line(error)}") from error
 

@@ -60,6 +60,8 @@ class Node:
         attributes: those of the node.
         opset: whose version of the operator it is; tests try the others, too, where the node is valid in them.
         box: limits of the network's input.
+        outputs: how many the node has; the network has the first one.
+        out_type: element type of that, as ONNX numbers them.
     """
 
     operator: str
@@ -68,6 +70,8 @@ class Node:
     attributes: Mapping[str, Any] = field(default_factory=dict)
     opset: int | None = None
     box: tuple[float, float] = (-2.0, 2.0)
+    outputs: int = 1
+    out_type: int = 1
 
 
 def sample(
@@ -122,6 +126,8 @@ def random_boxes(s: Sample, seed: int, dtype: torch.dtype, width: float = 1.0, b
             low, up = low + shift, up + shift
             if s.domain[1] == 0.0:
                 low, up = -up, -low
+        else:
+            low, up = low.clamp(*s.domain), up.clamp(*s.domain)
         out.append(Interval(low.to(s.device, dtype), up.to(s.device, dtype)))
     return out
 
@@ -159,7 +165,7 @@ def within(domain: tuple[float, float], low: float, up: float) -> tuple[float, f
         up = max(low, up)
         if domain[1] == 0.0:
             low, up = -up, -low
-    return min(low, domain[1]), min(up, domain[1])
+    return min(max(low, domain[0]), domain[1]), min(max(up, domain[0]), domain[1])
 
 
 def points(boxes: list[Interval], seed: int, rows: int, corners: bool) -> list[Tensor]:

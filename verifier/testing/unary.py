@@ -104,7 +104,7 @@ def arguments(domain: tuple[float, float], n: int, mirrored: bool) -> Tensor:
     plain = torch.rand(n, generator=g) * 60 - 30
     both = torch.cat([sizes, -sizes, plain])
     both = both.abs() if domain[0] == 0.0 else both
-    both = both[both <= domain[1]]
+    both = both[(both >= domain[0]) & (both <= domain[1])]
     return (-both if mirrored else both).float().double()
 
 
