@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from verifier.frontend.network import Network
     from verifier.parallel.world import World
     from verifier.solver.phases import BoundNetwork, BoundsReport
+    from verifier.solver.proofs import Wanted
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ def verify(
     timeout: float | None = None,
     *,
     input_shape: tuple[int, ...] | None = None,
+    proof: str | Path | None = None,
 ) -> Result:
     """Prove that no input of the property's set violates it, or find a counterexample.
 
@@ -66,6 +68,7 @@ def verify(
         config: settings: a :class:`Config`, values by key (``{"bab.batch_size": 64}``), or a YAML file.
         timeout: seconds from now.
         input_shape: what a torch module takes, leading batch dimension of 1 included; default ``(1, n_inputs)``.
+        proof: file for the proof of an ``unsat``, see docs/proof-format.md; network and property must be files.
 
     Returns:
         ``unsat`` (proved), ``sat`` with a replayed witness, or ``unknown``/``timeout`` with the reason.
@@ -79,7 +82,8 @@ def verify(
         raise InputError(f"timeout is {timeout}; give a positive number of seconds")
     settings, deadline = as_config(config), Deadline(timeout)
     with job(settings) as ranks:
-        return answer(network, property, settings, Terms(deadline, ranks=ranks), input_shape)
+        terms = Terms(deadline, ranks=ranks, proof=None if proof is None else Path(proof))
+        return answer(network, property, settings, terms, input_shape)
 
 
 def compute_bounds(
@@ -267,11 +271,13 @@ class Terms:
         deadline: when to stop; its clock may have started earlier.
         progress: who listens.
         ranks: of the job; all of them return the answer of rank 0. Default: this process alone.
+        proof: file for the proof of an ``unsat``.
     """
 
     deadline: Deadline = field(default_factory=Deadline)
     progress: Progress = field(default_factory=SilentProgress)
     ranks: Job | None = None
+    proof: Path | None = None
 
 
 def answer(
@@ -295,13 +301,27 @@ def answer(
         from verifier.solver.pipeline import solve
 
         deadline.check("start-up")
-        loaded = load_any(network, input_shape or (1, problem.n_in), deadline)
+        wanted = None if terms.proof is None else _wanted(terms.proof, network, property)
+        loaded = load_any(network, input_shape or (1, problem.n_in), deadline, wanted is not None)
         check_sizes(loaded, problem)
         deadline.check("loading")
         if ranks is None:
-            return solve(loaded, problem, config, deadline, progress)
+            return solve(loaded, problem, config, deadline, progress, wanted=wanted)
         progress.phase("ranks")
-        return solve(loaded, problem, config, deadline, progress, ranks.join(deadline))
+        return solve(loaded, problem, config, deadline, progress, ranks.join(deadline), wanted)
+
+
+def _wanted(path: Path, network: object, property: object) -> Wanted:
+    """A proof file of two files.
+
+    Raises:
+        InputError: one of them is no file.
+    """
+    from verifier.solver.proofs import Wanted
+
+    if not isinstance(network, str | Path) or not isinstance(property, str | Path):
+        raise InputError("a proof file speaks of an ONNX file and a VNN-LIB file; give both as files")
+    return Wanted(path, Path(property))
 
 
 def load_problem(property: str | Path | Problem, deadline: Deadline | None = None) -> Problem:
@@ -321,12 +341,16 @@ def load_problem(property: str | Path | Problem, deadline: Deadline | None = Non
 
 
 def load_any(
-    network: str | Path | nn.Module | Network, input_shape: tuple[int, ...], deadline: Deadline | None = None
+    network: str | Path | nn.Module | Network,
+    input_shape: tuple[int, ...],
+    deadline: Deadline | None = None,
+    aligned: bool = False,
 ) -> Network:
     """A network from a file (ONNX, or of a kind that another package reads) or a torch module; or a loaded one itself.
 
     Args:
         input_shape: for a torch module.
+        aligned: what a nonlinearity of an ONNX file reads stays a tensor of the file.
 
     Raises:
         DeadlineExceeded: loading takes too long.
@@ -338,7 +362,7 @@ def load_any(
 
     if isinstance(network, str | Path):
         with plain_arithmetic():
-            return _load_foreign(Path(network), deadline) or load_network(network, deadline)
+            return _load_foreign(Path(network), deadline) or load_network(network, deadline, aligned)
     if isinstance(network, torch.nn.Module):
         with plain_arithmetic(default=None):  # a module's forward may make tensors of the caller's default dtype
             return from_module(network, torch.zeros(input_shape), deadline=deadline)

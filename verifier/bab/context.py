@@ -16,6 +16,7 @@ from verifier.core.progress import Progress, SilentProgress
 from verifier.core.result import Witness
 from verifier.graph.graph import Graph
 from verifier.parallel.group import Solo
+from verifier.proof.writer import Proof
 
 # Replays a candidate (n_in,) and returns a witness when it is one. With several ranks it is called on the first rank of
 # the first group alone.
@@ -37,6 +38,7 @@ class SearchContext:
         certify: proofs account for every rounding error; otherwise they are plain float32.
         team: this rank's peers in the other groups, which take part in a search with the same arguments.
         memory_limit: bytes that the open domains of this rank may take.
+        proof: where it is written down how boxes are refuted.
     """
 
     graph: Graph
@@ -49,6 +51,7 @@ class SearchContext:
     certify: bool = True
     team: Group = field(default_factory=Solo)
     memory_limit: int = 1 << 62
+    proof: Proof | None = None
 
     @property
     def engine(self) -> Engine:

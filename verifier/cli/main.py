@@ -101,6 +101,7 @@ def cli() -> None:
     metavar="FORMAT FILE",
     help="File in another format; repeatable.",
 )
+@click.option("--proof", type=FILE, help="File for the proof of an unsat, for an independent checker.")
 @click.option("-v", "--verbose", is_flag=True, help="Phases and notes on stderr, also in a pipe.")
 def verify(
     files: QueryFiles,
@@ -109,6 +110,7 @@ def verify(
     results_file: Path | None,
     json_file: Path | None,
     more: tuple[tuple[str, Path], ...],
+    proof: Path | None,
     verbose: bool,
 ) -> int:
     """Answer one query; the verdict alone goes to stdout.
@@ -137,7 +139,7 @@ def verify(
         for path, text in outputs.texts("error"):
             write_last(path, text)
         raise
-    outcome = run_query(Query(onnx, vnnlib, config, timeout, start, verbose), outputs, verbose)
+    outcome = run_query(Query(onnx, vnnlib, config, timeout, start, verbose, proof=proof), outputs, verbose)
     if outcome.error is not None:
         click.echo(f"Error: {outcome.error['message']}", err=True)
     else:

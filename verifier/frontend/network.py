@@ -84,8 +84,11 @@ class Network:
         return np.stack(rows) if rows else np.zeros((0, self.n_out), dtype=self.input_dtype)
 
 
-def load_network(path: str | Path, deadline: Deadline | None = None) -> Network:
+def load_network(path: str | Path, deadline: Deadline | None = None, aligned: bool = False) -> Network:
     """Read an ONNX file and translate it.
+
+    Args:
+        aligned: what a nonlinearity reads stays a tensor of the file.
 
     Raises:
         DeadlineExceeded: checked between many steps; a single one is not interrupted.
@@ -96,7 +99,7 @@ def load_network(path: str | Path, deadline: Deadline | None = None) -> Network:
 
     file = load(path, deadline)
     with noted() as used:
-        graph, output_shape = translate(file)
+        graph, output_shape = translate(file, aligned)
     return Network(
         graph,
         file.path.name,
@@ -111,21 +114,25 @@ def load_network(path: str | Path, deadline: Deadline | None = None) -> Network:
     )
 
 
-def translate(file: OnnxFile) -> tuple[Graph, Shape]:
-    """Graph and output shape of a parsed model, its uncommon nodes compared with onnxruntime; errors name the file."""
+def translate(file: OnnxFile, aligned: bool = False) -> tuple[Graph, Shape]:
+    """Graph and output shape of a parsed model, its uncommon nodes compared with onnxruntime; errors name the file.
+
+    Args:
+        aligned: see :func:`load_network`.
+    """
     from verifier.frontend.crosscheck import check_nodes
     from verifier.frontend.normalise import constants_folded
     from verifier.frontend.onnx_module import extended
 
     with constants_folded(file), noted() as used:
-        found = _translated(file)
+        found = _translated(file, aligned)
         if used:
             extended()  # a name of ours among all that they bring, also where this network has no use for it
         check_nodes(file, lambda alone: _translated(alone)[0], every=bool(used))
     return found
 
 
-def _translated(file: OnnxFile) -> tuple[Graph, Shape]:
+def _translated(file: OnnxFile, aligned: bool = False) -> tuple[Graph, Shape]:
     from verifier.frontend import onnx_module
     from verifier.frontend.capture import capture
     from verifier.frontend.lower import lower
@@ -137,7 +144,7 @@ def _translated(file: OnnxFile) -> tuple[Graph, Shape]:
         x = torch.from_numpy(np.zeros(file.input_shape, file.input_dtype))
         record = capture(module, x, onnx_module.output_names, copied=True, deadline=file.deadline)
         raw = lower(record, file.input_name, f"opset {file.opset}", file.output_name, file.deadline)
-        graph = simplify(raw, file.deadline, runs=file.input_dtype == np.float32)
+        graph = simplify(raw, file.deadline, runs=file.input_dtype == np.float32, aligned=aligned)
     except MissingRules as error:
         raise MissingRules(str(file.path), error.phrases) from error
     except (InputError, UnsupportedError) as error:

@@ -21,6 +21,7 @@ class Query:
         timeout: seconds, or ``None``.
         start: ``time.monotonic()`` from which the limit counts.
         verbose: keep the warnings of libraries.
+        proof: file for the proof of an ``unsat``.
         quiet: drop what libraries print. The caller's pipes then close with the parent, however long the system takes
             to free the child's memory.
     """
@@ -32,6 +33,7 @@ class Query:
     start: float
     verbose: bool = False
     quiet: bool = False
+    proof: Path | None = None
 
     @cached_property
     def config(self) -> Config:

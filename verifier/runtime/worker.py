@@ -205,7 +205,7 @@ def _answer(query: Query, progress: PipeProgress, lost: _LostRank) -> Outcome:
     with api.job(query.config, lost.end) as ranks:
         lost.witness = lambda: ranks.witness
         ranks.joined = lost.send_heartbeats
-        result = api.answer(query.onnx, query.vnnlib, query.config, api.Terms(deadline, progress, ranks))
+        result = api.answer(query.onnx, query.vnnlib, query.config, api.Terms(deadline, progress, ranks, query.proof))
     return _outcome(result)
 
 
