@@ -100,9 +100,23 @@ def initial_state(engine: Engine, box: Interval, proof: Proof | None = None) -> 
         box: float32 (B, *input_shape).
         proof: that gets a section for the box.
     """
+    if proof is not None:
+        return _written_state(engine, box, proof.section(box))
     found, magnitudes = ibp.propagate(engine.certifying(), box)
-    section = None if proof is None else proof.section(box)
-    bounds = {i: _outward(b, section is not None and i != 0) for i, b in found.items()}
+    bounds = {i: outward(b) for i, b in found.items()}
+    return BoundState(box, bounds, magnitudes, engine.rounding)
+
+
+def _written_state(engine: Engine, box: Interval, section: Section) -> BoundState:
+    """IBP in which every node is bounded from what is written down of earlier ones, each with its room."""
+    exact = engine.certifying()
+    wide, magnitudes = ibp.start(box.to(exact.dtype), exact.arithmetic.run)
+    bounds = {0: box}
+    for node in traverse.forward(engine.graph.nodes):
+        ibp.step(exact, node, wide, magnitudes)
+        bounds[node.index] = _outward(wide[node.index], True)
+        wide[node.index] = bounds[node.index].to(exact.dtype)
+        magnitudes.note_value(node.index, wide[node.index])
     return BoundState(box, bounds, magnitudes, engine.rounding, section)
 
 
