@@ -99,7 +99,8 @@ def least(half: Halfspaces, box: Interval) -> Tensor:
 
 
 def combine(half: Halfspaces, box: Interval, written: bool = False) -> tuple[Halfspaces, Tensor]:
-    """One more halfspace per box, and its weights (B, S), which are float32 numbers if they are written down: a convex combination of its rows, chosen to exclude as much of the box as it can.
+    """One more halfspace per box, a convex combination of its rows, chosen to exclude as much of the box as it can; and
+    the weights of the rows (B, S), which are float32 numbers if they are written down.
 
     All rows of a case hold at a counterexample, hence so does every non-negative combination. The weights come from a
     few multiplicative ascent steps on ``min over x of sum_s w_s (a_s . x + c_s)``; any weights are sound.

@@ -371,7 +371,8 @@ class Sweeps:
         if self.log is None or keep.numel() == batch.count:
             return
         gone = torch.ones(batch.count, dtype=torch.bool, device=keep.device).index_fill(0, keep, False)
-        self.log.note(batch.case[gone], batch.lower[gone], batch.upper[gone], hidden, weights.expand(batch.count, -1)[gone])
+        closed, weights = batch[gone], weights.expand(batch.count, -1)[gone]
+        self.log.note(closed.case, closed.lower, closed.upper, hidden, weights)
 
     def _bounded(self, arithmetic: Arithmetic, box: Interval, given: BoxRows, hidden: Hidden) -> Bounded:
         """Bounds of boxes, by a recording where launches would take longer than the work."""

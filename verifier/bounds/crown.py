@@ -134,8 +134,7 @@ _ROOM, _ROOM_OF_PARTS = 2.0**-22, 1e-12
 
 
 def with_room(value: Tensor, walk: Walk, proof: Section | None) -> Tensor:
-    """Certified lower bounds (B, S) of a walk; where they are written down, low enough for a reader that sums in another
-    order to find them as well."""
+    """Certified lower bounds (B, S) of a walk, low enough for a reader to find them too where they are written down."""
     if proof is None or value.dtype != torch.float64:
         return value
     return value - (_ROOM * value.abs() + 8 * walk.rounding_error + _ROOM_OF_PARTS * walk.constant.abs())

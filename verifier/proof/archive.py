@@ -1,5 +1,4 @@
-"""The container of a proof: a zip file whose arrays are written as they come, and that appears under its name at the end.
-"""
+"""The container of a proof: a zip file whose arrays are written as they come, and that gets its name at the end."""
 
 from __future__ import annotations
 
@@ -31,6 +30,9 @@ class Archive:
     Args:
         path: of the finished file.
 
+    Attributes:
+        failure: why the file cannot be written, from then on nothing is; a query does not end for it.
+
     Raises:
         InputError: nothing can be written there.
     """
@@ -38,6 +40,7 @@ class Archive:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.arrays: dict[str, list[Any]] = {}
+        self.failure: OSError | None = None
         self._part = part_of(path)
         try:
             path.unlink(missing_ok=True)  # nothing of an earlier query stays
@@ -54,11 +57,17 @@ class Archive:
         dtype = np.dtype(dtype)
         kind = _TYPES[dtype.name]
         name = f"a{len(self.arrays)}"
+        if self.failure is not None:
+            return name
         count = 0
-        with self._zip.open(f"{name}.bin", "w", force_zip64=True) as out:
-            for block in blocks:
-                count += block.size
-                out.write(np.ascontiguousarray(block, dtype=kind).tobytes())
+        try:
+            with self._zip.open(f"{name}.bin", "w", force_zip64=True) as out:
+                for block in blocks:
+                    count += block.size
+                    out.write(np.ascontiguousarray(block, dtype=kind).tobytes())
+        except OSError as error:
+            self.failure = error
+            return name
         if count != int(np.prod(shape, dtype=np.int64)):
             raise ValueError(f"an array of shape {shape} got {count} elements")
         self.arrays[name] = [kind, [int(n) for n in shape]]
@@ -70,6 +79,8 @@ class Archive:
         Raises:
             OSError: it could not be written.
         """
+        if self.failure is not None:
+            raise self.failure
         text = json.dumps({**header, "arrays": self.arrays}, allow_nan=False, separators=(",", ":"))
         self._zip.writestr("header.json", text)
         self._zip.close()
@@ -80,7 +91,6 @@ class Archive:
     def drop(self) -> None:
         """Leave nothing of an unfinished file."""
         with contextlib.suppress(OSError):
-            if self._zip.fp is not None:
-                self._zip.fp.close()
+            self._zip.close()
         with contextlib.suppress(OSError):
             self._part.unlink()

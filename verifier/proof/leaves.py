@@ -123,13 +123,14 @@ class LeafLog:
         numbers = [self._wide[order[place]] for place in wide]
         flags = np.concatenate([np.zeros(0, np.uint8), *used])
         stream, count = archive.stream, len(order)
+        own = stream(self._wide_slopes.blocks(numbers), np.float32, (len(wide), self.width)) if wide else None
         return {
             "columns": columns,
             "nodes": archive.put(np.array(nodes, dtype=np.int32)),
             "row": archive.put(np.array([self.row[i] for i in order], dtype=np.int32)) if rows else None,
             "slopes": stream(self._slopes.blocks(order), np.uint8, (count, self.width)),
             "wide": archive.put(np.array(wide, dtype=np.int32)) if wide else None,
-            "wide_slopes": stream(self._wide_slopes.blocks(numbers), np.float32, (len(wide), self.width)) if wide else None,
+            "wide_slopes": own,
             "multipliers": archive.put(np.concatenate([np.zeros(0, np.float32), *multipliers])),
             "used": None if flags.all() else archive.put(flags),
         }

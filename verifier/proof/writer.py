@@ -21,6 +21,7 @@ from verifier.graph.graph import Graph
 from verifier.proof.archive import Archive
 from verifier.proof.boxes import BoxLog, listed_rows
 from verifier.proof.leaves import LeafLog
+from verifier.proof.trees import NoCover
 
 VERSION = 1
 Slopes = Mapping[int, Mapping[str, Tensor]]
@@ -47,17 +48,28 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+class Incomplete(Exception):
+    """A proof that refutes less than the query did."""
+
+
 class Proof:
     """A proof of one query.
 
     Args:
         without: what the search does without, in words.
+
+    Attributes:
+        refuted: (N,) bool, the cases that the file refutes by now.
+        broken: why it cannot be finished; empty as long as it can.
     """
 
     def __init__(self, path: Path, files: Files, graph: Graph, problem: Problem, without: Sequence[str]) -> None:
         self.archive = Archive(path)
         self.files, self.graph, self.problem, self.without = files, graph, problem, tuple(without)
         self.places = {index: place for place, index in enumerate(sorted(files.tensors))}
+        empty = np.any(problem.lower > problem.upper, axis=1)
+        self.refuted = empty[problem.case_box]
+        self.broken = ""
         self.sections: list[Section] = []
         self.boxes: list[dict[str, Any]] = []
 
@@ -68,12 +80,23 @@ class Proof:
 
     def refuted_boxes(self, log: BoxLog, cases: np.ndarray) -> None:
         """Cases that a search over inputs has refuted."""
-        step = log.write(self.archive, self.problem, np.sort(cases))
+        try:
+            step = log.write(self.archive, self.problem, np.sort(cases))
+        except NoCover:
+            self.broken = "the boxes that were closed do not cover a case"
+            return
         if step is not None:
             self.boxes.append(step)
+            self.refuted[cases] = True
 
     def finish(self, writer: str) -> int:
-        """The file; its size in bytes."""
+        """The file; its size in bytes.
+
+        Raises:
+            OSError: it cannot be written. Incomplete: it refutes less than the query did.
+        """
+        if self.broken or not self.refuted.all():
+            raise Incomplete(self.broken or f"{int((~self.refuted).sum())} cases are refuted in no step")
         files, problem, put = self.files, self.problem, self.archive.put
         rows = {"y": put(problem.row_y.astype(np.float64)), "d": put(problem.row_d.astype(np.float64))}
         if problem.row_x is not None:
@@ -195,7 +218,11 @@ class Section:
         pick = self._improved(index, elements, after)
         if not len(pick):
             return
-        tree = log.write(self.proof.archive, pick.tolist(), self._listed(columns), rows=False)
+        try:
+            tree = log.write(self.proof.archive, pick.tolist(), self._listed(columns), rows=False)
+        except NoCover:
+            self.proof.broken = "the domains that bound a neuron do not cover the box"
+            return
         self._step("refine", **self._raised(index, elements, pick, after, elements.shape[0]), tree=tree)
 
     # -- cases ----------------------------------------------------------------------------------------------------
@@ -229,12 +256,16 @@ class Section:
 
     def by_search(self, cases: np.ndarray, log: LeafLog, columns: list[tuple[int, Tensor]]) -> None:
         """Cases that a search of neurons has refuted; case i of the log is ``cases[i]``."""
-        tree = log.write(self.proof.archive, range(len(cases)), self._listed(columns))
+        try:
+            tree = log.write(self.proof.archive, range(len(cases)), self._listed(columns))
+        except NoCover:
+            self.proof.broken = "the domains that were closed do not cover a case"
+            return
         self._cases(cases, method="backward", tree=tree)
 
     def _cases(self, cases: np.ndarray, **what: Any) -> None:
         if len(cases):
-            self.refutes = True
+            self.refutes = self.proof.refuted[cases] = True
             rows = listed_rows(self.proof.archive, self.proof.problem.case_rows[cases])
             self._step("cases", **rows, **what)
 

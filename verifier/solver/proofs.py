@@ -13,7 +13,7 @@ from verifier.core.errors import UnsupportedError
 from verifier.core.problem import Problem
 from verifier.frontend.network import Network
 from verifier.proof.names import tensors
-from verifier.proof.writer import Files, Proof, sha256
+from verifier.proof.writer import Files, Incomplete, Proof, sha256
 
 _LOG = logging.getLogger(__name__)
 
@@ -84,16 +84,17 @@ def _external(path: Path) -> dict[str, str]:
 
 def end(proof: Proof, proved: bool) -> dict[str, Any]:
     """Finish the file if the query was proved, and leave nothing of it otherwise; what the record says."""
+    said: dict[str, Any] = {"written": False, "bytes": None, "without": list(WITHOUT)}
     if not proved:
         proof.archive.drop()
-        return {"written": False, "without": list(WITHOUT)}
+        return said
     try:
         size = proof.finish(f"verifier {verifier.__version__}")
-    except OSError as error:
+    except (OSError, Incomplete) as error:
         proof.archive.drop()
-        _LOG.info("note: the proof file could not be written (%s)", error)
-        return {"written": False, "without": list(WITHOUT)}
-    return {"written": True, "bytes": size, "without": list(WITHOUT)}
+        _LOG.info("note: no proof file is written: %s", error)
+        return said
+    return {**said, "written": True, "bytes": size}
 
 
 __all__ = ["Wanted", "begin", "end", "question", "settings"]
