@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from verifier.frontend.network import Network
     from verifier.parallel.world import World
     from verifier.solver.phases import Phase
+    from verifier.solver.proofs import Wanted
 
 
 Files = Mapping[str, str | Path]  # ONNX files by the names that a property gives to networks
@@ -44,6 +45,7 @@ def verify(
     timeout: float | None = None,
     *,
     input_shape: tuple[int, ...] | None = None,
+    proof: str | Path | None = None,
 ) -> Result:
     """Prove that no input of the property's set violates it, or find a counterexample.
 
@@ -55,6 +57,7 @@ def verify(
         timeout: seconds from now.
         input_shape: what a torch module takes, leading batch dimension of 1 included; default the shape of the point
             or box that the problem was made from.
+        proof: file for the proof of an ``unsat``, see docs/proof-format.md; network and property must be files.
 
     Returns:
         ``unsat`` (proved), ``sat`` with a replayed witness, or ``unknown``/``timeout`` with the reason.
@@ -68,7 +71,8 @@ def verify(
         raise InputError(f"timeout is {timeout}; give a positive number of seconds")
     settings, deadline = as_config(config), Deadline(timeout)
     with job(settings) as ranks:
-        return answer(network, property, settings, Terms(deadline, ranks=ranks), input_shape)
+        terms = Terms(deadline, ranks=ranks, proof=None if proof is None else Path(proof))
+        return answer(network, property, settings, terms, input_shape)
 
 
 class Job:
@@ -216,11 +220,13 @@ class Terms:
         deadline: when to stop; its clock may have started earlier.
         progress: who listens.
         ranks: of the job; all of them return the answer of rank 0. Default: this process alone.
+        proof: file for the proof of an ``unsat``.
     """
 
     deadline: Deadline = field(default_factory=Deadline)
     progress: Progress = field(default_factory=SilentProgress)
     ranks: Job | None = None
+    proof: Path | None = None
 
 
 def answer(
@@ -244,12 +250,26 @@ def answer(
         from verifier.solver.pipeline import solve
 
         deadline.check("start-up")
-        loaded, problem = load_both(network, asked, input_shape, deadline)
+        wanted = None if terms.proof is None else _wanted(terms.proof, network, property)
+        loaded, problem = load_both(network, asked, input_shape, deadline, wanted is not None)
         deadline.check("loading")
         if ranks is None:
-            return solve(loaded, problem, config, deadline, progress)
+            return solve(loaded, problem, config, deadline, progress, wanted=wanted)
         progress.phase("ranks")
-        return solve(loaded, problem, config, deadline, progress, ranks.join(deadline))
+        return solve(loaded, problem, config, deadline, progress, ranks.join(deadline), wanted)
+
+
+def _wanted(path: Path, network: object, property: object) -> Wanted:
+    """A proof file of two files.
+
+    Raises:
+        InputError: one of them is no file.
+    """
+    from verifier.solver.proofs import Wanted
+
+    if not isinstance(network, str | Path) or not isinstance(property, str | Path):
+        raise InputError("a proof file speaks of an ONNX file and a VNN-LIB file; give both as files")
+    return Wanted(path, Path(property))
 
 
 def _shapes(problem: Problem, given: tuple[int, ...] | None) -> list[tuple[int, ...]]:
@@ -262,13 +282,16 @@ def _shapes(problem: Problem, given: tuple[int, ...] | None) -> list[tuple[int, 
 
 
 def _load_shaped(
-    network: str | Path | nn.Module | Network, shapes: Sequence[tuple[int, ...]], deadline: Deadline | None
+    network: str | Path | nn.Module | Network,
+    shapes: Sequence[tuple[int, ...]],
+    deadline: Deadline | None,
+    aligned: bool = False,
 ) -> Network:
     """The network on a sample of the first shape that it runs on; an error is that of the first one."""
     first: InputError | None = None
     for shape in shapes:
         try:
-            return load_any(network, shape, deadline)
+            return load_any(network, shape, deadline, aligned)
         except InputError as error:
             first = first or error
     assert first is not None
@@ -317,20 +340,27 @@ def load_both(
     asked: Problem | Question,
     input_shape: tuple[int, ...] | None = None,
     deadline: Deadline | None = None,
+    proved: bool = False,
 ) -> tuple[Network, Problem]:
     """The network, or several as one, and the problem about it; they fit each other.
 
     Args:
         input_shape: of a torch module.
+        proved: a proof file is wanted.
+
+    Raises:
+        InputError, UnsupportedError: they do not, or proof files do not speak of them.
     """
     from verifier.core.problem import Problem
 
     if isinstance(asked, Problem):
         if isinstance(network, Mapping):
             raise InputError("networks have names in VNN-LIB 2.0 alone; give one network for this property")
-        loaded = _load_shaped(network, _shapes(asked, input_shape), deadline)
+        loaded = _load_shaped(network, _shapes(asked, input_shape), deadline, proved)
         check_sizes(loaded, asked)
         return loaded, asked
+    if proved:
+        raise UnsupportedError(f"{asked.source} is in VNN-LIB 2.0, of which proof files do not speak yet")
     if not isinstance(network, Mapping | str | Path):
         if not asked.is_plain:
             raise UnsupportedError(
@@ -390,12 +420,16 @@ def _same_bytes(a: Path, b: Path) -> bool:
 
 
 def load_any(
-    network: str | Path | nn.Module | Network, input_shape: tuple[int, ...], deadline: Deadline | None = None
+    network: str | Path | nn.Module | Network,
+    input_shape: tuple[int, ...],
+    deadline: Deadline | None = None,
+    aligned: bool = False,
 ) -> Network:
     """A network from a file (ONNX, or of a kind that another package reads) or a torch module; or a loaded one itself.
 
     Args:
         input_shape: for a torch module.
+        aligned: what a nonlinearity of an ONNX file reads stays a tensor of the file.
 
     Raises:
         DeadlineExceeded: loading takes too long.
@@ -407,7 +441,7 @@ def load_any(
 
     if isinstance(network, str | Path):
         with plain_arithmetic():
-            return _load_foreign(Path(network), deadline) or load_network(network, deadline)
+            return _load_foreign(Path(network), deadline) or load_network(network, deadline, aligned)
     if isinstance(network, torch.nn.Module):
         with plain_arithmetic(default=None):  # a module's forward may make tensors of the caller's default dtype
             return from_module(network, torch.zeros(input_shape), deadline=deadline)

@@ -281,7 +281,7 @@ def test_rows_lie_below_the_network(make: type, arithmetic: Arithmetic, hidden: 
     assert bool((found.lower[:, None] <= value + 1e-12).all())
     # Thresholds that some samples meet.
     threshold = value.quantile(0.3, dim=1)
-    rows = combine(halfspaces(found.walk, threshold, box.to(torch.float64), torch.arange(2, device=DEVICE)), box)
+    rows, _ = combine(halfspaces(found.walk, threshold, box.to(torch.float64), torch.arange(2, device=DEVICE)), box)
     bad = (value <= threshold[:, None]).all(-1)
     assert int(bad.any(1).sum()) > 5
     cut_box = cut(rows, box)

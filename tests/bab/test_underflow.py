@@ -111,7 +111,7 @@ def test_cuts_and_combinations() -> None:
         half, box = halfspaces(random)
         part = Interval(box.lower[:, :-1], box.upper[:, :-1])
         ends = [exact(b[0]) for b in part]
-        both = clip.combine(half, part)
+        both = clip.combine(half, part)[0]
         for k, value in enumerate(clip.least(both, part)[0].tolist()):
             if np.isfinite(value) and k < 3:
                 a = exact(half.a[0, k])

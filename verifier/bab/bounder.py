@@ -31,12 +31,14 @@ class CaseRows:
         thresholds: float64 (N, S); a row is refuted when its bound exceeds it, a strict one when it reaches it.
         parameters: root slopes, node index -> name -> (N, S, *shape).
         strict: bool (N, S), or None: no row is strict.
+        numbers: int64 (N,), which cases of the problem these are; None: of no problem.
     """
 
     spec: Specification
     thresholds: Tensor
     parameters: Parameters
     strict: Tensor | None = None
+    numbers: Tensor | None = None
 
     @property
     def rows(self) -> int:
@@ -48,7 +50,8 @@ class CaseRows:
         index = index.to(self.thresholds.device)
         parameters = {i: {k: v[index] for k, v in group.items()} for i, group in self.parameters.items()}
         strict = None if self.strict is None else self.strict[index]
-        return CaseRows(self.spec.select(index), self.thresholds[index], parameters, strict)
+        numbers = None if self.numbers is None else self.numbers[index]
+        return CaseRows(self.spec.select(index), self.thresholds[index], parameters, strict, numbers)
 
     def strict_of(self, case: Tensor) -> Tensor | None:
         """(B, S) bool of some domains' cases."""

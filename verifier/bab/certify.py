@@ -24,6 +24,7 @@ from verifier.core.claims import Covered, Semantics, real_part
 from verifier.core.device import facts
 from verifier.core.interval import Interval
 from verifier.core.numerics import proved
+from verifier.proof.leaves import LeafLog, coarse
 
 # The fewest and most domains of a batch.
 _FEWEST, _MOST = 8, 1 << 14
@@ -129,6 +130,7 @@ class Certificates(Judge):
     Attributes:
         weak: domains that were closed for the network in real arithmetic alone, as far as there is room for them. A
             batch that was tried twice is here twice.
+        log: where what refutes domains is written down.
     """
 
     def __init__(
@@ -142,6 +144,7 @@ class Certificates(Judge):
         super().__init__(context, state, cases, statistics)
         self.space = space
         self.weak: list[NeuronDomains] = []
+        self.log: LeafLog | None = None
         self._room = int(KEPT_SHARE * context.memory_limit)
 
     def closed(self, domains: NeuronDomains, found: Bounded) -> Tensor:
@@ -162,9 +165,31 @@ class Certificates(Judge):
         """(n,) bool: whether some row of these domains is refuted, as far as the claims ask."""
         others = found.parameters and {i: {k: v[index] for k, v in d.items()} for i, d in found.parameters.items()}
         part = NeuronDomains(domains.case[index], domains.signs[index], found.alpha_beta[index])
+        if self.log is not None:
+            return self._written(part, self.log)
         sure, weak = self.judged(part.case, *self.lower(part, others))
         self._keep(part, weak, int(weak.sum()))
         return sure | weak
+
+    def _written(self, part: NeuronDomains, log: LeafLog) -> Tensor:
+        """(n,) bool: which domains are refuted as they are written down, by coarse slopes or else by their own."""
+        done = torch.zeros_like(part.case, dtype=torch.bool)
+        rounded = replace(part, alpha_beta=coarse(part.signs, part.alpha_beta))
+        for tried, wide in ((rounded, False), (part, True)):
+            left = (~done).nonzero()[:, 0]
+            if left.numel():
+                some = tried[left]
+                lower, error = self.lower(some)
+                sure, _ = self.judged(some.case, lower, error)
+                self.note(log, some, lower, sure, wide)
+                done[left] = sure
+        return done
+
+    def note(self, log: LeafLog, domains: NeuronDomains, lower: Tensor, sure: Tensor, wide: bool = False) -> None:
+        """Write down those of some domains, (n,) bool, that bounds (n, S) refute."""
+        index = sure.nonzero()[:, 0]
+        row = (lower[index] - self.cases.thresholds[domains.case[index]]).argmax(1)
+        log.note(domains.case[index], domains.signs[index], row, domains.alpha_beta[index, row], wide)
 
     def _keep(self, domains: NeuronDomains, weak: Tensor, count: int) -> None:
         """The weak ones of some domains, (n,) bool, for a search that goes on with them."""
@@ -182,9 +207,13 @@ class Certificates(Judge):
         root's bounds hold for; all of them are believed when the root's bounds are not certified."""
         if not self.state.certified:
             return torch.ones_like(domains.case, dtype=torch.bool)
+        if self.log is not None:
+            domains = replace(domains, alpha_beta=coarse(domains.signs, domains.alpha_beta))
         lower, error = self.lower(domains)
         sure = self._refutes(domains.case, lower)
         self._note(domains.case, lower, error, sure, torch.zeros_like(sure))
+        if self.log is not None:
+            self.note(self.log, domains, lower, sure)
         return sure
 
     def lower(self, domains: NeuronDomains, others: Parameters | None = None) -> tuple[Tensor, Tensor]:

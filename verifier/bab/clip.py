@@ -98,8 +98,9 @@ def least(half: Halfspaces, box: Interval) -> Tensor:
     return finite_lower(value - slack - half.slack - value.abs() * 1e-15)
 
 
-def combine(half: Halfspaces, box: Interval) -> Halfspaces:
-    """One more halfspace per box: a convex combination of its rows, chosen to exclude as much of the box as it can.
+def combine(half: Halfspaces, box: Interval, written: bool = False) -> tuple[Halfspaces, Tensor]:
+    """One more halfspace per box, a convex combination of its rows, chosen to exclude as much of the box as it can; and
+    the weights of the rows (B, S), which are float32 numbers if they are written down.
 
     All rows of a case hold at a counterexample, hence so does every non-negative combination. The weights come from a
     few multiplicative ascent steps on ``min over x of sum_s w_s (a_s . x + c_s)``; any weights are sound.
@@ -121,6 +122,8 @@ def combine(half: Halfspaces, box: Interval) -> Halfspaces:
         best = torch.maximum(best, value)
         logits = logits + torch.where(usable, gradient / scale, 0.0)
         current = torch.softmax(logits, 1).nan_to_num(nan=0.0)
+    if written:
+        weights = weights.float().double()
     a = (weights[..., None] * half.a).sum(1, keepdim=True)
     constant = (weights * c).sum(1, keepdim=True)
     size = ((half.a.abs() * torch.maximum(low.abs(), up.abs())).sum(-1) + c.abs() + half.slack) * (
@@ -132,13 +135,14 @@ def combine(half: Halfspaces, box: Interval) -> Halfspaces:
     known = usable.any(1, keepdim=True)
     constant = torch.where(known, constant, -torch.inf)
     strict = combined_strict(weights, half.strict)[:, None]
-    return Halfspaces(
+    found = Halfspaces(
         torch.cat([half.a, a], 1),
         torch.cat([half.c, constant], 1),
         torch.cat([half.slack, slack], 1),
         torch.cat([half.strict, strict], 1),
         torch.cat([half.error, (weights * half.error).sum(1, keepdim=True)], 1),
     )
+    return found, weights
 
 
 def cut(half: Halfspaces, box: Interval, passes: int = 2) -> Interval:

@@ -16,6 +16,7 @@ from verifier.core.progress import Progress, SilentProgress
 from verifier.core.result import Witness
 from verifier.graph.graph import Graph
 from verifier.parallel.group import Solo
+from verifier.proof.writer import Proof
 
 # Replays a candidate (n_in,) and returns a witness when it is one. With several ranks it is called on the first rank of
 # the first group alone.
@@ -42,6 +43,7 @@ class SearchContext:
         memory_limit: bytes that the open domains of this rank may take.
         hunt: between two searches, from where the bounds of open domains are smallest; None: nobody does, as where
             other ranks would wait meanwhile.
+        proof: where it is written down how boxes are refuted.
     """
 
     graph: Graph
@@ -55,6 +57,7 @@ class SearchContext:
     team: Group = field(default_factory=Solo)
     memory_limit: int = 1 << 62
     hunt: Hunt | None = None
+    proof: Proof | None = None
 
     @property
     def engine(self) -> Engine:

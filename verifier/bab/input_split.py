@@ -35,6 +35,7 @@ from verifier.core.errors import MemoryExceeded, VerifierError
 from verifier.core.interval import Interval
 from verifier.core.problem import Problem
 from verifier.core.result import Witness
+from verifier.proof.boxes import BoxLog
 
 __all__ = ["InputSplitResult", "search", "varying_inputs"]
 
@@ -77,11 +78,14 @@ def search(context: SearchContext, problem: Problem, cases: np.ndarray) -> Input
     with torch.no_grad():
         splitting = InputSplitting(context, problem, cases, exchange.deadline, exchange.offer)
         exchange.same(splitting.meaning())
+        log = splitting.sweeps.log = None if context.proof is None else BoxLog(varying_inputs(problem, cases))
         try:
             ending = branch_and_bound(splitting, exchange)
         finally:
             splitting.sweeps.close()
     left = np.unique(np.concatenate(exchange.group.objects(splitting.open_cases())))
+    if context.proof is not None and log is not None and ending.witness is None:
+        context.proof.refuted_boxes(log, np.setdiff1d(cases, left))
     return _result(ending, left, splitting, context.config.max_domains)
 
 

@@ -40,6 +40,7 @@ from verifier.core.device import facts
 from verifier.core.errors import MemoryExceeded
 from verifier.core.memory import in_halves, out_of_memory
 from verifier.graph.graph import Graph
+from verifier.proof.leaves import LeafLog, coarse
 
 # Multiplications and additions that bounding a child takes per number in the matrices.
 _PASSES = 100.0
@@ -119,7 +120,8 @@ def _alternate(
     ended: SearchResult | None = None
     covered = Covered()
     hunting = max(0, min(_HUNTING, len(stages) - 2))
-    learning = min(_LEARNING, len(stages) - 2) if attempt.worthwhile(context, net, cases, state) else -1
+    learns = state.proof is None and attempt.worthwhile(context, net, cases, state)  # proof files have no clauses
+    learning = min(_LEARNING, len(stages) - 2) if learns else -1
     looking = seconds < math.inf
     if looking:
         spent = accumulate(stage.refinement + stage.search for stage in stages)
@@ -345,11 +347,19 @@ def _bound_layer(
     goal.splits = int(min(_MOST_SPLITS * n, seconds / groups * rate - 2 * n))
     if goal.splits < 2 * n:
         return None, 0.0
+    log = splitting.certificates.log = None if state.proof is None else LeafLog(splitting.space.size)
     try:
         branch_and_bound(splitting, exchange)
-        return goal.lower(splitting), (2 * n + goal.done) / rate
+        lower = goal.lower(splitting)
+        if log is not None and state.proof is not None:
+            state.proof.claim(state.bounds, index)
+            tighten(state, index, elements, lower[None])
+            state.proof.refined(index, elements, state.bounds[index], log, splitting.space.columns)
+        return lower, (2 * n + goal.done) / rate
     finally:
         splitting.bounder.close()
+        if log is not None:
+            log.close()
 
 
 class RaisedRows:
@@ -432,8 +442,12 @@ class RaisedRows:
         """Lower the rows' bounds to those of some domains; in parts where memory is short."""
 
         def work(part: NeuronDomains) -> None:
+            if certificates.log is not None:
+                part = replace(part, alpha_beta=coarse(part.signs, part.alpha_beta))
             lower, _ = certificates.lower(part)
             self._value.scatter_reduce_(0, part.case, lower[:, 0], "amin")
+            if certificates.log is not None:
+                certificates.note(certificates.log, part, lower, torch.ones_like(part.case, dtype=torch.bool))
 
         def failed(part: NeuronDomains, error: Exception) -> bool:
             if part.count == 1:

@@ -48,6 +48,7 @@ from verifier.core.deadline import Deadline
 from verifier.core.errors import VerifierError
 from verifier.core.progress import SilentProgress
 from verifier.core.result import Witness
+from verifier.proof.leaves import LeafLog
 
 __all__ = ["CaseRows", "SearchResult", "WeakDomains", "go_on", "search"]
 
@@ -136,12 +137,26 @@ def search(
     begin = None if begin is None else _of_all_groups(context.team, begin)
     splitting = NeuronSplitting(context, state, cases, exchange.deadline, goal, begin=begin)
     exchange.same(splitting.meaning())
+    log = None if state.proof is None else LeafLog(splitting.space.size)
+    splitting.certificates.log = log
     try:
         ending = branch_and_bound(splitting, exchange)
         found = replace(result(ending), weak=_weak(ending, splitting, context.team))
+        if log is not None and not found.open and found.witness is None:
+            _write(splitting, log)
         return replace(found, points=splitting.minimisers(wanted)) if wanted and found.open else found
     finally:
         splitting.bounder.close()
+        if log is not None:
+            log.close()
+
+
+def _write(splitting: NeuronSplitting, log: LeafLog) -> None:
+    """Have a finished search in the proof."""
+    proof, numbers = splitting.state.proof, splitting.cases.numbers
+    assert proof is not None and numbers is not None
+    proof.claim(splitting.state.bounds)
+    proof.by_search(numbers.cpu().numpy(), log, splitting.space.columns)
 
 
 def go_on(context: SearchContext, weak: WeakDomains) -> SearchResult:

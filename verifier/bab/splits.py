@@ -75,6 +75,11 @@ class SplitSpace:
     def size(self) -> int:
         return int(self.lower.shape[0])
 
+    @property
+    def columns(self) -> list[tuple[int, Tensor]]:
+        """Nodes and their elements, (u,) flat, in the order of the columns; on one rank alone."""
+        return [(g.value, g.elements) for g in self.groups]
+
     def domain_bounds(self, signs: Tensor) -> dict[int, Interval]:
         """Bounds of every node for domains with the given signs (B, U): the root's, clipped by the splits."""
         out = dict(self.bounds)

@@ -32,6 +32,7 @@ from verifier.core.deadline import Deadline
 from verifier.core.device import facts
 from verifier.core.interval import Interval
 from verifier.graph.graph import Graph, Node
+from verifier.proof.boxes import BoxLog
 
 # Sweeps of a shape before it is recorded, and numbers of the widest tensor up to which launches take longer than work.
 _RECORDED_AFTER, _RECORDED_NUMBERS = 1, 1 << 25
@@ -57,6 +58,8 @@ _REPLACED = 1 / 16
 _SAMPLE, _SAMPLE_ROUNDS, _SAMPLE_SHARE = 32, 4, 0.5
 # A box on which a row moves by so few errors of a run is not worth splitting for runs.
 _NOISIEST = 0.05
+# Of the rounding errors of a proof that is written down: what a reader that sums in another order may have besides.
+_ROOM = 4.0
 # Small networks: what is not multiplication costs about this much more with hidden rows.
 _LEAST_CROWN_COST = 10.0
 
@@ -136,6 +139,7 @@ class Sweeps:
         statistics: where what closings cover is noted, and what they are judged by.
 
     Attributes:
+        log: where what closes boxes is written down.
         batch: boxes that get hidden rows at once; ``most``: boxes of a round whose bounds fit into memory.
     """
 
@@ -148,6 +152,7 @@ class Sweeps:
         certify = context.certify
         self.claims = context.claims if certify else Claims()
         self.arithmetic = PLAIN if not certify else ROUNDED_32 if float32_suffices(self.graph) else ROUNDED_64
+        self.log: BoxLog | None = None
         self._look_at_runs()
         self._cheap_kind: Hidden = "linear" if self.table.varying.numel() <= _FEW_INPUTS else "interval"
         self._cheap = Trial(_CHEAP_SHARE)
@@ -347,17 +352,27 @@ class Sweeps:
         rows = halfspaces(found.walk, given.thresholds, box.to(torch.float64), varying, given.strict)
         value = least(rows, batch.box)
         keep = self.kept(rows, value, arithmetic)
+        self._write(batch, keep, hidden, torch.zeros_like(given.thresholds))
         left, place = Swept(batch[keep], rows[keep], value.amax(1)[keep]), keep
         if given.thresholds.shape[1] > 1:
-            rows = combine(left.rows, left.domains.box)
+            rows, weights = combine(left.rows, left.domains.box, self.log is not None)
             value = least(rows, left.domains.box)
             best = torch.maximum(left.value, value.amax(1))
             keep = self.kept(rows, value, arithmetic)
+            self._write(left.domains, keep, hidden, weights)
             left, place = Swept(left.domains[keep], rows[keep], best[keep]), place[keep]
         if given.strict is not None:
             open_ = self._untouched(left, place, given, found.bounds)
             left, place = left.select(open_), place[open_]
         return left, place
+
+    def _write(self, batch: BoxDomains, keep: Tensor, hidden: Hidden, weights: Tensor) -> None:
+        """Write down the boxes of a batch that are not kept, and the weights (B, S) of rows that close them."""
+        if self.log is None or keep.numel() == batch.count:
+            return
+        gone = torch.ones(batch.count, dtype=torch.bool, device=keep.device).index_fill(0, keep, False)
+        closed, weights = batch[gone], weights.expand(batch.count, -1)[gone]
+        self.log.note(closed.case, closed.lower, closed.upper, hidden, weights)
 
     def _bounded(self, arithmetic: Arithmetic, box: Interval, given: BoxRows, hidden: Hidden) -> Bounded:
         """Bounds of boxes, by a recording where launches would take longer than the work."""
@@ -412,7 +427,8 @@ class Sweeps:
     def kept(self, rows: Halfspaces, value: Tensor, arithmetic: Arithmetic) -> Tensor:
         """(n,) positions of the domains that their rows' bounds (B, S) do not refute; notes what those of the others
         hold for."""
-        gone = rows.refuted(value)
+        sure = value if self.log is None else value - _ROOM * (rows.slack + 1e-12 * rows.c.abs().nan_to_num(posinf=0.0))
+        gone = rows.refuted(sure)
         gap, row = value.max(1)
         error = rows.error.gather(1, row[:, None])[:, 0]
         self.statistics.covered.note(gap[gone], error[gone], int(gone.sum()) if arithmetic.run is None else 0)

@@ -27,12 +27,13 @@ from verifier.bounds.crown import (
     row_cost,
     tight_by_ibp,
     tighten,
+    with_room,
 )
 from verifier.bounds.engine import PLAIN, Engine
 from verifier.bounds.paces import Paces, Schedule
 from verifier.bounds.repeated import Repeated
 from verifier.bounds.worth import DriedUp, looked_at
-from verifier.core.backend import Cost
+from verifier.core.backend import Chunk, Cost
 from verifier.core.errors import DeadlineExceeded
 from verifier.core.interval import Interval
 from verifier.core.inventory import RowState
@@ -40,6 +41,7 @@ from verifier.graph import traverse
 from verifier.graph.graph import Graph
 from verifier.graph.linear_forms import Form
 from verifier.graph.op import ParamSpec
+from verifier.proof.writer import Section
 
 __all__ = [
     "SHARES",
@@ -163,6 +165,8 @@ def alpha_hidden(
     graph = engine.graph
     exact = engine.certifying().unhurried()
     nodes = preactivations(graph)
+    if state.proof is not None:
+        state.proof.claim(state.bounds)
     for place, index in enumerate(nodes):
         if tight_by_ibp(graph, graph.nodes[index], state.bounds):
             continue
@@ -207,10 +211,29 @@ def _optimise_node(
         if state.certified:
             form = hidden_rows(positions, node.shape, chunk, exact.dtype, here)
             planes = relaxations(graph, state.bounds, exact.dtype, found.parameters, index + 1)
-            lower, _ = lower_bounds(exact, state, {index: form}, planes)
+            lower, walk = lower_bounds(exact, state, {index: form}, planes)
+            lower = with_room(lower, walk, state.proof)
+            if state.proof is not None:
+                _write(state, state.proof, index, elements, chunk, lower, found.parameters)
         parts.append((chunk, lower))
     backend.usage.note_rows(total)
     tighten(state, index, positions, backend.gather_rows(rows, parts), here)
+
+
+def _write(
+    state: BoundState,
+    proof: Section,
+    index: int,
+    elements: Tensor,
+    chunk: Chunk,
+    lower: Tensor,
+    slopes: Parameters,
+) -> None:
+    """Have a chunk of rows (1, R) in a proof, and their bounds in the state; no other chunk rests on them."""
+    rows = lower.new_full((1, 2 * elements.shape[0]), -torch.inf)
+    rows[:, chunk.start : chunk.stop] = lower[:, : chunk.stop - chunk.start]
+    tighten(state, index, elements, rows)
+    proof.rows(index, elements, state.bounds[index], slopes, chunk.start)
 
 
 def alpha_rows(engine: Engine, state: BoundState, spec: Specification, schedule: Schedule) -> Optimised:

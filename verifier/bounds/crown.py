@@ -30,6 +30,7 @@ from verifier.graph import traverse
 from verifier.graph.graph import Graph, Node
 from verifier.graph.linear_forms import Dense, Form, OneHot
 from verifier.graph.op import AffineOp, NonlinearOp, Relaxation
+from verifier.proof.writer import Proof, Section
 
 # Where the error of a run has so much of the width of hidden bounds, bounds that hold for runs lead nowhere.
 _HOPELESS = 0.5
@@ -56,12 +57,14 @@ class BoundState:
         bounds: node index to float32 (B, *shape); valid in exact arithmetic when ``certified``.
         magnitudes: float64 magnitudes for certificates (B, *shape), valid for every sub-box too.
         certified: whether every bound accounts for rounding errors.
+        proof: where it is written down how bounds came about; None: nowhere.
     """
 
     box: Interval
     bounds: dict[int, Interval]
     magnitudes: Magnitudes
     certified: bool
+    proof: Section | None = None
 
 
 @dataclass(frozen=True)
@@ -88,17 +91,53 @@ class Specification:
         return replace(self, y=self.y if self.y.shape[0] == 1 else self.y[index], x=x)
 
 
-def initial_state(engine: Engine, box: Interval) -> BoundState:
+def initial_state(engine: Engine, box: Interval, proof: Proof | None = None) -> BoundState:
     """IBP of every node, in float64 with rounding errors accounted for, rounded outward to float32.
 
     It counts as certified, and what follows from it is certified too, when the engine accounts for rounding errors.
 
     Args:
         box: float32 (B, *input_shape).
+        proof: that gets a section for the box.
     """
+    if proof is not None:
+        return _written_state(engine, box, proof.section(box))
     found, magnitudes = ibp.propagate(engine.certifying(), box)
     bounds = {i: outward(b) for i, b in found.items()}
     return BoundState(box, bounds, magnitudes, engine.rounding)
+
+
+def _written_state(engine: Engine, box: Interval, section: Section) -> BoundState:
+    """IBP in which every node is bounded from what is written down of earlier ones, each with its room."""
+    exact = engine.certifying()
+    wide, magnitudes = ibp.start(box.to(exact.dtype), exact.arithmetic.run)
+    bounds = {0: box}
+    for node in traverse.forward(engine.graph.nodes):
+        ibp.step(exact, node, wide, magnitudes)
+        bounds[node.index] = _outward(wide[node.index], True)
+        wide[node.index] = bounds[node.index].to(exact.dtype)
+        magnitudes.note_value(node.index, wide[node.index])
+    return BoundState(box, bounds, magnitudes, engine.rounding, section)
+
+
+def _outward(bounds: Interval, room: bool) -> Interval:
+    """In float32, rounded outward; with room for a reader of a proof that sums in another order."""
+    found = outward(bounds)
+    if not room:
+        return found
+    inf = torch.full((), float("inf"), dtype=found.lower.dtype, device=found.lower.device)
+    return Interval(torch.nextafter(found.lower, -inf), torch.nextafter(found.upper, inf))
+
+
+# Of what is written down, besides what rounding can cost: a part of the value, and of the constants behind it.
+_ROOM, _ROOM_OF_PARTS = 2.0**-22, 1e-12
+
+
+def with_room(value: Tensor, walk: Walk, proof: Section | None) -> Tensor:
+    """Certified lower bounds (B, S) of a walk, low enough for a reader to find them too where they are written down."""
+    if proof is None or value.dtype != torch.float64:
+        return value
+    return value - (_ROOM * value.abs() + 8 * walk.rounding_error + _ROOM_OF_PARTS * walk.constant.abs())
 
 
 def plain_state(engine: Engine, box: Interval) -> BoundState:
@@ -303,6 +342,8 @@ def crown_hidden(
     visited = preactivations(graph) if nodes is None else tuple(nodes)
     for place, index in enumerate(visited):
         propagate_after(engine, out, done, index)
+        if out.proof is not None:
+            out.proof.claim(out.bounds, index)
         node = graph.nodes[index]
         if tight_by_ibp(graph, node, out.bounds):
             continue
@@ -365,6 +406,7 @@ def _visit(
         engine.deadline.check("CROWN")
         form = hidden_rows(positions, graph.nodes[index].shape, chunk, dtype, here)
         value, walk = lower_bounds(engine, known, {index: form}, planes)
+        value = with_room(value, walk, out.proof)
         parts.append((chunk, value.expand(batch, -1)))
         if noise is not None:
             errors.append((chunk, walk.error.to(value.dtype).expand(batch, -1)))
@@ -373,6 +415,8 @@ def _visit(
         if noise is not None:
             _note_noise(found, backend.gather_rows(rows, errors), noise)
         tighten(out, index, positions, found, here)
+        if out.proof is not None:
+            out.proof.rows(index, elements, out.bounds[index], None)
 
 
 def _note_noise(found: Tensor, error: Tensor, noise: list[float]) -> None:
@@ -397,7 +441,10 @@ def propagate_after(engine: Engine, out: BoundState, first: int, last: int) -> N
     for node in traverse.forward(engine.graph.nodes, first, last):
         ibp.step(engine, node, wide, known)
         ibp.replace(node, out.bounds[node.index].to(dtype), wide, known)
-        out.bounds[node.index] = outward(wide[node.index])
+        found = outward(wide[node.index])
+        if out.proof is not None:  # what is written down already needs no more room
+            found = _outward(wide[node.index], True).intersect(out.bounds[node.index])
+        out.bounds[node.index] = found
         wide[node.index] = out.bounds[node.index].to(dtype)
 
 
@@ -426,4 +473,5 @@ def crown_rows(
     planes = relaxations(graph, state.bounds, dtype, parameters)
     cast = {i: s.to(dtype) for i, s in splits.items()} if splits else None
     start = spec.forms(engine.backend, graph.output, dtype)
-    return lower_bounds(engine.unhurried(), state, start, planes, cast)
+    lower, walk = lower_bounds(engine.unhurried(), state, start, planes, cast)
+    return with_room(lower, walk, state.proof), walk

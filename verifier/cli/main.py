@@ -103,6 +103,7 @@ def cli() -> None:
     metavar="FORMAT FILE",
     help="File in another format; repeatable.",
 )
+@click.option("--proof", type=FILE, help="File for the proof of an unsat, for an independent checker.")
 @click.option("-v", "--verbose", is_flag=True, help="Phases and notes on stderr, also in a pipe.")
 def verify(
     files: VerifyFiles,
@@ -111,6 +112,7 @@ def verify(
     results_file: Path | None,
     json_file: Path | None,
     more: tuple[tuple[str, Path], ...],
+    proof: Path | None,
     verbose: bool,
 ) -> int:
     """Answer one query; the verdict goes to stdout, and after a sat for QUERY (instead of --vnnlib) the counterexample.
@@ -139,7 +141,8 @@ def verify(
         for path, text in outputs.texts("error"):
             write_last(path, text)
         raise
-    outcome = run_query(Query(onnx, vnnlib, config, timeout, start, verbose, networks=networks), outputs, verbose)
+    query = Query(onnx, vnnlib, config, timeout, start, verbose, networks=networks, proof=proof)
+    outcome = run_query(query, outputs, verbose)
     if outcome.error is not None:
         click.echo(f"Error: {outcome.error['message']}", err=True)
     else:

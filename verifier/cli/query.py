@@ -141,6 +141,9 @@ def run_query(
         for name, path in (*([] if outputs.json is None else [("json", outputs.json)]), *outputs.more):
             written = write_answer(name, path, answer) and written
         worker.close()
+    if query.proof is not None:  # a worker that was ended leaves it
+        with contextlib.suppress(OSError):
+            query.proof.with_name(query.proof.name + ".part").unlink(missing_ok=True)
     console.line(FORMATS["line"].render(answer).rstrip("\n"))
     if outcome.trace and verbose:
         click.echo(outcome.trace, err=True, nl=False)

@@ -87,8 +87,11 @@ class Network:
         return np.stack(rows) if rows else np.zeros((0, self.n_out), dtype=self.input_dtype)
 
 
-def load_network(path: str | Path, deadline: Deadline | None = None) -> Network:
+def load_network(path: str | Path, deadline: Deadline | None = None, aligned: bool = False) -> Network:
     """Read an ONNX file and translate it.
+
+    Args:
+        aligned: what a nonlinearity reads stays a tensor of the file.
 
     Raises:
         DeadlineExceeded: checked between many steps; a single one is not interrupted.
@@ -99,7 +102,7 @@ def load_network(path: str | Path, deadline: Deadline | None = None) -> Network:
 
     file = load(path, deadline)
     with noted() as used:
-        graph, output_shape = translate(file)
+        graph, output_shape = translate(file, aligned)
     return Network(
         graph,
         file.path.name,
@@ -114,13 +117,17 @@ def load_network(path: str | Path, deadline: Deadline | None = None) -> Network:
     )
 
 
-def translate(file: OnnxFile) -> tuple[Graph, Shape]:
-    """Graph and output shape of a parsed model, its uncommon nodes compared with onnxruntime; errors name the file."""
+def translate(file: OnnxFile, aligned: bool = False) -> tuple[Graph, Shape]:
+    """Graph and output shape of a parsed model, its uncommon nodes compared with onnxruntime; errors name the file.
+
+    Args:
+        aligned: see :func:`load_network`.
+    """
     from verifier.frontend.crosscheck import check_nodes
     from verifier.frontend.onnx_module import extended
 
     with _expanded(file), noted() as used:
-        found = _translated(file)
+        found = _translated(file, aligned)
         if used:
             extended()  # a name of ours among all that they bring, also where this network has no use for it
         check_nodes(file, lambda alone: _translated(alone)[0], every=bool(used))
@@ -142,7 +149,7 @@ def _expanded(file: OnnxFile) -> Iterator[None]:
         yield
 
 
-def _translated(file: OnnxFile) -> tuple[Graph, Shape]:
+def _translated(file: OnnxFile, aligned: bool = False) -> tuple[Graph, Shape]:
     from verifier.frontend.functions import inline_standard
     from verifier.frontend.normalise import drop_unread, graph_restored
     from verifier.frontend.onnx_module import has_no_converter
@@ -150,13 +157,13 @@ def _translated(file: OnnxFile) -> tuple[Graph, Shape]:
     with graph_restored(file.model.graph):
         drop_unread(file)
         if not inline_standard(file, has_no_converter):
-            return _of_operators(file)
+            return _of_operators(file, aligned)
         with _expanded(file):
             drop_unread(file)
-            return _of_operators(file)
+            return _of_operators(file, aligned)
 
 
-def _of_operators(file: OnnxFile) -> tuple[Graph, Shape]:
+def _of_operators(file: OnnxFile, aligned: bool) -> tuple[Graph, Shape]:
     from verifier.frontend import onnx_module
     from verifier.frontend.capture import capture
     from verifier.frontend.lower import lower
@@ -169,7 +176,7 @@ def _of_operators(file: OnnxFile) -> tuple[Graph, Shape]:
         module = module if file.input_shape else onnx_module.of_one_number(module)
         record = capture(module, x, onnx_module.output_names, copied=True, deadline=file.deadline)
         raw = lower(record, file.input_name, f"opset {file.opset}", file.output_name, file.deadline)
-        graph = simplify(raw, file.deadline, runs=file.input_dtype == np.float32)
+        graph = simplify(raw, file.deadline, runs=file.input_dtype == np.float32, aligned=aligned)
     except MissingRules as error:
         raise MissingRules(str(file.path), error.phrases) from error
     except (InputError, UnsupportedError) as error:

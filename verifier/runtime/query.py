@@ -21,6 +21,7 @@ class Query:
         timeout: seconds, or ``None``.
         start: ``time.monotonic()`` from which the limit counts.
         verbose: keep the warnings of libraries.
+        proof: file for the proof of an ``unsat``.
         quiet: drop what libraries print. The caller's pipes then close with the parent, however long the system takes
             to free the child's memory.
         networks: files by the names that the property gives to networks; none: the network has no name.
@@ -34,6 +35,7 @@ class Query:
     verbose: bool = False
     quiet: bool = False
     networks: tuple[tuple[str, Path], ...] = ()
+    proof: Path | None = None
 
     @cached_property
     def config(self) -> Config:

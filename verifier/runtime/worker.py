@@ -206,7 +206,8 @@ def _answer(query: Query, progress: PipeProgress, lost: _LostRank) -> Outcome:
         lost.witness = lambda: ranks.witness
         ranks.joined = lost.send_heartbeats
         network = dict(query.networks) if query.networks else query.onnx
-        result = api.answer(network, query.vnnlib, query.config, api.Terms(deadline, progress, ranks))
+        terms = api.Terms(deadline, progress, ranks, query.proof)
+        result = api.answer(network, query.vnnlib, query.config, terms)
     return _outcome(result)
 
 

@@ -32,6 +32,7 @@ from verifier.core.progress import Progress, SilentProgress
 from verifier.core.result import Witness
 from verifier.core.tracker import Peak, measured_peak
 from verifier.parallel.world import World
+from verifier.proof.writer import Proof
 from verifier.solver.root import Noted, Root, RootContext, bound_root, deepen, hidden_by_rows
 from verifier.solver.setup import Setup
 
@@ -55,6 +56,7 @@ class RankState:
         accept: replays a candidate; rank 0 alone can.
         claims: what bounds are made to hold for.
         roots: the root bounds of the boxes, in the order in which they were computed.
+        proof: where the proof is written down; the only rank's.
         weak: what searches have closed for the network in real arithmetic alone; None for one of which not all is here.
         hunt: looks for counterexamples between searches, where this rank is alone.
     """
@@ -71,6 +73,7 @@ class RankState:
     weak: list[relu_split.WeakDomains | None] = field(default_factory=list)
     noted: Noted | None = None
     hunt: Hunt | None = None
+    proof: Proof | None = None
 
     @property
     def asked(self) -> Problem:
@@ -92,6 +95,7 @@ class RankState:
             team=setup.peers,
             memory_limit=setup.pool_bytes,
             hunt=self.hunt,
+            proof=self.proof,
         )
 
 
@@ -188,6 +192,7 @@ def _root_context(state: RankState, limit: float, seconds: float) -> RootContext
         noted=noted,
         claims=state.claims,
         query=state.deadline,
+        proof=state.proof,
     )
 
 

@@ -42,6 +42,8 @@ from verifier.frontend.runtime import not_covered, optimised_not_covered, run_mo
 from verifier.parallel.backends import placement
 from verifier.parallel.stores import Resident
 from verifier.parallel.world import World, solo
+from verifier.proof.writer import Proof
+from verifier.solver import proofs
 from verifier.solver.counts import SearchKind, entry
 from verifier.solver.phases import (
     Begin,
@@ -88,6 +90,7 @@ def solve(
     deadline: Deadline,
     progress: Progress,
     world: World | None = None,
+    wanted: proofs.Wanted | None = None,
 ) -> Result:
     """Answer one query.
 
@@ -95,13 +98,18 @@ def solve(
         network: the graph and its reference (onnxruntime or the module).
         deadline: one clock for everything.
         world: the ranks of the job, this one being the first; default this process alone.
+        wanted: a proof file, which is there in the end when the verdict is ``unsat``.
 
     Returns:
         the verdict with its reason; never raises for time or memory.
     """
     world = world or solo(device_of(config))
     problem = problem.typed(network.input_dtype)
-    run = _Run(network, problem, config, deadline, progress, world)
+    proof = None
+    if wanted is not None:
+        config = proofs.settings(config)
+        proof = proofs.begin(wanted, network, problem, config, world.size)
+    run = _Run(network, problem, config, deadline, progress, world, proof=proof)
     try:
         with world.explained(), cpu_threads(network.graph, config, world.local_size):
             try:
@@ -115,6 +123,8 @@ def solve(
             run.finish()
     except RankFailed as error:
         run.lost(error)
+    finally:
+        run.write_proof()
     return run.result()
 
 
@@ -128,6 +138,7 @@ class _Run:
     deadline: Deadline
     progress: Progress
     world: World
+    proof: Proof | None = None
     witness: Witness | None = None
     spare: Witness | None = None  # it lies in a box rounded to nearest, but not in the exact one
     attacking: bool = False
@@ -175,6 +186,8 @@ class _Run:
         self.uncovered = not_covered(self.network, self.model) or ""
         if not self.config.numerics.certify:
             self.uncovered = "numerics.certify is off"
+        if self.proof is not None:
+            self.uncovered = "a proof file speaks of the network in real arithmetic"
         if self.uncovered and self.config.numerics.semantics == "float32":
             raise UnsupportedError(f"numerics.semantics is float32, but {self.uncovered}")
 
@@ -206,7 +219,9 @@ class _Run:
         """The network where the ranks of a job want it, checked against the reference there."""
         with self._phase("set-up"):
             setup = set_up(self.network.graph, self.config, world)
-            state = RankState(self.problem, self.config, world, setup, self.deadline, self.progress, self._accept)
+            asked = self.problem if self.proof is None else proofs.question(self.problem)
+            state = RankState(asked, self.config, world, setup, self.deadline, self.progress, self._accept)
+            state.proof = self.proof
             if self.config.attack.enabled and world.size == 1:
                 state.hunt = partial(self._hunt, state)
             self.state = state
@@ -553,6 +568,16 @@ class _Run:
             return "values of the network may be too large for float32's range"
         weak = self.covered.weak
         return f"{weak} parts of the problem are refuted for the network in real arithmetic alone" if weak else ""
+
+    def write_proof(self) -> None:
+        """The proof file, if one is asked for; meanwhile the verdict stands."""
+        if self.proof is None:
+            return
+        proved = self.verdict is Verdict.UNSAT
+        if proved:
+            self.progress.standing(self.result())
+        with self._phase("proof file"):
+            self.statistics["proof"] = proofs.end(self.proof, proved)
 
     # -- runs -------------------------------------------------------------------------------------------------------
 

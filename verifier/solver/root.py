@@ -39,6 +39,7 @@ from verifier.core.interval import Interval
 from verifier.core.numerics import finite_lower, proved
 from verifier.core.problem import Problem
 from verifier.graph.graph import Graph
+from verifier.proof.writer import Proof
 from verifier.solver.strategy import hidden_iterations
 
 
@@ -132,6 +133,7 @@ class RootContext:
         limit: the query's time limit in seconds, for the strategy.
         deadline: when it expires, what is left of hidden bounds stays as it is: the root ends soon, whatever it has.
         query: when this one expires, nothing is wanted any more; default never.
+        proof: where it is written down how cases are refuted.
         report: told of every method that begins.
         noted: what is known so far.
         claims: what bounds are made to hold for (default: the real network); where runs would cost much, the network in
@@ -150,6 +152,7 @@ class RootContext:
     claims: Claims = field(default_factory=Claims)
     query: Deadline = field(default_factory=Deadline)
     puts_off: bool = False
+    proof: Proof | None = None
 
     @cached_property
     def engine(self) -> Engine:
@@ -229,7 +232,7 @@ def _bound_root(context: RootContext, problem: Problem, cases: np.ndarray) -> Ro
     method = config.bounds.method
 
     context.report("IBP")
-    state = initial_state(engine, box)
+    state = initial_state(engine, box, context.proof)
     noise: list[float] | None = [] if claims.semantics is Semantics.BOTH else None
     table.covered.overflow = claims.run is not None and may_overflow(state.magnitudes, backend)
     if table.covered.overflow and claims.semantics is Semantics.BOTH:
@@ -238,6 +241,7 @@ def _bound_root(context: RootContext, problem: Problem, cases: np.ndarray) -> Ro
         engine = context.engine
         state = initial_state(engine, box)
     lower = rows_by_intervals(graph, backend, state, table.spec)
+    table.write_intervals(state, lower)
     context.noted.tighter(table.worst(lower))
     if method == "ibp":
         table.touch(engine, state)
@@ -250,6 +254,7 @@ def _bound_root(context: RootContext, problem: Problem, cases: np.ndarray) -> Ro
     context.noted.cut.hidden = _undecided(engine, state, missed, matters)
     context.query.check("CROWN")
     lower, walk = crown_rows(engine, state, table.spec)
+    table.write(state, lower, None)
     context.noted.tighter(table.worst(lower))
     found = _RowBounds(lower, walk.error)
     candidates = backend.gather_features(0, minimiser(walk, box.to(torch.float64)))
@@ -324,6 +329,7 @@ def _alpha(context: RootContext, state: BoundState, table: _RowTable, before: _R
     sure, lower, error = found.lower.double(), before.lower.double(), before.error
     if state.certified:
         sure, walk = crown_rows(engine, state, table.spec, found.parameters)
+        table.write(state, sure, found.parameters)
         error = torch.where(sure > lower, walk.error, error.double())
     best = torch.fmax(lower, sure)
     context.noted.tighter(table.worst(best))
@@ -405,12 +411,36 @@ class _RowTable:
         self.thresholds = torch.from_numpy(d).to(device)
         self.strict = torch.from_numpy(strict).to(device) if strict.any() else None
         self.touched = np.zeros(len(cases), dtype=bool)
+        self.written = np.zeros(len(cases), dtype=bool)
 
     def refuted(self, lower: Tensor) -> np.ndarray:
         """(N,) bool: cases with a refuted row, or with rows that only touch their thresholds (:meth:`touch`)."""
         rows = proved(lower[0].double(), self.thresholds, self.strict).cpu().numpy()
         touched = self.touched if self.claims.semantics is not Semantics.FLOAT32 else False
         return np.any(rows[self.case_rows], axis=1) | touched
+
+    def write_intervals(self, state: BoundState, lower: Tensor) -> None:
+        """Have the cases in the proof that the intervals of the outputs refute."""
+        new, _ = self._unwritten(state, lower)
+        if state.proof is not None and new.any():
+            state.proof.claim(state.bounds)
+            state.proof.by_interval(self.cases[new])
+
+    def write(self, state: BoundState, lower: Tensor, slopes: Parameters | None) -> None:
+        """Have the cases in the proof that backward passes refute, with their bounds (1, S) and slopes."""
+        new, place = self._unwritten(state, lower)
+        if state.proof is not None and new.any():
+            state.proof.claim(state.bounds)
+            rows = self.case_rows[new, place[new]]
+            state.proof.at_root(self.cases[new], place[new], slopes, rows)
+
+    def _unwritten(self, state: BoundState, lower: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """(N,) bool: refuted cases that are not in the proof yet; and (N,), by which of its rows each is refuted."""
+        rows = proved(lower[0].double(), self.thresholds, self.strict).cpu().numpy()[self.case_rows]
+        new = rows.any(1) & ~self.written
+        if state.proof is not None:
+            self.written |= new
+        return new, rows.argmax(1)
 
     def open_rows(self, lower: Tensor) -> Tensor:
         """(S,) bool on the CPU: rows of cases that are not refuted."""
@@ -451,7 +481,8 @@ class _RowTable:
             pick = torch.from_numpy(index).to(self.device)
             strict = None if self.strict is None else self.strict[pick]
             slopes = {i: {k: v[0][pick] for k, v in group.items()} for i, group in found.slopes.items()}
-            rows = CaseRows(self._picked(pick), self.thresholds[pick], slopes, strict)
+            numbers = torch.from_numpy(self.cases[keep]).to(self.device)
+            rows = CaseRows(self._picked(pick), self.thresholds[pick], slopes, strict, numbers)
         worst = gap[index].max(1) if keep.any() else np.zeros(0)
         closed, kept = self.covered, self.cases[keep]
         return Root(state, kept, worst, points, rows, method, closed, self.cases[real], claims=self.claims)

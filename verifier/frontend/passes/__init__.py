@@ -21,14 +21,18 @@ PASSES = (share_equal, compose_moves, fold_affine, drop_unused, cancel_pairs, fo
 # For networks of whose float32 runs nothing can be claimed.
 REAL_PASSES = (*PASSES[:-1], merge_parallel, drop_unused)
 
+# After these, what a nonlinearity reads is a tensor of the file.
+ALIGNED_PASSES = (share_equal, compose_moves, fold_affine, fold_padding, drop_unused)
 
-def simplify(graph: Graph, deadline: Deadline | None = None, runs: bool = True) -> Graph:
+
+def simplify(graph: Graph, deadline: Deadline | None = None, runs: bool = True, aligned: bool = False) -> Graph:
     """All passes in order; the deadline is looked at between them.
 
     Args:
         runs: whether bounds may have to hold for float32 runs as well, which some passes would not allow.
+        aligned: what a nonlinearity reads stays what it reads in the source.
     """
-    for apply in PASSES if runs else REAL_PASSES:
+    for apply in ALIGNED_PASSES if aligned else PASSES if runs else REAL_PASSES:
         if deadline is not None:
             deadline.check("simplifying the network")
         graph = apply(graph)
