@@ -39,10 +39,28 @@ class Float:
         return np.asarray(x, dtype=np.float64)
 
     @staticmethod
+    def apply(m: LinearMap, x: np.ndarray, absolute: bool) -> np.ndarray:
+        """M x, or |M| x, for x (..., n)."""
+        w = np.abs(m.weight) if absolute and m.weight is not None else m.weight
+        return m.apply(w, x.reshape(-1, m.n_in)).reshape(*x.shape[:-1], m.n_out)
+
+    @staticmethod
     def back(m: LinearMap, a: np.ndarray) -> np.ndarray:
         return m.back(m.weight, a.reshape(-1, m.n_out)).reshape(*a.shape[:2], m.n_in)
 
     least, most = staticmethod(np.minimum), staticmethod(np.maximum)
+
+    @staticmethod
+    def product(w: np.ndarray, c: np.ndarray) -> np.ndarray:
+        """w (b, 1, s) times c (s, n)."""
+        return w @ c
+
+    @staticmethod
+    def summed(x: np.ndarray, at: tuple, shape: tuple[int, ...]) -> np.ndarray:
+        """Zeros with numbers added at some places."""
+        made = np.zeros(shape)
+        np.add.at(made, at, x)
+        return made
 
     @staticmethod
     def mix(a: np.ndarray, low: np.ndarray, up: np.ndarray) -> np.ndarray:
@@ -192,10 +210,26 @@ class Exact:
             self._weights[id(m)] = (m, None if m.weight is None else dyadic(m.weight))
         return self._weights[id(m)][1]
 
+    def apply(self, m: LinearMap, x: Dyadic, absolute: bool) -> Dyadic:
+        """M x, or |M| x, for x (..., n)."""
+        w = self.weight(m)
+        n = None if w is None else np.abs(w.n) if absolute else w.n
+        return Dyadic(m.apply(n, x.n.reshape(-1, m.n_in)).reshape(*x.shape[:-1], m.n_out), x.e + (w.e if w else 0))
+
     def back(self, m: LinearMap, a: Dyadic) -> Dyadic:
         w = self.weight(m)
         n = m.back(None if w is None else w.n, a.n.reshape(-1, m.n_out)).reshape(*a.shape[:2], m.n_in)
         return Dyadic(n, a.e + (0 if w is None else w.e))
+
+    @staticmethod
+    def product(w: Dyadic, c: Dyadic) -> Dyadic:
+        return Dyadic(w.n @ c.n, w.e + c.e)
+
+    @staticmethod
+    def summed(x: np.ndarray, at: tuple, shape: tuple[int, ...]) -> Dyadic:
+        numbers, made = dyadic(x), np.zeros(shape, dtype=object)
+        np.add.at(made, at, numbers.n)
+        return Dyadic(made, numbers.e)
 
     @staticmethod
     def mix(a: Dyadic, low: Dyadic, up: Dyadic) -> Dyadic:
@@ -222,6 +256,9 @@ class ExactTotal:
 
     def rounded(self, a: Dyadic, reach: np.ndarray) -> None:
         """Nothing is rounded."""
+
+    def lower(self) -> np.ndarray:
+        return self.value.floats(-1)
 
     def _difference(self, claimed: np.ndarray) -> np.ndarray:
         return (self.value - dyadic(claimed)).n

@@ -1,4 +1,4 @@
-"""Bounds of tensors on boxes: intervals forward, linear bounds (CROWN) backward.
+"""Bounds of tensors on boxes: intervals and linear functions forward, rows (CROWN) backward.
 
 Zhang et al., Efficient neural network robustness certification with general activation functions, NeurIPS 2018. A row
 is moved from the tensors where it starts back to the input; at a nonlinear step, positive coefficients take the line
@@ -8,160 +8,228 @@ below and negative ones the line above, as the row is bounded from below.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from proofcheck.arithmetic import _TINY, _U, Exact, ExactTotal, Float, FloatTotal, dyadic
-from proofcheck.failures import Refused, require
-from proofcheck.network import Affine, Network, Product, Unary
+from proofcheck.arithmetic import _TINY, _U, Dyadic, Exact, ExactTotal, FloatTotal, dyadic
+from proofcheck.network import Affine, Network, Unary
 from proofcheck.relaxation import default_slopes, image, intercepts
 
-Interval = tuple[np.ndarray, np.ndarray]
-Slopes = Callable[[str, np.ndarray, np.ndarray], Interval | None]
+Interval = tuple[np.ndarray, np.ndarray]  # (B, n) each
+Slopes = Callable[[Unary, np.ndarray, np.ndarray], Interval]
+Hook = Callable[[Any, dict[str, Interval]], Interval]
 
 
-@dataclass
-class Table:
-    """What is known of every tensor on a box: intervals (1, n) in float64, which only ever become narrower.
+class Sizes:
+    """Magnitudes of all tensors on a set of boxes, with which rounding errors of rows are measured.
 
-    Boxes of parts are (B, n). `magnitudes` are what rounding errors are measured with.
+    Args:
+        bounds: intervals of all tensors.
     """
 
-    network: Network
-    known: dict[str, Interval] = field(default_factory=dict)
-    _reach: dict[str, tuple[np.ndarray, np.ndarray | None]] = field(default_factory=dict)
-
-    def magnitude(self, name: str) -> np.ndarray:
-        """(n,) bounds of the absolute values."""
-        low, up = self.known[name]
-        return np.maximum(np.abs(low), np.abs(up))[0]
-
-    def largest(self) -> float:
-        return max(float(self.magnitude(n).max(initial=0.0)) for n in self.known)
-
-    def tighten(self, name: str, low: np.ndarray, up: np.ndarray) -> None:
-        """Intersect a tensor's interval with another one, (n,) or (1, n); NaN is refused, crossing bounds are not: they
-        say that the box has no point, which only a wrong claim or an empty box can bring about."""
-        low, up = np.atleast_2d(low), np.atleast_2d(up)
-        if name in self.known:
-            low, up = np.maximum(low, self.known[name][0]), np.minimum(up, self.known[name][1])
-        require((low <= up).all(), f"bounds of {name!r}: a lower one is not below the upper one")
-        self.known[name] = (low, up)
-        self._reach.clear()
+    def __init__(self, network: Network, bounds: dict[str, Interval]) -> None:
+        self.network = network
+        self.of = {n: np.maximum(np.abs(low), np.abs(up)).max(0) for n, (low, up) in bounds.items()}
+        self.largest = max(float(m.max()) for m in self.of.values())
+        self._reach: dict[str, tuple[np.ndarray, np.ndarray | None]] = {}
 
     def reach(self, step: Affine) -> tuple[np.ndarray, np.ndarray | None]:
         """(n_out,) what u |row| is multiplied with for the rounding errors of a step; and what `loose` costs."""
         if step.out not in self._reach:
-            self._reach[step.out] = self._reached(step)
+            rounded, total = np.zeros(self.network.sizes[step.out]), np.zeros(self.network.sizes[step.out])
+            for name, m in step.terms:
+                part = m.apply(_absolute(m), self.of[name][None])[0]
+                rounded, total = rounded + m.terms * part, total + part
+            total = total if step.bias is None else total + np.abs(step.bias)
+            self._reach[step.out] = (rounded, 1.05 * step.loose * total if step.loose else None)
         return self._reach[step.out]
 
-    def _reached(self, step: Affine) -> tuple[np.ndarray, np.ndarray | None]:
-        size = self.network.sizes[step.out]
-        rounded, total = np.zeros(size), np.zeros(size)
-        for name, m in step.terms:
-            part = m.apply(None if m.weight is None else np.abs(m.weight), self.magnitude(name)[None])[0]
-            rounded, total = rounded + m.terms * part, total + part
-        if step.bias is not None:
-            total = total + np.abs(step.bias)
-        return rounded, 1.05 * step.loose * total if step.loose else None
+
+def _absolute(m: Any) -> np.ndarray | None:
+    return None if m.weight is None else np.abs(m.weight)
 
 
-def intervals(ar: Any, table: Table, box: dict[str, Interval], upto: int) -> dict[str, Interval]:
-    """Intervals (B, n) of all tensors up to a step, from those of the input and, where `box` has them, of others;
-    intersected with the table."""
-    found = dict(box)
-    for step in table.network.steps[: upto + 1]:
-        if isinstance(step, Affine):
-            low, up = _affine(ar, table, step, found)
-        elif isinstance(step, Unary):
-            low, up = image(ar, step, *found[step.source])
-        else:
-            low, up = _product(found[step.left], found[step.right])
-        for other in (table.known.get(step.out), box.get(step.out)):
-            if other is not None:
-                low, up = np.maximum(low, other[0]), np.minimum(up, other[1])
-        found[step.out] = (low, up)
+def intervals(
+    ar: Any, network: Network, given: dict[str, Interval], upto: str | None = None, hook: Hook | None = None
+) -> dict[str, Interval]:
+    """Intervals of all tensors, or of those before and including `upto`.
+
+    Args:
+        given: of the input and of other tensors, for which nothing is computed.
+        hook: called after every step that is not given with what is known; returns the interval to go on with.
+    """
+    found = dict(given)
+    for step in network.steps:
+        if step.out not in given:
+            if isinstance(step, Unary):
+                found[step.out] = image(ar, step, *found[step.source])
+            else:
+                found[step.out] = (_exact_affine if ar.exact else _affine)(ar, step, found)
+                if step.out in network.tangled:
+                    found[step.out] = by_rows(ar, network, found, step.out, None, stop=True)
+            if hook:
+                found[step.out] = hook(step, found)
+        if step.out == upto:
+            break
     return found
 
 
-def _affine(ar: Any, table: Table, step: Affine, found: dict[str, Interval]) -> Interval:
+def _affine(ar: Any, step: Affine, found: dict[str, Interval]) -> Interval:
     """M c - |M| r, M c + |M| r for an interval c - r, c + r."""
-    if ar.exact:
-        return _exact_affine(ar, table, step, found)
-    centre = radius = error = np.zeros(1)
+    centre = radius = error = total = np.zeros(1)
     for name, m in step.terms:
         low, up = found[name]
         c = 0.5 * low + 0.5 * up
         r = np.maximum(up - c, c - low) * (1.0 + 2.0**-51) + _TINY
-        w = None if m.weight is None else np.abs(m.weight)
-        centre, radius = centre + m.apply(m.weight, c), radius + m.apply(w, r)
-        error = error + (m.terms + len(step.terms) + 4) * m.apply(w, np.abs(c) + r)
-    total = np.abs(radius) + np.abs(centre)
+        centre, radius = centre + m.apply(m.weight, c), radius + m.apply(_absolute(m), r)
+        part = m.apply(_absolute(m), np.abs(c) + r)
+        error, total = error + (m.terms + 2.0 * len(step.terms) + 4.0) * part, total + part
     if step.bias is not None:
-        centre, error = centre + step.bias, error + 2.0 * np.abs(step.bias)
-    error = _U * (error + 8.0 * total) + _TINY
-    loose = table.reach(step)[1] if step.loose else None
-    radius = radius + (error if loose is None else error + loose)
+        centre, total = centre + step.bias, total + np.abs(step.bias)
+    radius = radius + _U * (error + 8.0 * total) + 1.05 * step.loose * total + _TINY
     return np.nextafter(centre - radius, -np.inf), np.nextafter(centre + radius, np.inf)
 
 
-def _exact_affine(ar: Exact, table: Table, step: Affine, found: dict[str, Interval]) -> Interval:
-    centre = radius = dyadic(np.zeros(1))
+def _exact_affine(ar: Exact, step: Affine, found: dict[str, Interval]) -> Interval:
+    centre = radius = total = dyadic(np.zeros(1))
     for name, m in step.terms:
-        low, up = dyadic(found[name][0]), dyadic(found[name][1])
-        for x, absolute in ((up + low, False), (up - low, True)):  # twice the centre and the radius
-            w = ar.weight(m)
-            part = m.apply(None if w is None else np.abs(w.n) if absolute else w.n, x.n)
-            part = type(x)(part, x.e + (0 if w is None else w.e) - 1)
-            centre, radius = (centre, radius + part) if absolute else (centre + part, radius)
+        low, up = (dyadic(x) for x in found[name])
+        centre, radius = centre + ar.apply(m, up + low, False), radius + ar.apply(m, up - low, True)
+        total = total + (ar.apply(m, abs(up + low) + (up - low), True) if step.loose else total)
     if step.bias is not None:
-        centre = centre + dyadic(step.bias)
-    loose = table.reach(step)[1] if step.loose else None
-    radius = radius if loose is None else radius + dyadic(loose)
-    return (centre - radius).floats(-1), (centre + radius).floats(1)
+        centre, total = centre + dyadic(2.0 * step.bias), total + dyadic(2.0 * np.abs(step.bias))
+    radius = radius + dyadic(np.array([step.loose])) * total
+    return Dyadic((centre - radius).n, (centre - radius).e - 1).floats(-1), Dyadic(
+        (centre + radius).n, (centre + radius).e - 1).floats(1)  # fmt: skip
 
 
-def _product(a: Interval, b: Interval) -> Interval:
-    corners = [x * y for x in a for y in b]
-    low, up = np.minimum.reduce(corners), np.maximum.reduce(corners)
-    return np.nextafter(low, -np.inf) - _TINY, np.nextafter(up, np.inf) + _TINY
+def by_rows(
+    ar: Any, network: Network, found: dict[str, Interval], name: str, which: np.ndarray | None, stop: bool = False
+) -> Interval:
+    """The interval of a tensor, narrowed by rows with default slopes for some elements or all of them.
+
+    Args:
+        stop: end rows at the outputs of nonlinear steps, with their intervals: intervals of functions that are affine.
+    """
+    low, up = (x.copy() for x in found[name])
+    which = np.arange(low.shape[1]) if which is None else which
+    known = {n: found[n] for n in (network.input, *(s.out for s in network.steps)) if n in found}
+    sizes = Sizes(network, known)
+    for first in range(0, which.size, 256):
+        part = which[first : first + 256]
+        for sign, bound, better in ((1.0, low, np.fmax), (-1.0, up, np.fmin)):
+            start = np.zeros((1, part.size, low.shape[1]))
+            start[0, np.arange(part.size), part] = sign
+            start = np.broadcast_to(start, (low.shape[0], *start.shape[1:]))
+            total = new_total(ar, sizes, start.shape[:2])
+            linear_bounds(ar, sizes, found, {name: ar.of(start)}, total, default_slopes, stop)
+            bound[:, part] = better(bound[:, part], sign * total.lower())
+    return low, up
+
+
+def unstable(ar: Any, network: Network) -> Hook:
+    """A hook: what nonlinear steps read is narrowed by rows where its interval has a zero inside, on some box."""
+
+    def hook(step: Any, found: dict[str, Interval]) -> Interval:
+        low, up = found[step.out]
+        open_ = np.flatnonzero(((low < 0) & (up > 0)).any(0))
+        if step.out not in network.curved or not open_.size:
+            return low, up
+        return by_rows(ar, network, found, step.out, open_)
+
+    return hook
+
+
+class Forward:
+    """A hook: every value is a linear function of the input plus an interval.
+
+    value = C (x - centre of the box) + m, up to r; |x - centre| <= `radius`. Arrays are (B, inputs, n), (B, n), (B, n). A
+    nonlinear step becomes the band between two lines of the same slope.
+    """
+
+    def __init__(self, ar: Any, network: Network, low: np.ndarray, up: np.ndarray) -> None:
+        self.ar, centre = ar, 0.5 * low + 0.5 * up
+        self.radius = np.nextafter(np.maximum(up - centre, centre - low), np.inf)[:, :, None]
+        one = np.broadcast_to(np.eye(low.shape[1]), (low.shape[0], low.shape[1], low.shape[1]))
+        self.values = {network.input: (ar.of(one), ar.of(centre), ar.of(np.zeros_like(centre)))}
+
+    def __call__(self, step: Any, found: dict[str, Interval]) -> Interval:
+        make = self._affine if isinstance(step, Affine) else self._unary
+        c, m, r = self.values[step.out] = make(step, found)
+        spread = r + self._reach(c)
+        low, up = found[step.out]
+        if self.ar.exact:
+            return np.maximum(low, (m - spread).floats(-1)), np.minimum(up, (m + spread).floats(1))
+        spread = spread + 2.0**-51 * (np.abs(m) + spread)
+        return np.fmax(low, m - spread), np.fmin(up, m + spread)
+
+    def _reach(self, c: Any) -> Any:
+        """|C| radius, rounded up."""
+        products = abs(c) * self.ar.of(self.radius)
+        if self.ar.exact:
+            return Dyadic(products.n.sum(1), products.e)
+        return products.sum(1) * (1.0 + 2.0 * _U * (c.shape[1] + 2)) + _TINY
+
+    def _affine(self, step: Affine, found: dict[str, Interval]) -> tuple[Any, Any, Any]:
+        ar, parts = self.ar, []
+        for name, w in step.terms:
+            c, m, r = self.values[name]
+            all_of = abs(m) + r + self._reach(c)
+            parts.append((ar.apply(w, c, False), ar.apply(w, m, False), ar.apply(w, r, True), ar.apply(w, all_of, True)))
+        c, m, r, total = (sum(x[1:], x[0]) for x in map(list, zip(*parts, strict=True)))
+        if step.bias is not None:
+            m, total = m + ar.of(step.bias), total + ar.of(np.abs(step.bias))
+        rounded = 0.0 if ar.exact else _U * (max(w.terms for _, w in step.terms) + 3 * len(parts) + 8)
+        return c, m, r + ar.of(np.array([rounded + 1.05 * step.loose])) * total + ar.of(np.array([_TINY * (not ar.exact)]))
+
+    def _unary(self, step: Unary, found: dict[str, Interval]) -> tuple[Any, Any, Any]:
+        ar, (c, m, r), (low, up) = self.ar, self.values[step.source], found[step.source]
+        slope = default_slopes(step, low, up)[1]
+        below, above = intercepts(ar, step, low, up, slope, slope)
+        s, half = ar.of(slope), ar.of(np.array([0.5]))
+        spread = (above - below) * half
+        made = Dyadic(s.n[:, None], s.e) if ar.exact else s[:, None]
+        new, error = s * m + (above + below) * half, ar.of(np.zeros(1))
+        if not ar.exact:
+            error = 2.0**-49 * (np.abs(s) * (np.abs(m) + r + self._reach(c)) + np.abs(above) + np.abs(below)) + _TINY
+        return made * c, new, abs(s) * r + spread + error
+
+
+def new_total(ar: Any, sizes: Sizes, shape: tuple[int, ...]) -> Any:
+    """A total without constants."""
+    return (ExactTotal if ar.exact else FloatTotal)(shape[:2], sizes.largest)
 
 
 def linear_bounds(
-    ar: Any,
-    table: Table,
-    bounds: dict[str, Interval],
-    rows: dict[str, Any],
-    constant: Any,
-    slopes: Slopes,
-) -> FloatTotal | ExactTotal:
-    """Lower bounds of rows over boxes.
+    ar: Any, sizes: Sizes, bounds: dict[str, Interval], rows: dict[str, Any], total: Any, slopes: Slopes, stop: bool = False
+) -> Any:
+    """Lower bounds of rows over boxes: `total`, completed.
 
     Args:
-        bounds: intervals (B, n) or (1, n) of the input and of what nonlinear steps read.
-        rows: coefficients (B, r, n) of every tensor in which the rows start. constant: (B, r).
-        slopes: of a unary step, given its tensor and its interval (B, 1, n): below and above, broadcastable to
-            (B, r, n), or None for the default ones.
+        sizes: of boxes that contain these.
+        bounds: of the input and of what nonlinear steps read (or make, for `stop`).
+        rows: coefficients (B, r, n) of every tensor in which the rows start. total: with the rows' constants.
+        slopes: of a unary step, given the interval (B, 1, n) of what it reads: below and above, broadcastable to
+            (B, r, n).
+        stop: see :func:`by_rows`.
     """
-    network, rows = table.network, dict(rows)
-    shape = next(iter(rows.values())).shape[:2]
-    total = (ExactTotal if ar.exact else FloatTotal)(shape, table.largest())
-    total.add(constant)
+    network, rows = sizes.network, dict(rows)
 
     def push(name: str, part: Any) -> None:
         if name in rows:
             part = rows[name] + part
-            total.rounded(part, table.magnitude(name))
+            total.rounded(part, sizes.of[name])
         rows[name] = part
 
     for step in reversed(network.steps[: max(network.place[n] for n in rows) + 1]):
         if step.out not in rows:
             continue
+        if isinstance(step, Unary) and stop:
+            continue
         a = rows.pop(step.out)
         if isinstance(step, Affine):
-            reach, loose = table.reach(step)
+            reach, loose = sizes.reach(step)
             total.rounded(a, reach)
             if loose is not None:
                 total.lose(a, loose)
@@ -170,39 +238,14 @@ def linear_bounds(
                 total.dot(a, bias, bias)
             for name, m in step.terms:
                 push(name, ar.back(m, a))
-        elif isinstance(step, Unary):
+        else:
             l, u = (x[:, None, :] for x in bounds[step.source])
-            low, up = slopes(step.source, l, u) or default_slopes(step, l, u)
+            low, up = slopes(step, l, u)
             total.dot(a, *intercepts(ar, step, l, u, low, up))
             part = ar.mix(a, ar.of(low), ar.of(up))
-            total.rounded(part, table.magnitude(step.source))
+            total.rounded(part, sizes.of[step.source])
             push(step.source, part)
-        else:
-            for name, part in _mccormick(ar, table, bounds, step, a, total):
-                push(name, part)
-    if network.input in rows:
-        low, up = (ar.of(x[:, None, :]) for x in bounds[network.input])
-        total.dot(rows[network.input], low, up)
+    for name, a in rows.items():
+        low, up = (ar.of(x[:, None, :]) for x in bounds[name])
+        total.dot(a, low, up)
     return total
-
-
-def _mccormick(ar: Any, table: Table, bounds: dict[str, Interval], step: Product, a: Any, total: Any) -> list:
-    """x y >= ly x + lx y - lx ly and x y <= uy x + lx y - lx uy."""
-    (lx, _), (ly, uy) = ((x[:, None, :] for x in bounds[n]) for n in (step.left, step.right))
-    parts = [(step.left, ar.mix(a, ar.of(ly), ar.of(uy))), (step.right, ar.mix(a, ar.of(lx), ar.of(lx)))]
-    for name, part in parts:
-        total.rounded(part, table.magnitude(name))
-    zero = ar.of(np.zeros(1))
-    below, above = ar.of(lx) * ar.of(ly), ar.of(lx) * ar.of(uy)
-    if not ar.exact:  # each product is off by at most half a unit in the last place
-        below, above = np.nextafter(below, np.inf) + _TINY, np.nextafter(above, -np.inf) - _TINY
-    total.dot(a, zero - below, zero - above)
-    return parts
-
-
-def default(name: str, l: np.ndarray, u: np.ndarray) -> None:
-    """Slopes by the rule."""
-    return
-
-
-__all__ = ["Exact", "Float", "Interval", "Refused", "Table", "default", "intervals", "linear_bounds"]

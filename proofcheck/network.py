@@ -1,7 +1,7 @@
 """ONNX files -> a list of steps over flat float64 vectors, named by the file's own tensors.
 
-Every tensor that depends on the input is produced by one step: an `Affine` one (a sum of linear maps and a constant), a
-`Unary` one (a function of every element) or a `Product`. An ONNX node that needs several steps gets inner tensors whose
+Every tensor that depends on the input is produced by one step: an `Affine` one (a sum of linear maps and a constant) or a
+`Unary` one (a function of every element). An ONNX node that needs several steps gets inner tensors whose
 names end in `#` and a word. The statement that is checked is about this network in real arithmetic with its stored
 constants; a coefficient that is no float64 number (1/3, a batch normalisation's factor) is known up to a relative
 error, `Affine.loose`, that every bound allows for. What a node means is in `nodes.py`.
@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 
 from proofcheck.failures import NotCovered, Refused, require
-from proofcheck.maps import LinearMap
+from proofcheck.maps import LinearMap, Pick, Scale
 
 MOST_ELEMENTS = 1 << 27  # of any tensor
 _MOST_BYTES = 1 << 32  # of a file
@@ -57,20 +57,7 @@ class Unary:
         return (self.source,)
 
 
-@dataclass(frozen=True)
-class Product:
-    """out = a b, element by element."""
-
-    out: str
-    left: str
-    right: str
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        return (self.left, self.right)
-
-
-Step = Affine | Unary | Product
+Step = Affine | Unary
 
 
 @dataclass
@@ -78,7 +65,7 @@ class Network:
     """Steps in an order in which each reads what earlier ones make.
 
     Attributes:
-        sizes: elements of every tensor. hash: SHA-256 of the file and of the data outside it.
+        sizes: elements of every tensor. hash: SHA-256 of the file. external: of the files with data outside it.
     """
 
     input: str
@@ -90,6 +77,9 @@ class Network:
 
     def __post_init__(self) -> None:
         self.place: dict[str, int] = {}
+        self.curved: set[str] = set()
+        self.tangled: set[str] = set()
+        self.external: dict[str, str] = {}
 
     def finish(self) -> None:
         """Drop what the output does not depend on, and number the tensors."""
@@ -101,6 +91,29 @@ class Network:
         self.steps = kept[::-1]
         self.sizes = {n: math.prod(s) for n, s in self.shapes.items() if n in needed or n == self.input}
         self.place = {self.input: -1, **{step.out: i for i, step in enumerate(self.steps)}}
+        self.curved = {s.source for s in self.steps if isinstance(s, Unary)}
+        self._find_tangled()
+
+    def _find_tangled(self) -> None:
+        """Tensors of which intervals step by step are wider than those of the affine function of the outputs of
+        nonlinear steps (`roots`) that they are, and of which these matter: what nonlinear steps read, and the output."""
+        roots = {self.input: {self.input}}
+        single, tight = {self.input}, {self.input}  # elements that vary by themselves; intervals that are as narrow
+        for step in self.steps:
+            if isinstance(step, Unary):
+                roots[step.out] = {step.out}
+                single.add(step.out)
+                tight.add(step.out)
+                continue
+            own = [roots[n] for n in step.sources]
+            roots[step.out] = set[str]().union(*own)
+            apart = sum(map(len, own)) == len(roots[step.out])
+            straight = [isinstance(m, Scale) or (isinstance(m, Pick) and m.once) for _, m in step.terms]
+            if apart and all(n in single or (s and n in tight) for n, s in zip(step.sources, straight, strict=True)):
+                tight.add(step.out)
+            if apart and all(straight) and single.issuperset(step.sources):
+                single.add(step.out)
+        self.tangled = {n for n in (*self.curved, self.output) if n not in tight}
 
 
 def read_limited(path: Path, most: int = _MOST_BYTES) -> bytes:
@@ -132,7 +145,7 @@ def load(path: Path) -> Network:
         raise NotCovered(f"a network with {len(inputs)} inputs and {len(graph.output)} outputs")
     if inputs[0].type.tensor_type.elem_type not in (1, 11):
         raise NotCovered("an input that is neither float32 nor float64")
-    network = Network(inputs[0].name, graph.output[0].name, "")
+    network = Network(inputs[0].name, graph.output[0].name, hashlib.sha256(data).hexdigest())
     network.shapes[network.input] = _shape(inputs[0])
     opset = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
     translator = Translator(network, constants, opset, outside)
@@ -149,8 +162,7 @@ def load(path: Path) -> Network:
     if network.output not in network.shapes:
         raise NotCovered("an output that does not depend on the input")
     network.finish()
-    network.hash = hashlib.sha256(data + b"".join(outside.read)).hexdigest() if outside.read else (
-        hashlib.sha256(data).hexdigest())  # fmt: skip
+    network.external = {n: hashlib.sha256(read_limited(outside.folder / n)).hexdigest() for n in outside.read}
     return network
 
 
@@ -169,12 +181,12 @@ class Outside:
     """Arrays of ONNX tensors, and data in files beside the network.
 
     Attributes:
-        read: what was read outside, in order.
+        read: locations of what was read outside.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.resolve()
-        self.read: list[bytes] = []
+        self.read: set[str] = set()
 
     def array(self, tensor: onnx.TensorProto) -> np.ndarray:
         """The values of a tensor, in its own type."""
@@ -211,5 +223,5 @@ class Outside:
                 data = file.read(size)
         except (OSError, ValueError) as error:
             raise Refused(f"constant {tensor.name}: external data: {error}") from None
-        self.read.append(data)
+        self.read.add(entries["location"])
         return data

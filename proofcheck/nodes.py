@@ -14,7 +14,7 @@ import onnx
 
 from proofcheck.failures import NotCovered, Refused, require
 from proofcheck.maps import Convolution, Dense, Group, LinearMap, Pick, Scale, Transposed
-from proofcheck.network import MOST_ELEMENTS, Affine, Network, Outside, Product, Unary
+from proofcheck.network import MOST_ELEMENTS, Affine, Network, Outside, Unary
 
 _LOOSE = 2.0**-49  # of a factor that took at most four float64 operations
 _UNARY = {"Sigmoid": "sigmoid", "Tanh": "tanh", "Exp": "exp", "Reciprocal": "reciprocal"}
@@ -195,11 +195,7 @@ class Translator:
         if a in self.constants or b in self.constants:
             self._scaled(node.output[0], *((b, self._number(a)) if a in self.constants else (a, self._number(b))))
             return
-        shape, out = np.broadcast_shapes(self._variable(a), self._variable(b)), node.output[0]
-        for n, suffix in ((a, "left"), (b, "right")):
-            self._add(f"{out}#{suffix}", shape, [(n, self._spread(n, shape))])
-        self.network.shapes[out] = shape
-        self.network.steps.append(Product(out, f"{out}#left", f"{out}#right"))
+        raise NotCovered(f"{where}: of two variables")
 
     def op_div(self, node: onnx.NodeProto, attributes: dict, where: str) -> None:
         a, b = node.input

@@ -40,6 +40,9 @@ def default_slopes(step: Unary, l: np.ndarray, u: np.ndarray) -> tuple[np.ndarra
             if step.function in _CONVEX:
                 return snapped(_derivative(step.function, 0.5 * (l + u))[0]), snapped(chord)
             return (snapped(np.minimum(a, b)),) * 2
+        if is_relu(step):
+            chord = np.where(l >= 0, 1.0, np.where(u <= 0, 0.0, snapped(np.clip(u / (u - l), 0.0, 1.0))))
+            return (u > -l).astype(np.float64), chord
         knots, slopes = np.array(step.knots), np.array(step.slopes)
         first = slopes[(l[..., None] >= knots).sum(-1)]
         last = slopes[(u[..., None] > knots).sum(-1)]
