@@ -74,27 +74,6 @@ class Pick(LinearMap):
 
 
 @dataclass
-class Group(LinearMap):
-    """y_j = sum of the x_i with target[i] == j: sums over axes, the transpose of :class:`Pick`."""
-
-    target: np.ndarray
-    n_out: int
-    weight = None
-    n_in: int = field(init=False)
-    terms: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._pick = Pick(self.target, self.n_out)
-        self.n_in, self.terms = self._pick.n_out, max(1, self._pick.terms)
-
-    def apply(self, w: np.ndarray | None, x: np.ndarray) -> np.ndarray:
-        return self._pick.back(None, x)
-
-    def back(self, w: np.ndarray | None, a: np.ndarray) -> np.ndarray:
-        return self._pick.apply(None, a)
-
-
-@dataclass
 class Scale(LinearMap):
     """y_i = w_i x_i."""
 
@@ -193,21 +172,3 @@ class Convolution(LinearMap):
             wide[(..., *window)] += part.reshape(rows, groups, into, *self.outside)
         return wide[(..., *self._core())].reshape(rows, -1)
 
-
-@dataclass
-class Transposed(LinearMap):
-    """The transpose of another map, such as a transposed convolution."""
-
-    of: LinearMap
-    n_in: int = field(init=False)
-    n_out: int = field(init=False)
-    terms: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.n_in, self.n_out, self.terms, self.weight = self.of.n_out, self.of.n_in, self.of.terms, self.of.weight
-
-    def apply(self, w: np.ndarray | None, x: np.ndarray) -> np.ndarray:
-        return self.of.back(w, x)
-
-    def back(self, w: np.ndarray | None, a: np.ndarray) -> np.ndarray:
-        return self.of.apply(w, a)

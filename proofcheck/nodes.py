@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 
 from proofcheck.failures import NotCovered, Refused, require
-from proofcheck.maps import Convolution, Dense, Group, LinearMap, Pick, Scale, Transposed
+from proofcheck.maps import Convolution, Dense, LinearMap, Pick, Scale
 from proofcheck.network import MOST_ELEMENTS, Affine, Network, Outside, Unary
 
 _LOOSE = 2.0**-49  # of a factor that took at most four float64 operations
@@ -213,21 +213,8 @@ class Translator:
         a, b = node.input
         if b in self.constants:
             self._right(node.output[0], a, self._number(b), where)
-        elif a in self.constants:  # A x = (x^T A^T)^T
-            shape, out, w = self._variable(b), node.output[0], self._number(a)
-            if len(shape) < 2 or w.ndim != 2:
-                raise NotCovered(f"{where}: shapes {w.shape}, {shape}")
-            self._turn(f"{out}#turned", b)
-            self._right(f"{out}#product", f"{out}#turned", np.ascontiguousarray(w.T), where)
-            self._turn(out, f"{out}#product")
         else:
-            raise NotCovered(f"{where}: of two variables")
-
-    def _turn(self, out: str, source: str) -> None:
-        """Exchange the last two axes."""
-        shape = self._variable(source)
-        index = np.arange(math.prod(shape)).reshape(shape).swapaxes(-1, -2)
-        self._add(out, index.shape, [(source, Pick(index, index.size))])
+            raise NotCovered(f"{where}: a variable as the second factor")
 
     def _right(
         self, out: str, source: str, w: np.ndarray, where: str, bias: np.ndarray | None = None, loose: float = 0.0
@@ -244,14 +231,11 @@ class Translator:
         if weight not in self.constants or source in self.constants or (len(node.input) > 2 and node.input[2] and (
                 node.input[2] not in self.constants)):  # fmt: skip
             raise NotCovered(f"{where}: weights that depend on the input")
-        if len(self._variable(source)) != 2:
+        if len(self._variable(source)) != 2 or attributes.get("transA", 0):
             raise NotCovered(f"{where}: shape {self._variable(source)}")
         w = self._number(weight)
         w = alpha * (w.T if attributes.get("transB", 0) else w)
         bias = beta * self._number(node.input[2]) if len(node.input) > 2 and node.input[2] else None
-        if attributes.get("transA", 0):
-            self._turn(f"{node.output[0]}#turned", source)
-            source = f"{node.output[0]}#turned"
         loose = 0.0 if alpha == 1.0 and beta == 1.0 else _LOOSE
         self._right(node.output[0], source, np.ascontiguousarray(w), where, bias, loose)
 
@@ -293,27 +277,6 @@ class Translator:
             bias = self._number(node.input[2]).reshape(-1, *[1] * (w.ndim - 2))
         self._add(node.output[0], (1, w.shape[0], *m.outside), [(node.input[0], m)], bias)
 
-    def op_convtranspose(self, node: onnx.NodeProto, attributes: dict, where: str) -> None:
-        if any(n not in self.constants for n in node.input[1:] if n) or "output_shape" in attributes:
-            raise NotCovered(f"{where}: weights that depend on the input, or output_shape")
-        w, shape, groups = self._number(node.input[1]), self._variable(node.input[0]), int(attributes.get("group", 1))
-        if shape[0] != 1 or groups != 1:
-            raise NotCovered(f"{where}: groups, or several images")
-        axes = w.ndim - 2
-        require(w.ndim == len(shape) >= 3 and w.shape[0] == shape[1], f"{where}: shapes {w.shape} and {shape}")
-        more = tuple(attributes.get("output_padding", [0] * axes))
-        strides, pads, dilations = self._windows(attributes, axes, (1 << 30,) * axes, w.shape[2:], where)
-        require(len(more) == axes and all(0 <= m < s for m, s in zip(more, strides, strict=True)), f"{where}: padding")
-        inside = tuple(
-            (n - 1) * s - a - b + (k - 1) * d + 1 + m
-            for n, s, (a, b), k, d, m in zip(shape[2:], strides, pads, w.shape[2:], dilations, more, strict=True)
-        )
-        require(min(inside) >= 1, f"{where}: empty output")
-        forward = Convolution(w[None], inside, strides, pads, dilations)
-        require(forward.outside == shape[2:], f"{where}: sizes")
-        bias = self._number(node.input[2]).reshape(-1, *[1] * axes) if len(node.input) > 2 and node.input[2] else None
-        self._add(node.output[0], (1, w.shape[1], *inside), [(node.input[0], Transposed(forward))], bias)
-
     def op_batchnormalization(self, node: onnx.NodeProto, attributes: dict, where: str) -> None:
         if attributes.get("training_mode", 0) or len([n for n in node.output if n]) != 1:
             raise NotCovered(f"{where}: in training mode")
@@ -347,27 +310,6 @@ class Translator:
         exact = bool((np.frexp(count)[0] == 0.5).all())  # powers of two
         self._scaled(out, f"{out}#sum", 1.0 / count, 0.0 if exact else _LOOSE)
 
-    def _reduced(self, node: onnx.NodeProto, attributes: dict, where: str, mean: bool) -> None:
-        shape, out = self._variable(node.input[0]), node.output[0]
-        axes = self.constants[node.input[1]].tolist() if len(node.input) > 1 and node.input[1] else attributes.get("axes")
-        if not axes:
-            raise NotCovered(f"{where}: without axes")
-        axes = tuple(sorted({a % len(shape) for a in axes if -len(shape) <= a < len(shape)}))
-        kept = tuple(1 if i in axes else d for i, d in enumerate(shape))
-        target = np.broadcast_to(np.arange(math.prod(kept)).reshape(kept), shape)
-        final = kept if attributes.get("keepdims", 1) else tuple(d for i, d in enumerate(shape) if i not in axes)
-        name = f"{out}#sum" if mean else out
-        self._add(name, final, [(node.input[0], Group(target, math.prod(kept)))])
-        if mean:
-            count = math.prod(shape) // math.prod(kept)
-            self._scaled(out, name, np.array(1.0 / count), 0.0 if count & (count - 1) == 0 else _LOOSE)
-
-    def op_reducesum(self, node: onnx.NodeProto, attributes: dict, where: str) -> None:
-        self._reduced(node, attributes, where, False)
-
-    def op_reducemean(self, node: onnx.NodeProto, attributes: dict, where: str) -> None:
-        self._reduced(node, attributes, where, True)
-
     # --- piecewise linear functions
 
     def op_relu(self, node: onnx.NodeProto, attributes: dict, where: str) -> None:
@@ -397,33 +339,19 @@ class Translator:
         self._add_unary(node.output[0], node.input[0], "square")
 
     def op_max(self, node: onnx.NodeProto, attributes: dict, where: str) -> None:
-        self._extreme(node, 1.0, where)
-
-    def op_min(self, node: onnx.NodeProto, attributes: dict, where: str) -> None:
-        self._extreme(node, -1.0, where)
-
-    def _extreme(self, node: onnx.NodeProto, sign: float, where: str) -> None:
-        """max(a, b) = b + relu(a - b); min(a, b) = b - relu(b - a)."""
-        if len(node.input) != 2:
-            raise NotCovered(f"{where}: of {len(node.input)} tensors")
+        """max(a, b) = b + relu(a - b)."""
+        if len(node.input) != 2 or any(n in self.constants for n in node.input):
+            raise NotCovered(f"{where}: of constants, or not of two tensors")
         (a, b), out = node.input, node.output[0]
-        if a in self.constants:
-            a, b = b, a
-        if b in self.constants:
-            value = self._number(b)
-            shape = np.broadcast_shapes(self._variable(a), value.shape)
-            self._add(f"{out}#moved", shape, [(a, self._spread(a, shape))], -value)
-            others, bias = [], value
-        else:
-            shape = np.broadcast_shapes(self._variable(a), self._variable(b))
-            self._add(f"{out}#right", shape, [(b, self._spread(b, shape))])
-            minus = Scale(np.full(math.prod(shape), -1.0))
-            self._add(f"{out}#moved", shape, [(a, self._spread(a, shape)), (f"{out}#right", minus)])
-            others, bias = [(b, self._spread(b, shape))], None
-        knee = (0.0, 1.0) if sign > 0 else (1.0, 0.0)  # min(a - b, 0) is linear in front of zero
-        self._add_unary(f"{out}#bend", f"{out}#moved", "linear pieces", (0.0,), knee)
-        own = Scale(np.ones(math.prod(shape)))
-        self._add(out, shape, [(f"{out}#bend", own), *others], bias)
+        shape = np.broadcast_shapes(self._variable(a), self._variable(b))
+        self._add(f"{out}#b", shape, [(b, self._spread(b, shape))])
+        self._maximum(out, shape, (a, self._spread(a, shape)), f"{out}#b")
+
+    def _maximum(self, out: str, shape: tuple[int, ...], a: tuple[str, LinearMap], b: str) -> None:
+        one = Scale(np.ones(math.prod(shape)))
+        self._add(f"{out}#less", shape, [a, (b, Scale(-one.weight))])
+        self._add_unary(f"{out}#bend", f"{out}#less", "linear pieces", (0.0,), (0.0, 1.0))
+        self._add(out, shape, [(f"{out}#bend", one), (b, one)])
 
     def op_maxpool(self, node: onnx.NodeProto, attributes: dict, where: str) -> None:
         """Maxima of two at a time over the positions of the window."""
@@ -444,30 +372,8 @@ class Translator:
                 self._add(last, final, [(node.input[0], own)])
                 continue
             new = f"{out}#{i}" if i + 1 < len(windows) else out
-            minus = Scale(np.full(part.size, -1.0))
-            self._add(f"{new}#moved", final, [(node.input[0], own), (last, minus)])
-            self._add_unary(f"{new}#bend", f"{new}#moved", "linear pieces", (0.0,), (0.0, 1.0))
-            one = Scale(np.ones(part.size))
-            self._add(new, final, [(f"{new}#bend", one), (last, one)])
+            self._maximum(new, final, (node.input[0], own), last)
             last = new
-
-    def op_softmax(self, node: onnx.NodeProto, attributes: dict, where: str) -> None:
-        """softmax_i = 1 / sum over j of exp(x_j - x_i)."""
-        shape, out = self._variable(node.input[0]), node.output[0]
-        axis = int(attributes.get("axis", -1 if self.opset >= 13 else 1))
-        if axis % len(shape) != len(shape) - 1:
-            raise NotCovered(f"{where}: over another axis than the last")
-        n, wide = shape[-1], (*shape, shape[-1])
-        index = np.arange(math.prod(shape)).reshape(shape)
-        other = Pick(np.broadcast_to(index[..., None, :], wide), index.size)
-        self._add(f"{out}#other", wide, [(node.input[0], other)])
-        own = Pick(np.broadcast_to(index[..., None], wide), index.size)
-        minus = Scale(np.full(math.prod(wide), -1.0))
-        self._add(f"{out}#own", wide, [(node.input[0], own)])
-        self._add(f"{out}#difference", wide, [(f"{out}#other", Scale(-minus.weight)), (f"{out}#own", minus)])
-        self._add_unary(f"{out}#exp", f"{out}#difference", "exp")
-        self._add(f"{out}#sum", shape, [(f"{out}#exp", Group(np.repeat(np.arange(index.size), n), index.size))])
-        self._add_unary(out, f"{out}#sum", "reciprocal")
 
 
 # Operations that move elements: functions of (inputs, attributes, number of outputs) that return the outputs.

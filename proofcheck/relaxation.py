@@ -104,7 +104,9 @@ def _pieces(ar: Any, step: Unary, p: Any) -> Any:
 
 def image(ar: Any, step: Unary, l: np.ndarray, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The interval of f on [l, u], rounded outward to float64."""
-    zero = np.zeros(1)
+    if is_relu(step):
+        return np.maximum(l, 0.0), np.maximum(u, 0.0)
+    zero = np.zeros_like(l)
     b, t = intercepts(ar, step, l, u, zero, zero)
     return (b, t) if isinstance(b, np.ndarray) else (b.floats(-1), t.floats(1))
 
