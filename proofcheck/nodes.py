@@ -152,7 +152,7 @@ class Translator:
                 own = (flat >= a) & (flat < b)
                 if own.any():
                     terms.append((n, Pick(np.where(own, flat - a, -1), int(b - a))))
-            bias = np.where(flat < -1, every[np.minimum(-2 - flat, every.size - 1)], 0.0) if table else None
+            bias = np.where(flat < -1, every[np.clip(-2 - flat, 0, every.size - 1)], 0.0) if table else None
             self._add(name, index.shape, terms, None if bias is None else bias.reshape(index.shape))
 
     def _spread(self, name: str, shape: tuple[int, ...]) -> Pick:
