@@ -136,7 +136,9 @@ def unstable(ar: Any, network: Network) -> Hook:
         open_ = np.flatnonzero(((low < 0) & (up > 0)).any(0))
         if step.out not in network.curved or not open_.size:
             return low, up
-        return by_rows(ar, network, found, step.out, open_)
+        better, free = by_rows(ar, network, found, step.out, open_), (low < 0) & (up > 0)
+        # Bounds of a box must not depend on the others of its batch: what is stable on it stays as it is.
+        return np.where(free, better[0], low), np.where(free, better[1], up)
 
     return hook
 
@@ -152,12 +154,14 @@ class Forward:
         self.ar, centre = ar, 0.5 * low + 0.5 * up
         self.radius = np.nextafter(np.maximum(up - centre, centre - low), np.inf)[:, :, None]
         one = np.broadcast_to(np.eye(low.shape[1]), (low.shape[0], low.shape[1], low.shape[1]))
-        self.values = {network.input: (ar.of(one), ar.of(centre), ar.of(np.zeros_like(centre)))}
+        c = ar.of(one)
+        self.values = {network.input: (c, ar.of(centre), ar.of(np.zeros_like(centre)), self._reach(c))}
 
     def __call__(self, step: Any, found: dict[str, Interval]) -> Interval:
         make = self._affine if isinstance(step, Affine) else self._unary
-        c, m, r = self.values[step.out] = make(step, found)
-        spread = r + self._reach(c)
+        c, m, r = make(step, found)
+        reach = self._reach(c)
+        self.values[step.out], spread = (c, m, r, reach), r + reach
         low, up = found[step.out]
         if self.ar.exact:
             return np.maximum(low, (m - spread).floats(-1)), np.minimum(up, (m + spread).floats(1))
@@ -166,16 +170,16 @@ class Forward:
 
     def _reach(self, c: Any) -> Any:
         """|C| radius, rounded up."""
-        products = abs(c) * self.ar.of(self.radius)
         if self.ar.exact:
+            products = abs(c) * dyadic(self.radius)
             return Dyadic(products.n.sum(1), products.e)
-        return products.sum(1) * (1.0 + 2.0 * _U * (c.shape[1] + 2)) + _TINY
+        return (self.radius.swapaxes(1, 2) @ np.abs(c))[:, 0] * (1.0 + 2.0 * _U * (c.shape[1] + 2)) + _TINY
 
     def _affine(self, step: Affine, found: dict[str, Interval]) -> tuple[Any, Any, Any]:
         ar, parts = self.ar, []
         for name, w in step.terms:
-            c, m, r = self.values[name]
-            all_of = abs(m) + r + self._reach(c)
+            c, m, r, reach = self.values[name]
+            all_of = abs(m) + r + reach
             parts.append((ar.apply(w, c, False), ar.apply(w, m, False), ar.apply(w, r, True), ar.apply(w, all_of, True)))
         c, m, r, total = (sum(x[1:], x[0]) for x in map(list, zip(*parts, strict=True)))
         if step.bias is not None:
@@ -184,7 +188,7 @@ class Forward:
         return c, m, r + ar.of(np.array([rounded + 1.05 * step.loose])) * total + ar.of(np.array([_TINY * (not ar.exact)]))
 
     def _unary(self, step: Unary, found: dict[str, Interval]) -> tuple[Any, Any, Any]:
-        ar, (c, m, r), (low, up) = self.ar, self.values[step.source], found[step.source]
+        ar, (c, m, r, reach), (low, up) = self.ar, self.values[step.source], found[step.source]
         slope = default_slopes(step, low, up)[1]
         below, above = intercepts(ar, step, low, up, slope, slope)
         s, half = ar.of(slope), ar.of(np.array([0.5]))
@@ -192,7 +196,7 @@ class Forward:
         made = Dyadic(s.n[:, None], s.e) if ar.exact else s[:, None]
         new, error = s * m + (above + below) * half, ar.of(np.zeros(1))
         if not ar.exact:
-            error = 2.0**-49 * (np.abs(s) * (np.abs(m) + r + self._reach(c)) + np.abs(above) + np.abs(below)) + _TINY
+            error = 2.0**-49 * (np.abs(s) * (np.abs(m) + r + reach) + np.abs(above) + np.abs(below)) + _TINY
         return made * c, new, abs(s) * r + spread + error
 
 

@@ -426,7 +426,7 @@ class Checker:
         require((methods <= 2).all(), f"{self.where}: a method above 2")
         weights = self.optional(step, "weights", "f", n, max(p.size for p in pairs))
         require(weights is None or ((weights >= 0) & (weights < np.inf)).all(), f"{self.where}: weights")
-        size = max(1, min(_BATCH // self.widest, 2048))
+        size = max(1, min(_BATCH // self.widest, 512))
         for batch in leaves(nodes, len(pairs), size, self.where):
             part = slice(batch.first, batch.first + batch.tree.size)
             a, b = low[batch.tree], up[batch.tree]
