@@ -264,7 +264,7 @@ class Checker:
 
     def _fractions(self, values: np.ndarray) -> np.ndarray:
         """Slopes in [0, 1], of which u1 ones are multiples of 1 / 128."""
-        values = values / 128.0 if values.dtype == np.uint8 else values
+        values = values / np.float32(128.0) if values.dtype == np.uint8 else values
         require(((values >= 0) & (values <= 1)).all(), f"{self.where}: a slope outside [0, 1]")
         return values
 
@@ -332,8 +332,8 @@ class Checker:
         require(nodes.max(initial=-1) < count, f"{self.where}: a split at a column that does not exist")
         columns, n = nodes[nodes >= 0], int((nodes < 0).sum())
         row = self.optional(tree, "row", "i", n)
-        slopes = self.optional(tree, "slopes", "u", n, count)
-        require(slopes is None or (slopes <= 128).all(), f"{self.where}: a slope above 1")
+        slopes = self.optional(tree, "slopes", "fu", n, count)
+        slopes = None if slopes is None else self._fractions(slopes)
         wide, own = self.optional(tree, "wide", "i", None), None
         if wide is not None:
             require((np.diff(wide) > 0).all() and ((wide >= 0) & (wide < n)).all(), f"{self.where}: wide")
@@ -348,7 +348,7 @@ class Checker:
             numbers, mine = np.arange(batch.first, batch.first + b), slice(at, at + batch.leaf.size)
             at = mine.stop
             require(at <= multipliers.size, f"{self.where}: too few multipliers")
-            values = None if slopes is None else slopes[numbers] / 128.0
+            values = None if slopes is None else slopes[numbers].copy()
             if wide is not None and own is not None:
                 inside = (wide >= batch.first) & (wide < batch.first + b)
                 values = np.full((b, count), np.nan) if values is None else values

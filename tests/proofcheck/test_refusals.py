@@ -84,7 +84,7 @@ LIES = {
     "a negative row": (_set(-1, *TREE, "row"), "a row that its case does not have"),
     "a split at no column": (_set(99, *TREE, "nodes"), "a column that does not exist"),
     "a node below -1": (lambda m: _array(m, *TREE, "nodes").__setitem__(-1, -2), "below -1"),
-    "a slope above 1": (_set(129, *TREE, "slopes"), "a slope above 1"),
+    "a slope above 1": (_set(129, *TREE, "slopes"), "a slope outside"),
     "a threshold that is no row of the case": (
         lambda m: m.proof.arrays[m.proof.header["rows"]["d"]].__isub__(1.0), "case 0 of the property is not refuted"),
     "a coefficient that is no row of the case": (
