@@ -48,7 +48,7 @@ class Archive:
         except (ValueError, RecursionError) as error:
             raise Refused(f"header.json: {error}") from None
         require(isinstance(self.header, dict), "header.json is not an object")
-        self._arrays = self.header.get("arrays")
+        self._arrays: Any = self.header.get("arrays")
         require(isinstance(self._arrays, dict), "header.json: arrays")
         for name, entry in self._arrays.items():
             require(isinstance(entry, list) and len(entry) == 2 and entry[0] in _TYPES and isinstance(entry[1], list)
@@ -76,10 +76,11 @@ class Archive:
         return math.prod(self._arrays.get(name, ("", [0]))[1])
 
     def array(self, name: object, dtypes: str, *shape: int | None) -> np.ndarray:
-        """A member as an array of one of the types "f" (numbers, widened to float64), "i" or "u", and of a shape, in which
-        None stands for any size. Infinities are let through, NaN is not."""
-        entry = self._arrays.get(name) if isinstance(name, str) else None
-        require(entry is not None, f"no array {name!r} in the header")
+        """A member as an array of one of the types "f" (numbers, widened to float64), "i" and "u", and of a shape,
+        where None stands for any size. Infinities are let through, NaN is not.
+        """
+        require(isinstance(name, str) and name in self._arrays, f"no array {name!r} in the header")
+        entry: Any = self._arrays[name]
         dtype, sizes = entry
         fits = len(sizes) == len(shape) and all(b in (a, None) for a, b in zip(sizes, shape, strict=True))
         require(fits and np.dtype(dtype).kind in dtypes, f"{name}: {dtype} {sizes}, where {shape} must be")

@@ -5,8 +5,8 @@ a `total` collects their constants. Rows are arrays (B, r, n): r rows on each of
 
 **Float.** u = 2^-53. A sum of k products, in any order and with or without fused operations, is off by at most
 gamma_k times the sum of the absolute products, gamma_k = k u / (1 - k u) (Higham, ch. 3); for k < 2^45 this is below
-1.01 k u. A row a on y = M x that becomes fl(a M) on x is thereby off by at most gamma_k |a| |M| m, if m bounds |x| on the
-box; the same holds for a product with a slope (k = 1) and for a sum of two rows. Each such term is added to the
+1.01 k u. A row a on y = M x that becomes fl(a M) on x is thereby off by at most gamma_k |a| |M| m, if m bounds |x| on
+the box; the same holds for a product with a slope (k = 1) and for a sum of two rows. Each such term is added to the
 total's `error` where it arises, and the computed row counts as exact from there on, so that errors add up. Error
 terms are sums of non-negative numbers; the factor 1.05 in `_U` covers their own rounding, which is relative and
 below 2^-7 even for sums of 2^45 terms. Underflow adds at most 2^-1074 to a product: 2^60 of them, each on a tensor
@@ -71,7 +71,7 @@ class Float:
 class FloatTotal:
     """Constants of rows (B, r), and what their errors add up to."""
 
-    def __init__(self, shape: tuple[int, int], magnitude: float) -> None:
+    def __init__(self, shape: tuple[int, ...], magnitude: float) -> None:
         self.value, self.error = np.zeros(shape), np.full(shape, _TINY * (1.0 + magnitude))
 
     def add(self, x: np.ndarray) -> None:
@@ -162,7 +162,7 @@ class Dyadic:
 
     def floats(self, sign: int) -> np.ndarray:
         """float64 numbers that are not above (sign -1) or not below (sign +1)."""
-        return np.frompyfunc(lambda n: _rounded(n, self.e, sign), 1, 1)(self.n).astype(np.float64)
+        return np.asarray(np.frompyfunc(lambda n: _rounded(n, self.e, sign), 1, 1)(self.n), dtype=np.float64)
 
 
 def _rounded(n: int, e: int, sign: int) -> float:
@@ -240,7 +240,7 @@ class Exact:
 class ExactTotal:
     """Like :class:`FloatTotal`, without errors."""
 
-    def __init__(self, shape: tuple[int, int], magnitude: float) -> None:
+    def __init__(self, shape: tuple[int, ...], magnitude: float) -> None:
         self.value = Dyadic(np.zeros(shape, dtype=object), 0)
 
     def add(self, x: Dyadic) -> None:

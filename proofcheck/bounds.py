@@ -146,8 +146,8 @@ def unstable(ar: Any, network: Network) -> Hook:
 class Forward:
     """A hook: every value is a linear function of the input plus an interval.
 
-    value = C (x - centre of the box) + m, up to r; |x - centre| <= `radius`. Arrays are (B, inputs, n), (B, n), (B, n). A
-    nonlinear step becomes the band between two lines of the same slope.
+    value = C (x - centre of the box) + m, up to r; |x - centre| <= `radius`. Arrays are (B, inputs, n), (B, n), (B, n).
+    A nonlinear step becomes the band between two lines of the same slope.
     """
 
     def __init__(self, ar: Any, network: Network, low: np.ndarray, up: np.ndarray) -> None:
@@ -158,8 +158,7 @@ class Forward:
         self.values = {network.input: (c, ar.of(centre), ar.of(np.zeros_like(centre)), self._reach(c))}
 
     def __call__(self, step: Any, found: dict[str, Interval]) -> Interval:
-        make = self._affine if isinstance(step, Affine) else self._unary
-        c, m, r = make(step, found)
+        c, m, r = self._affine(step) if isinstance(step, Affine) else self._unary(step, found)
         reach = self._reach(c)
         self.values[step.out], spread = (c, m, r, reach), r + reach
         low, up = found[step.out]
@@ -175,17 +174,23 @@ class Forward:
             return Dyadic(products.n.sum(1), products.e)
         return (self.radius.swapaxes(1, 2) @ np.abs(c))[:, 0] * (1.0 + 2.0 * _U * (c.shape[1] + 2)) + _TINY
 
-    def _affine(self, step: Affine, found: dict[str, Interval]) -> tuple[Any, Any, Any]:
+    def _affine(self, step: Affine) -> tuple[Any, Any, Any]:
         ar, parts = self.ar, []
         for name, w in step.terms:
             c, m, r, reach = self.values[name]
             all_of = abs(m) + r + reach
-            parts.append((ar.apply(w, c, False), ar.apply(w, m, False), ar.apply(w, r, True), ar.apply(w, all_of, True)))
+            parts.append(
+                (ar.apply(w, c, False), ar.apply(w, m, False), ar.apply(w, r, True), ar.apply(w, all_of, True))
+            )
         c, m, r, total = (sum(x[1:], x[0]) for x in map(list, zip(*parts, strict=True)))
         if step.bias is not None:
             m, total = m + ar.of(step.bias), total + ar.of(np.abs(step.bias))
         rounded = 0.0 if ar.exact else _U * (max(w.terms for _, w in step.terms) + 3 * len(parts) + 8)
-        return c, m, r + ar.of(np.array([rounded + 1.05 * step.loose])) * total + ar.of(np.array([_TINY * (not ar.exact)]))
+        return (
+            c,
+            m,
+            r + ar.of(np.array([rounded + 1.05 * step.loose])) * total + ar.of(np.array([_TINY * (not ar.exact)])),
+        )
 
     def _unary(self, step: Unary, found: dict[str, Interval]) -> tuple[Any, Any, Any]:
         ar, (c, m, r, reach), (low, up) = self.ar, self.values[step.source], found[step.source]
@@ -206,7 +211,13 @@ def new_total(ar: Any, sizes: Sizes, shape: tuple[int, ...]) -> Any:
 
 
 def linear_bounds(
-    ar: Any, sizes: Sizes, bounds: dict[str, Interval], rows: dict[str, Any], total: Any, slopes: Slopes, stop: bool = False
+    ar: Any,
+    sizes: Sizes,
+    bounds: dict[str, Interval],
+    rows: dict[str, Any],
+    total: Any,
+    slopes: Slopes,
+    stop: bool = False,
 ) -> Any:
     """Lower bounds of rows over boxes: `total`, completed.
 

@@ -5,14 +5,15 @@ A step uses what the table holds when it begins and adds to it when it ends: not
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import itertools
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from proofcheck.archive import Archive
 from proofcheck.arithmetic import Exact, Float
-from proofcheck.bounds import Forward, Interval, Sizes, Slopes, by_rows, intervals, linear_bounds, new_total, unstable
+from proofcheck.bounds import Forward, Interval, Sizes, Slopes, intervals, linear_bounds, new_total, unstable
 from proofcheck.failures import NotCovered, Refused, require
 from proofcheck.forest import Leaves, leaves
 from proofcheck.network import Network, Unary
@@ -99,7 +100,9 @@ class Checker:
         self.tensors = head.get("tensors")
         require(isinstance(self.tensors, list), "header: tensors")
         for name in self.tensors:
-            require(isinstance(name, str) and name in net.sizes and "#" not in name, f"no tensor {name!r} in the network")
+            require(
+                isinstance(name, str) and name in net.sizes and "#" not in name, f"no tensor {name!r} in the network"
+            )
         rows = head.get("rows")
         require(isinstance(rows, dict), "header: rows")
         self.y = self.archive.array(rows.get("y"), "f", None, sizes[1])
@@ -152,15 +155,15 @@ class Checker:
         starts, rows = self.array(step, "starts", "i", None), self.array(step, "rows", "i", None)
         require(starts.size >= 2 and starts[0] == 0 and starts[-1] == rows.size, f"{self.where}: starts")
         require((np.diff(starts) >= 0).all() and ((rows >= 0) & (rows < len(self.d))).all(), f"{self.where}: rows")
-        return [rows[a:b] for a, b in zip(starts[:-1], starts[1:], strict=True)]
+        return [rows[a:b] for a, b in itertools.pairwise(starts)]
 
     # --- fields
 
-    def array(self, step: dict, field: str, dtypes: str, *shape: int | None) -> np.ndarray:
+    def array(self, step: Any, field: str, dtypes: str, *shape: int | None) -> np.ndarray:
         require(field in step, f"{self.where}: no field {field!r}")
         return self.archive.array(step[field], dtypes, *shape)
 
-    def optional(self, step: dict, field: str, dtypes: str, *shape: int | None) -> np.ndarray | None:
+    def optional(self, step: Any, field: str, dtypes: str, *shape: int | None) -> np.ndarray | None:
         return None if step.get(field) is None else self.array(step, field, dtypes, *shape)
 
     def _tensor(self, number: object) -> str:
@@ -221,8 +224,8 @@ class Checker:
             found[name] = (np.maximum(found[name][0], old[0]), np.minimum(found[name][1], old[1]))
         holds = (found[name][0] >= low) & (up >= found[name][1])
         bad = int(np.argmin(holds))
-        require(holds.all(), f"{self.where}: {name!r}[{bad}] is not shown to lie in [{low[0, bad]!r}, {up[0, bad]!r}], but in "
-                f"[{found[name][0][0, bad]!r}, {found[name][1][0, bad]!r}]")  # fmt: skip
+        text = "[{:.17g}, {:.17g}], but in [{:.17g}, {:.17g}]".format(*(v[0, bad] for v in (low, up, *found[name])))
+        require(holds.all(), f"{self.where}: {name!r}[{bad}] is not shown to lie in {text}")
         self._set(name, low, up)
 
     def _sided(self, step: dict) -> tuple[str, np.ndarray, np.ndarray, np.ndarray]:
@@ -288,7 +291,7 @@ class Checker:
         count = len(pairs)
         self.refuted.append(Refuted(np.repeat(low, count, 0), np.repeat(up, count, 0), pairs))
 
-    def _row_of(self, starts: np.ndarray, flat: np.ndarray, tree: np.ndarray, row: np.ndarray | None) -> Any:
+    def _row_of(self, starts: np.ndarray, flat: np.ndarray, tree: np.ndarray, row: Any) -> Any:
         """The rows less their constants that leaves are to show positive."""
         require(row is not None, f"{self.where}: the rows of the leaves are missing")
         inside = (row >= 0) & (row < (starts[1:] - starts[:-1])[tree])
@@ -325,7 +328,7 @@ class Checker:
             goal: which row of the header each leaf shows positive, given its tree and its `row`; or (tensor, elements,
                 signs, values) of the trees of a refinement.
         """
-        tree = step.get("tree")
+        tree: Any = step.get("tree")
         require(isinstance(tree, dict), f"{self.where}: no tree")
         places, count = self._columns(tree.get("columns"))
         nodes = self.array(tree, "nodes", "i", None)
@@ -442,14 +445,16 @@ class Checker:
         weights: np.ndarray | None, pairs: list[np.ndarray], batch: Leaves,
     ) -> np.ndarray:  # fmt: skip
         """bool: which of some boxes are closed."""
-        closed = (low > up).any(1)[some]  # no point at all
+        closed = np.any(low > up, axis=1)[some]  # no point at all
         for method in range(3):
             mine = np.flatnonzero((methods[some] == method) & ~closed)
             for tree in np.unique(batch.tree[some[mine]]):
                 own = mine[batch.tree[some[mine]] == tree]
                 at, rows = some[own], pairs[tree]
                 w = None if weights is None else weights[at]
-                require(w is None or not w[:, rows.size :].any(), f"{self.where}: weights of rows that a case does not have")
+                require(
+                    w is None or not w[:, rows.size :].any(), f"{self.where}: weights of rows that a case does not have"
+                )
                 closed[own] = self._bounded(ar, method, low[at], up[at], rows, None if w is None else w[:, : rows.size])
         return closed
 
@@ -488,6 +493,3 @@ class Checker:
                 start[name] = start[name] + part if name in start else part
         linear_bounds(ar, sizes, bounds, start, total, default_slopes)
         return total.above(np.zeros((weights.shape[0], 1)))[:, 0]
-
-
-__all__ = ["Checker", "Summary", "by_rows", "field"]

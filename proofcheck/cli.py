@@ -23,10 +23,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--onnx", type=Path, required=True, help="the network")
     parser.add_argument("--vnnlib", type=Path, required=True, help="the property")
     parser.add_argument("proof", type=Path, help="the proof")
-    parser.add_argument("--mode", choices=("float", "exact"), default="float",
-                        help="float64 with bounds of all rounding errors (default), or exact rational numbers")  # fmt: skip
-    parser.add_argument("--sample", type=int, default=0, metavar="N",
-                        help="check all leaves in float mode, and N random ones in exact arithmetic as well")  # fmt: skip
+    modes = "float64 with bounds of all rounding errors (default), or exact rational numbers"
+    parser.add_argument("--mode", choices=("float", "exact"), default="float", help=modes)
+    samples = "check all leaves in float mode, and N random ones in exact arithmetic as well"
+    parser.add_argument("--sample", type=int, default=0, metavar="N", help=samples)
     parser.add_argument("--max-bytes", type=int, default=1 << 32, help="refuse proofs with more bytes of arrays")
     options = parser.parse_args(arguments)
     if options.sample < 0:
@@ -48,8 +48,11 @@ def main(arguments: list[str] | None = None) -> int:
     except MemoryError:
         return _say(REFUSED, "refused: there is not enough memory for this proof")
     exact = options.mode == "exact" and not options.sample
-    how = "all in exact arithmetic" if exact else f"all in float64 with error bounds, {summary.exactly} of them exactly as well"
-    return _say(ACCEPTED, f"accepted: {summary.claims} hidden bounds, {summary.leaves} leaves ({how}), {time.monotonic() - start:.2f} s")  # fmt: skip
+    how = "all in exact arithmetic"
+    if not exact:
+        how = f"all in float64 with error bounds, {summary.exactly} of them exactly as well"
+    took = time.monotonic() - start
+    return _say(ACCEPTED, f"accepted: {summary.claims} hidden bounds, {summary.leaves} leaves ({how}), {took:.2f} s")
 
 
 def _say(status: int, text: str) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -23,11 +24,11 @@ class LinearMap:
     terms: int
     weight: np.ndarray | None
 
-    def apply(self, w: np.ndarray | None, x: np.ndarray) -> np.ndarray:
+    def apply(self, w: Any, x: np.ndarray) -> np.ndarray:
         """M x for x (R, n_in)."""
         raise NotImplementedError
 
-    def back(self, w: np.ndarray | None, a: np.ndarray) -> np.ndarray:
+    def back(self, w: Any, a: np.ndarray) -> np.ndarray:
         """a M for a (R, n_out)."""
         raise NotImplementedError
 
@@ -55,14 +56,14 @@ class Pick(LinearMap):
         self._same = np.array_equal(self.index, np.arange(self.n_in))
         self.terms = 0 if self.once else int(np.bincount(self._to, minlength=1).max())
 
-    def apply(self, w: np.ndarray | None, x: np.ndarray) -> np.ndarray:
+    def apply(self, w: Any, x: np.ndarray) -> np.ndarray:
         if self._same:
             return x
         y = np.zeros((x.shape[0], self.n_out), dtype=x.dtype)
         y[:, self._from] = x[:, self._to]
         return y
 
-    def back(self, w: np.ndarray | None, a: np.ndarray) -> np.ndarray:
+    def back(self, w: Any, a: np.ndarray) -> np.ndarray:
         if self._same:
             return a
         x = np.zeros((a.shape[0], self.n_in), dtype=a.dtype)
@@ -86,10 +87,10 @@ class Scale(LinearMap):
         self.n_in = self.n_out = self.weight.size
         self.weight = np.ascontiguousarray(self.weight, dtype=np.float64).ravel()
 
-    def apply(self, w: np.ndarray | None, x: np.ndarray) -> np.ndarray:
+    def apply(self, w: Any, x: np.ndarray) -> np.ndarray:
         return x * w
 
-    def back(self, w: np.ndarray | None, a: np.ndarray) -> np.ndarray:
+    def back(self, w: Any, a: np.ndarray) -> np.ndarray:
         return a * w
 
 
@@ -107,10 +108,10 @@ class Dense(LinearMap):
         k, m = self.weight.shape
         self.n_in, self.n_out, self.terms = self.blocks * k, self.blocks * m, max(k, m)
 
-    def apply(self, w: np.ndarray | None, x: np.ndarray) -> np.ndarray:
+    def apply(self, w: Any, x: np.ndarray) -> np.ndarray:
         return (x.reshape(-1, w.shape[0]) @ w).reshape(x.shape[0], -1)
 
-    def back(self, w: np.ndarray | None, a: np.ndarray) -> np.ndarray:
+    def back(self, w: Any, a: np.ndarray) -> np.ndarray:
         return (a.reshape(-1, w.shape[1]) @ w.T).reshape(a.shape[0], -1)
 
 
@@ -154,7 +155,7 @@ class Convolution(LinearMap):
     def _core(self) -> tuple[slice, ...]:
         return tuple(slice(a, a + s) for s, (a, _) in zip(self.inside, self.pads, strict=True))
 
-    def apply(self, w: np.ndarray | None, x: np.ndarray) -> np.ndarray:
+    def apply(self, w: Any, x: np.ndarray) -> np.ndarray:
         rows, (groups, out, into) = x.shape[0], w.shape[:3]
         wide = np.zeros((rows, groups, into, *self.padded), dtype=x.dtype)
         wide[(..., *self._core())] = x.reshape(rows, groups, into, *self.inside)
@@ -163,7 +164,7 @@ class Convolution(LinearMap):
             y = y + w[(..., *at)] @ wide[(..., *window)].reshape(rows, groups, into, -1)
         return y.reshape(rows, -1)
 
-    def back(self, w: np.ndarray | None, a: np.ndarray) -> np.ndarray:
+    def back(self, w: Any, a: np.ndarray) -> np.ndarray:
         rows, (groups, out, into) = a.shape[0], w.shape[:3]
         wide = np.zeros((rows, groups, into, *self.padded), dtype=a.dtype)
         a = a.reshape(rows, groups, out, -1)
@@ -171,4 +172,3 @@ class Convolution(LinearMap):
             part = w[(..., *at)].swapaxes(-1, -2) @ a
             wide[(..., *window)] += part.reshape(rows, groups, into, *self.outside)
         return wide[(..., *self._core())].reshape(rows, -1)
-

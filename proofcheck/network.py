@@ -1,7 +1,7 @@
 """ONNX files -> a list of steps over flat float64 vectors, named by the file's own tensors.
 
-Every tensor that depends on the input is produced by one step: an `Affine` one (a sum of linear maps and a constant) or a
-`Unary` one (a function of every element). An ONNX node that needs several steps gets inner tensors whose
+Every tensor that depends on the input is produced by one step: an `Affine` one (a sum of linear maps and a constant)
+or a `Unary` one (a function of every element). An ONNX node that needs several steps gets inner tensors whose
 names end in `#` and a word. The statement that is checked is about this network in real arithmetic with its stored
 constants; a coefficient that is no float64 number (1/3, a batch normalisation's factor) is known up to a relative
 error, `Affine.loose`, that every bound allows for. What a node means is in `nodes.py`.
@@ -96,7 +96,8 @@ class Network:
 
     def _find_tangled(self) -> None:
         """Tensors of which intervals step by step are wider than those of the affine function of the outputs of
-        nonlinear steps (`roots`) that they are, and of which these matter: what nonlinear steps read, and the output."""
+        nonlinear steps (`roots`) that they are, and of which these matter: what nonlinear steps read, and the output.
+        """
         roots = {self.input: {self.input}}
         single, tight = {self.input}, {self.input}  # elements that vary by themselves; intervals that are as narrow
         for step in self.steps:
@@ -155,7 +156,9 @@ def load(path: Path) -> Network:
         if node.domain not in ("", "ai.onnx"):
             raise NotCovered(f"{where}: domain {node.domain}")
         for name in node.output:
-            require(name not in seen and "#" not in name, f"{where}: tensor {name!r} is written twice, or has a # in it")
+            require(
+                name not in seen and "#" not in name, f"{where}: tensor {name!r} is written twice, or has a # in it"
+            )
         require(all(not n or n in seen for n in node.input), f"{where}: reads a tensor that is not there yet")
         seen.update(n for n in node.output if n)
         translator.translate(node, where)
@@ -216,7 +219,7 @@ class Outside:
         require(path.is_relative_to(self.folder), f"constant {tensor.name}: data outside the network's folder")
         try:
             offset, length = int(entries.get("offset", 0)), int(entries.get("length", size))
-            require(0 <= offset and length == size, f"constant {tensor.name}: offset {offset}, length {length}")
+            require(offset >= 0 and length == size, f"constant {tensor.name}: offset {offset}, length {length}")
             require(path.is_file(), f"constant {tensor.name}: no file {path.name}")
             with path.open("rb") as file:
                 file.seek(offset)

@@ -60,11 +60,11 @@ class Translator:
     # --- constants
 
     def _constant(self, node: onnx.NodeProto, attributes: dict, where: str) -> None:
-        values = [self.constants[n] if n else None for n in node.input]
+        values: list = [self.constants[n] if n else None for n in node.input]
         if node.op_type == "Constant":
             if set(attributes) - {"value", "value_float", "value_int", "value_floats", "value_ints"}:
                 raise NotCovered(f"{where}: attributes {sorted(attributes)}")
-            (name, value), = attributes.items()
+            ((name, value),) = attributes.items()
             out = [value if name == "value" else np.array(value, np.float32 if "float" in name else np.int64)]
         elif node.op_type in _MOVES:
             out = _MOVES[node.op_type](values, attributes, len(node.output))
@@ -183,7 +183,9 @@ class Translator:
     def op_neg(self, node: onnx.NodeProto, attributes: dict, where: str) -> None:
         self._scaled(node.output[0], node.input[0], np.array(-1.0))
 
-    def _scaled(self, out: str, source: str, by: np.ndarray, loose: float = 0.0, bias: np.ndarray | None = None) -> None:
+    def _scaled(
+        self, out: str, source: str, by: np.ndarray, loose: float = 0.0, bias: np.ndarray | None = None
+    ) -> None:
         shape = np.broadcast_shapes(self._variable(source), by.shape)
         if shape != self._variable(source):
             self._add(f"{out}#spread", shape, [(source, self._spread(source, shape))])
@@ -239,7 +241,9 @@ class Translator:
         loose = 0.0 if alpha == 1.0 and beta == 1.0 else _LOOSE
         self._right(node.output[0], source, np.ascontiguousarray(w), where, bias, loose)
 
-    def _windows(self, attributes: dict, axes: int, inside: tuple[int, ...], kernel: tuple[int, ...], where: str) -> tuple:
+    def _windows(
+        self, attributes: dict, axes: int, inside: tuple[int, ...], kernel: tuple[int, ...], where: str
+    ) -> tuple:
         """Strides, pads and dilations of a window node."""
         auto = attributes.get("auto_pad", b"NOTSET")
         strides = tuple(attributes.get("strides", [1] * axes))
@@ -358,7 +362,11 @@ class Translator:
         kernel, shape, out = tuple(attributes["kernel_shape"]), self._variable(node.input[0]), node.output[0]
         require(len(shape) == len(kernel) + 2, f"{where}: shape {shape}")
         strides, pads, dilations = self._windows(attributes, len(kernel), shape[2:], kernel, where)
-        if any(p != (0, 0) for p in pads) or len([n for n in node.output if n]) != 1 or attributes.get("storage_order", 0):
+        if (
+            any(p != (0, 0) for p in pads)
+            or len([n for n in node.output if n]) != 1
+            or attributes.get("storage_order", 0)
+        ):
             raise NotCovered(f"{where}: with padding or indices")
         m = Convolution(np.ones((1, 1, 1, *kernel)), shape[2:], strides, pads, dilations)
         index = np.arange(math.prod(shape)).reshape(shape)

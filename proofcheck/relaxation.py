@@ -4,8 +4,8 @@ Slopes are proposals, from the proof or from a rule; every slope is valid, becau
 least and the greatest value of f(x) - slope x on [l, u], rounded outward in float64, exact for piecewise linear f in
 exact arithmetic. For those, extremes lie at l, u or at a knot between them.
 
-Smooth functions are bounded in float64 in both modes. Where f is convex, the tangent of f(x) - slope x at any point p is
-a lower bound, a tight one if p is close to the minimiser; where it is concave, the ends have the minimum. exp is
+Smooth functions are bounded in float64 in both modes. Where f is convex, the tangent of f(x) - slope x at any point p
+is a lower bound, a tight one if p is close to the minimiser; where it is concave, the ends have the minimum. exp is
 evaluated here, as numpy's has no guaranteed error; sigmoid and tanh follow from it.
 """
 
@@ -39,7 +39,8 @@ def default_slopes(step: Unary, l: np.ndarray, u: np.ndarray) -> tuple[np.ndarra
             chord = (_value(step.function, u)[0] - _value(step.function, l)[0]) / np.maximum(u - l, 1e-9)
             if step.function in _CONVEX:
                 return snapped(_derivative(step.function, 0.5 * (l + u))[0]), snapped(chord)
-            return (snapped(np.minimum(a, b)),) * 2
+            both = snapped(np.minimum(a, b))
+            return both, both
         if is_relu(step):
             chord = np.where(l >= 0, 1.0, np.where(u <= 0, 0.0, snapped(np.clip(u / (u - l), 0.0, 1.0))))
             return (u > -l).astype(np.float64), chord
@@ -51,8 +52,9 @@ def default_slopes(step: Unary, l: np.ndarray, u: np.ndarray) -> tuple[np.ndarra
         chord = snapped(np.where(same, last, np.clip(chord, slopes.min(), slopes.max())))
         longer = np.where(same | (u - knots[0] > knots[0] - l), last, first)
         rises = np.diff(slopes)
-        return (longer if (rises >= 0).all() else chord), (chord if (rises >= 0).all() or (rises < 0).any() and (
-            rises > 0).any() else longer)  # fmt: skip
+        if (rises >= 0).all():
+            return longer, chord
+        return chord, longer if (rises <= 0).all() else chord
 
 
 def is_relu(step: Unary) -> bool:
@@ -70,7 +72,8 @@ def intercepts(ar: Any, step: Unary, l: np.ndarray, u: np.ndarray, low: np.ndarr
         if not ar.exact and is_relu(step) and _unit(low) and _unit(up):
             t = np.maximum(np.maximum(up * -l, (1.0 - up) * u), 0.0)  # at l, at u and at 0
             return np.zeros(1), t * (1.0 + 2.0**-50) + _TINY * (t > 0)
-        b = t = None
+        b: Any = None
+        t: Any = None
         for at in (l, u, *(np.clip(k, l, u) for k in step.knots)):
             p = ar.of(at)
             f = _pieces(ar, step, p)
@@ -114,8 +117,8 @@ def image(ar: Any, step: Unary, l: np.ndarray, u: np.ndarray) -> tuple[np.ndarra
 def _exp(x: np.ndarray) -> np.ndarray:
     """exp, with a relative error below `_RELATIVE` and an absolute one of `_TINY`.
 
-    x = k ln 2 + r, |r| < 0.36: k times the first 33 bits of ln 2 is exact, and r is off by less than 2^-51; the series up
-    to r^15 leaves less than 2^-60, and Horner's rule with 15 steps, of which each is off by 2^-52 of a value below 2
+    x = k ln 2 + r, |r| < 0.36: k times the first 33 bits of ln 2 is exact, and r is off by less than 2^-51; the series
+    up to r^15 leaves less than 2^-60, and Horner's rule with 15 steps, of which each is off by 2^-52 of a value below 2
     times 0.36 to the power of its depth, less than 2^-50.
     """
     x = np.clip(x, -746.0, 710.0)

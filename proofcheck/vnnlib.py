@@ -13,10 +13,11 @@ import re
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from proofcheck.failures import NotCovered, Refused, require
+from proofcheck.failures import NotCovered, require
 from proofcheck.network import read_limited
 
 _TOKEN = re.compile(r"\s+|;[^\n]*|([()]|[^\s();]+)")
@@ -138,7 +139,7 @@ def _declare(item: list, counts: dict[str, set[int]]) -> None:
     counts[match.group(1)].add(number)
 
 
-def _formula(item: object, counts: dict[str, set[int]]) -> list[tuple[Atom, ...]]:
+def _formula(item: Any, counts: dict[str, set[int]]) -> list[tuple[Atom, ...]]:
     """The alternatives of a formula."""
     require(isinstance(item, list) and item and isinstance(item[0], str), "VNN-LIB: no formula where one must be")
     head, rest = item[0], item[1:]
@@ -159,7 +160,7 @@ def _formula(item: object, counts: dict[str, set[int]]) -> list[tuple[Atom, ...]
     return [(Atom(less if head[0] == "<" else more, len(head) == 1),)]
 
 
-def _linear(item: object, counts: dict[str, set[int]]) -> Linear:
+def _linear(item: Any, counts: dict[str, set[int]]) -> Linear:
     """A linear term."""
     if isinstance(item, str):
         match = _NAME.fullmatch(item)
@@ -199,7 +200,7 @@ class _Bounds:
         """Note an atom over a single input; false for any other."""
         if len(atom.form.parts) != 1 or next(iter(atom.form.parts))[0] != "X":
             return False
-        (name, c), = atom.form.parts.items()
+        ((name, c),) = atom.form.parts.items()
         index, value = int(name[2:]), -atom.form.constant / c
         if c > 0 and (index not in self.upper or (value, not atom.strict) < self.upper[index]):
             self.upper[index] = (value, not atom.strict)
@@ -265,6 +266,3 @@ def _row(atom: Atom) -> Row:
         (y if name[0] == "Y" else x).append((int(name[2:]), float(c)))
     d = -atom.form.constant
     return Row(tuple(sorted(y)), tuple(sorted(x)), rounded_up(d), atom.strict, d)
-
-
-__all__ = ["Case", "Property", "Refused", "Row", "load", "rounded_up"]

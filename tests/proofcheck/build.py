@@ -7,6 +7,7 @@ oracle of the tests: what it says is what a leaf is worth.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import zipfile
 from collections.abc import Callable
@@ -26,7 +27,9 @@ def save(path: Path, nodes: list, initial: dict[str, np.ndarray], inputs: list[i
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, inputs)
     out = helper.make_tensor_value_info("out", TensorProto.FLOAT, outputs)
     constants = [numpy_helper.from_array(v, n) for n, v in initial.items()]
-    model = helper.make_model(helper.make_graph(nodes, "g", [x], [out], constants), opset_imports=[helper.make_opsetid("", 13)])
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", [x], [out], constants), opset_imports=[helper.make_opsetid("", 13)]
+    )
     model.ir_version = 8
     onnx.save(model, str(path))
     return path
@@ -88,7 +91,7 @@ class Mlp:
     """Gemm, ReLU, ..., Gemm with tensors z0, h0, z1, ..., out; weights are small multiples of 1/64."""
 
     def __init__(self, rng: np.random.Generator, sizes: list[int]) -> None:
-        self.weights = [rng.integers(-64, 65, (a, b)) / 64.0 for a, b in zip(sizes[:-1], sizes[1:], strict=True)]
+        self.weights = [rng.integers(-64, 65, (a, b)) / 64.0 for a, b in itertools.pairwise(sizes)]
         self.biases = [rng.integers(-32, 33, b) / 64.0 for b in sizes[1:]]
 
     def save(self, path: Path) -> Path:
@@ -168,8 +171,8 @@ class Example:
 
 
 def example(folder: Path, seed: int, margin: float = 1e-3, depth: int = 3) -> Example:
-    """A network with two hidden layers, a proof by splits of neurons with random slopes and multipliers, and a threshold
-    that all leaves exceed by at least `margin`, which may be negative."""
+    """A network with two hidden layers, a proof by splits of neurons with random slopes and multipliers, and a
+    threshold that all leaves exceed by at least `margin`, which may be negative."""
     rng = np.random.default_rng(seed)
     net, low, up = Mlp(rng, [3, 6, 5, 2]), np.full(3, -0.5), np.full(3, 0.75)
     prover = Prover(net, low, up)

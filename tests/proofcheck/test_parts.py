@@ -42,7 +42,8 @@ def test_values_and_derivatives_are_within_their_errors(function: str) -> None:
     x = np.concatenate([RNG.uniform(-30, 30, 300), RNG.uniform(-1e-3, 1e-3, 50), [0.0, 40.0, -40.0]])
     x = np.abs(x) + 1e-3 if function == "reciprocal" else x
     exact = {
-        "exp": (mpmath.exp, mpmath.exp), "square": (lambda v: v * v, lambda v: 2 * v), "tanh": (mpmath.tanh, lambda v: mpmath.sech(v) ** 2),
+        "exp": (mpmath.exp, mpmath.exp), "square": (lambda v: v * v, lambda v: 2 * v),
+        "tanh": (mpmath.tanh, lambda v: mpmath.sech(v) ** 2),
         "sigmoid": (lambda v: 1 / (1 + mpmath.exp(-v)), lambda v: 1 / (2 + mpmath.exp(-v) + mpmath.exp(v))),
         "reciprocal": (lambda v: 1 / v, lambda v: -1 / v**2),
     }[function]  # fmt: skip
@@ -50,10 +51,17 @@ def test_values_and_derivatives_are_within_their_errors(function: str) -> None:
         for made, truth in zip((_value, _derivative), exact, strict=True):
             for v, f, error in zip(x, *made(function, x), strict=True):
                 assert abs(mpmath.mpf(float(f)) - truth(mpmath.mpf(float(v)))) <= float(error)
-        assert all(abs(mpmath.mpf(float(f)) / mpmath.exp(float(v)) - 1) < 2.0**-46 for v, f in zip(x, _exp(x), strict=True))
+        assert all(
+            abs(mpmath.mpf(float(f)) / mpmath.exp(float(v)) - 1) < 2.0**-46 for v, f in zip(x, _exp(x), strict=True)
+        )
 
 
-PIECES = [((0.0,), (0.0, 1.0), 0.0), ((0.0,), (0.01, 1.0), 0.0), ((-0.5, 1.0), (0.0, 1.0, 0.0), -0.5), ((0.0,), (1.0, 0.0), 0.0)]
+PIECES = [
+    ((0.0,), (0.0, 1.0), 0.0),
+    ((0.0,), (0.01, 1.0), 0.0),
+    ((-0.5, 1.0), (0.0, 1.0, 0.0), -0.5),
+    ((0.0,), (1.0, 0.0), 0.0),
+]
 
 
 @pytest.mark.parametrize("ar", [Float(), Exact()], ids=["float", "exact"])
@@ -117,7 +125,14 @@ def test_holes_and_leftovers_in_trees_are_seen() -> None:
     assert [b.tree.tolist() for b in leaves(good, 2, 2, "x")] == [[0, 0], [0, 1]]
     batch = next(leaves(good, 2, 10, "x"))
     assert batch.split.tolist() == [0, 0, 1, 0, 1] and batch.upper.tolist() == [False, True, False, True, True]
-    for nodes, trees in (([0, -1], 1), ([0, -1, -1, -1], 1), ([], 1), ([-1], 2), ([-2], 1), ([0] * 20000 + [-1] * 20001, 1)):
+    for nodes, trees in (
+        ([0, -1], 1),
+        ([0, -1, -1, -1], 1),
+        ([], 1),
+        ([-1], 2),
+        ([-2], 1),
+        ([0] * 20000 + [-1] * 20001, 1),
+    ):
         with pytest.raises(Refused):
             list(leaves(np.array(nodes, np.int64), trees, 100, "x"))
 
@@ -125,7 +140,8 @@ def test_holes_and_leftovers_in_trees_are_seen() -> None:
 NODES = {
     "Conv": (([helper.make_node("Conv", ["x", "w", "b"], ["out"], strides=[2, 1], pads=[1, 0, 1, 1], group=2)]),
              {"w": RNG.normal(size=(4, 1, 3, 2)), "b": RNG.normal(size=4)}, [1, 2, 5, 6]),
-    "AveragePool": ([helper.make_node("AveragePool", ["x"], ["out"], kernel_shape=[3, 2], pads=[1, 0, 1, 0])], {}, [1, 2, 5, 6]),
+    "AveragePool": ([helper.make_node("AveragePool", ["x"], ["out"], kernel_shape=[3, 2], pads=[1, 0, 1, 0])],
+                    {}, [1, 2, 5, 6]),
     "MaxPool": ([helper.make_node("MaxPool", ["x"], ["out"], kernel_shape=[2, 2], strides=[2, 2])], {}, [1, 2, 4, 6]),
     "BatchNormalization": ([helper.make_node("BatchNormalization", ["x", "a", "a", "b", "a"], ["out"])],
                            {"a": RNG.uniform(0.5, 2, 2), "b": RNG.normal(size=2)}, [1, 2, 4, 3]),
@@ -144,7 +160,8 @@ NODES = {
         helper.make_node("Split", ["c", "parts"], ["d", "e"], axis=1),
         helper.make_node("Concat", ["e", "k", "d"], ["f"], axis=1), helper.make_node("Unsqueeze", ["f", "one"], ["g"]),
         helper.make_node("Gather", ["g", "pick"], ["h"], axis=2), helper.make_node("Pad", ["h", "pads"], ["out"])],
-        {"shape": np.array([1, -1]), "one": np.array([1]), "far": np.array([99]), "parts": np.array([2, 3]), "k": np.ones((1, 2)),
+        {"shape": np.array([1, -1]), "one": np.array([1]), "far": np.array([99]), "parts": np.array([2, 3]),
+         "k": np.ones((1, 2)),
          "pick": np.array([3, 0, 3, -1]), "pads": np.array([0, 0, 1, 0, 0, 2])}, [1, 2, 3]),
 }  # fmt: skip
 
@@ -180,7 +197,9 @@ def _run(net: network.Network, x: np.ndarray) -> np.ndarray:
     values = {net.input: x[None]}
     for step in net.steps:
         if isinstance(step, Affine):
-            values[step.out] = sum(m.apply(m.weight, values[n]) for n, m in step.terms) + (0 if step.bias is None else step.bias)
+            values[step.out] = sum(m.apply(m.weight, values[n]) for n, m in step.terms) + (
+                0 if step.bias is None else step.bias
+            )
         elif step.knots:
             z = values[step.source]
             ends = step.first + np.cumsum([0, *(np.diff(step.knots) * step.slopes[1:-1])])

@@ -1,4 +1,4 @@
-"""Proofs that are right are accepted, and nothing is accepted that the rational oracle or a counterexample contradicts."""
+"""Proofs that are right are accepted, and nothing that the rational oracle or a counterexample contradicts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ def test_a_proof_is_accepted_exactly_when_its_bounds_are_enough(tmp_path: Path, 
         assert made.check(made.proof.write(tmp_path / "proof"), "--mode", mode) == status
 
 
-def test_sampled_leaves_are_checked_exactly_and_all_others_as_well(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_sampled_leaves_are_checked_exactly_and_all_others_as_well(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     made = example(tmp_path, 1)
     assert made.check(made.proof.write(tmp_path / "proof"), "--mode", "exact", "--sample", "2") == 0
     assert "2 of them exactly as well" in capsys.readouterr().out
@@ -63,7 +65,7 @@ def test_trees_of_boxes(tmp_path: Path, method: int, mode: str) -> None:
     assert made.check(_without_last_leaf(proof).write(tmp_path / "proof")) == 6
 
 
-def _without_last_leaf(proof):  # noqa: ANN001, ANN202
+def _without_last_leaf(proof):
     proof = copy.deepcopy(proof)
     step = proof.header["steps"][-1]
     proof.arrays[step["nodes"]] = proof.arrays[step["nodes"]][:-1]
@@ -88,7 +90,9 @@ def test_refinement_and_interval_cases(tmp_path: Path, seed: int) -> None:
         ]  # fmt: skip
         steps.append(example(tmp_path, seed).proof.header["steps"][3])
         assert made.check(proof.write(tmp_path / "proof")) == status
-    far = property_file(tmp_path / "prop.vnnlib", np.full(3, -0.5), np.full(3, 0.75), 2, f"(<= (- Y_0 Y_1) {d - 1e3!r})")
+    far = property_file(
+        tmp_path / "prop.vnnlib", np.full(3, -0.5), np.full(3, 0.75), 2, f"(<= (- Y_0 Y_1) {d - 1e3!r})"
+    )
     proof = started(made.network, far, [], [[1.0, -1.0]], [d - 1e3])
     proof.step(kind="box", lower=proof.add([-0.5] * 3, "<f4"), upper=proof.add([0.75] * 3, "<f4"))
     proof.step(kind="cases", starts=proof.add([0, 1], "<i4"), rows=proof.add([0], "<i4"), method="interval", tree=None)

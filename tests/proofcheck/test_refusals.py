@@ -1,4 +1,4 @@
-"""Lies are refused, each with the reason; and whatever is changed at random, a property that does not hold is never proved."""
+"""Lies are refused, each with its reason; whatever is changed, a property that does not hold is never proved."""
 
 from __future__ import annotations
 
@@ -170,7 +170,9 @@ def test_a_broken_container_is_refused(tmp_path: Path, kind: str) -> None:
             at = packed.rindex(b"PK\x01\x02") + 24
             file.write_bytes(packed[:at] + struct.pack("<I", 100) + packed[at + 4 :])
         case _:
-            text = {"not json": "{", "constant": header.replace("1", "NaN", 1), "keys": '{"format": 1, "format": 1}'}[kind]
+            text = {"not json": "{", "constant": header.replace("1", "NaN", 1), "keys": '{"format": 1, "format": 1}'}[
+                kind
+            ]
             with zipfile.ZipFile(file, "w") as z:
                 z.writestr("header.json", text)
     assert made.check(file) == 6
