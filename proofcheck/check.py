@@ -234,6 +234,9 @@ class Checker:
         sides = self.array(step, "sides", "u", elements.size)
         require((sides <= 1).all(), f"{self.where}: a side that is neither 0 nor 1")
         values = self.array(step, "values", "f", elements.size)
+        require(
+            not ((1.0 - 2.0 * sides) * values == np.inf).any(), f"{self.where}: an infinite bound on the wrong side"
+        )
         return name, self._elements(name, elements), 1.0 - 2.0 * sides, values
 
     def _replace(self, name: str, elements: np.ndarray, signs: np.ndarray, values: np.ndarray) -> None:

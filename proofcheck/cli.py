@@ -45,6 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
         return _say(NOT_COVERED, f"not covered: {reason}")
     except Refused as reason:
         return _say(REFUSED, f"refused: {reason}")
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+        return _say(REFUSED, f"refused: it cannot be read: {type(error).__name__}: {error}")
     except MemoryError:
         return _say(REFUSED, "refused: there is not enough memory for this proof")
     exact = options.mode == "exact" and not options.sample

@@ -30,7 +30,7 @@ class Translator:
     def translate(self, node: onnx.NodeProto, where: str) -> None:
         """Add a node. Anything unforeseen in it is refused, whatever the exception."""
         attributes = {a.name: self._attribute(a, where) for a in node.attribute}
-        method = getattr(self, f"op_{node.op_type.lower()}", None)
+        method = getattr(self, f"op_{node.op_type.lower()}", None) if node.op_type[:1].isupper() else None
         moves = _MOVES.get(node.op_type)
         if not (method or moves or node.op_type in _EXACT or node.op_type in _UNARY or node.op_type in _CONSTANT):
             raise NotCovered(f"{where}: unknown operation")
@@ -282,7 +282,11 @@ class Translator:
         self._add(node.output[0], (1, w.shape[0], *m.outside), [(node.input[0], m)], bias)
 
     def op_batchnormalization(self, node: onnx.NodeProto, attributes: dict, where: str) -> None:
-        if attributes.get("training_mode", 0) or len([n for n in node.output if n]) != 1:
+        if (
+            attributes.get("training_mode", 0)
+            or not attributes.get("spatial", 1)
+            or len([n for n in node.output if n]) != 1
+        ):
             raise NotCovered(f"{where}: in training mode")
         scale, bias, mean, variance = (self._number(n) for n in node.input[1:5])
         shape, out = self._variable(node.input[0]), node.output[0]

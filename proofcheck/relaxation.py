@@ -71,7 +71,7 @@ def intercepts(ar: Any, step: Unary, l: np.ndarray, u: np.ndarray, low: np.ndarr
             return ar.of(_least(step.function, low, l, u)), ar.of(_greatest(step.function, up, l, u))
         if not ar.exact and is_relu(step) and _unit(low) and _unit(up):
             t = np.maximum(np.maximum(up * -l, (1.0 - up) * u), 0.0)  # at l, at u and at 0
-            return np.zeros(1), t * (1.0 + 2.0**-50) + _TINY * (t > 0)
+            return np.zeros(1), t * (1.0 + 2.0**-50) + _TINY * ((l < 0) & (u > 0))
         b: Any = None
         t: Any = None
         for at in (l, u, *(np.clip(k, l, u) for k in step.knots)):
