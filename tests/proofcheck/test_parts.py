@@ -13,7 +13,7 @@ import pytest
 from onnx import helper
 
 from proofcheck import network, vnnlib
-from proofcheck.arithmetic import Exact, Float, dyadic
+from proofcheck.arithmetic import Dyadic, Exact, Float, dyadic
 from proofcheck.bounds import Forward, Sizes, intervals, linear_bounds, new_total, unstable
 from proofcheck.failures import NotCovered, Refused
 from proofcheck.forest import leaves
@@ -99,6 +99,19 @@ def test_lines_around_smooth_functions(function: str, steep: bool) -> None:
         assert np.isnan(intercepts(Float(), step, l * 0 - 1.0, u, low, up)[0]).all(), "no line across the pole"
     elif not steep:
         assert (t - b < 30).all()
+
+
+@pytest.mark.parametrize("pieces", PIECES[1:])
+def test_float_intercepts_are_outside_exact_ones(pieces: tuple) -> None:
+    step = Unary("h", "z", "linear pieces", *pieces)
+    l = RNG.uniform(-2, 1.5, (1, 500)) * 0.1
+    u = l + RNG.uniform(0, 0.3, l.shape)
+    low, up = RNG.uniform(-1, 2, l.shape), RNG.uniform(-1, 1, l.shape)
+    (b, t), (c, d) = (intercepts(ar, step, l, u, low, up) for ar in (Float(), Exact()))
+    for x, y in ((b, c), (d, t)):
+        x, y = ((v if isinstance(v, Dyadic) else dyadic(v)) for v in (x, y))
+        gap = [float(q - p) for p, q in zip(_fractions(x), _fractions(y), strict=True)]
+        assert min(gap) >= 0 and max(gap) < 1e-13
 
 
 def test_float_bounds_are_below_exact_ones_and_close(tmp_path: Path) -> None:

@@ -55,6 +55,15 @@ def _set(value: float, *path: object) -> Callable[[Example], None]:
     return change
 
 
+def _case(rows: list[int], starts: list[int]) -> Callable[[Example], None]:
+    def change(made: Example) -> None:
+        step = made.proof.header["steps"][3]
+        made.proof.arrays[step["rows"]] = np.array(rows, np.int32)
+        made.proof.arrays[step["starts"]] = np.array(starts, np.int32)
+
+    return change
+
+
 def _header(key: str, value: object) -> Callable[[Example], None]:
     def change(made: Example) -> None:
         made.proof.header[key] = value
@@ -99,6 +108,9 @@ LIES = {
     "tensors that are swapped": (_header("tensors", ["z1", "z0"]), "must be"),
     "no steps": (_header("steps", []), "case 0 of the property is not refuted"),
     "steps of a wrong type": (_header("steps", [1]), "steps"),
+    "rows of a case that are not there": (_case([0, 7], [0, 2]), "rows"),
+    "cases that overlap": (_case([0], [0, 2, 1]), "rows"),
+    "cases that leave rows out": (_case([0, 0], [0, 1]), "starts"),
     "no box": (lambda m: m.proof.header["steps"].pop(0), "before the first box"),
     "a claimed bound that is NaN": (_set(np.nan, 1, "lower"), "NaN"),
 }  # fmt: skip
