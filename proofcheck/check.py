@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,13 @@ class Given:
         return slopes
 
 
+def scaled(parts: dict[tuple[str, int], Fraction]) -> tuple[tuple, Fraction]:
+    """A linear form divided by the absolute value of its first coefficient, and that value."""
+    order = sorted(parts)
+    size = abs(parts[order[0]]) if order else Fraction(1)
+    return tuple((name, parts[name] / size) for name in order), size
+
+
 class Checker:
     """Checks one proof.
 
@@ -109,6 +117,11 @@ class Checker:
         self.d = self.archive.array(rows.get("d"), "f", len(self.y))
         self.x = self.archive.array(rows.get("x"), "f", len(self.y), sizes[0]) if "x" in rows else None
         require(all(np.isfinite(v).all() for v in (self.y, self.d, self.x) if v is not None), "rows are not finite")
+        self.forms: dict[tuple, list[tuple[int, Fraction]]] = {}
+        for i, y in enumerate(self.y):
+            forms = [("Y", y)] if self.x is None else [("X", self.x[i]), ("Y", y)]
+            form, size = scaled({(v, int(j)): Fraction(float(c[j])) for v, c in forms for j in np.flatnonzero(c)})
+            self.forms.setdefault(form, []).append((i, Fraction(float(self.d[i])) / size))
         steps = head.get("steps")
         require(isinstance(steps, list) and all(isinstance(s, dict) for s in steps), "header: steps")
         self._choose(steps)
@@ -138,12 +151,9 @@ class Checker:
         """Whether some refuted box contains the case's, with rows of the case only."""
         own = np.zeros(len(self.d), dtype=bool)
         for row in case.rows:
-            y, x = np.zeros(self.y.shape[1]), np.zeros(self.property.inputs)
-            for form, parts in ((y, row.y), (x, row.x)):
-                for i, c in parts:
-                    form[i] = c
-            same = (self.y == y).all(1) & (self.d >= row.d)
-            own |= same & ((self.x == x).all(1) if self.x is not None else not x.any())
+            form, size = scaled(row.parts)
+            for i, d in self.forms.get(form, []):
+                own[i] |= d >= row.d / size
         return any(
             own[r.rows[i]].all()
             for r in self.refuted

@@ -52,17 +52,11 @@ class Atom:
 
 @dataclass(frozen=True)
 class Row:
-    """c_y . y + c_x . x <= d, or < d where `strict`; coefficients are exact, d is rounded up to float64.
+    """The sum of coefficient * variable <= d, or < d where `strict`; `parts` are by (letter, index), exact."""
 
-    Attributes:
-        y, x: (index, coefficient). exact: d itself.
-    """
-
-    y: tuple[tuple[int, float], ...]
-    x: tuple[tuple[int, float], ...]
-    d: float
+    parts: dict[tuple[str, int], Fraction]
+    d: Fraction
     strict: bool
-    exact: Fraction
 
 
 @dataclass
@@ -258,11 +252,5 @@ def rounded_up(value: Fraction) -> float:
 
 
 def _row(atom: Atom) -> Row:
-    """A row with coefficients that float64 holds."""
-    y, x = [], []
-    for name, c in atom.form.parts.items():
-        if Fraction(float(c)) != c:
-            raise NotCovered(f"coefficient {c} of {name}, which is no float64 number")
-        (y if name[0] == "Y" else x).append((int(name[2:]), float(c)))
-    d = -atom.form.constant
-    return Row(tuple(sorted(y)), tuple(sorted(x)), rounded_up(d), atom.strict, d)
+    parts = {(name[0], int(name[2:])): c for name, c in atom.form.parts.items()}
+    return Row(parts, -atom.form.constant, atom.strict)

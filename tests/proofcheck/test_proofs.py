@@ -30,6 +30,20 @@ def test_sampled_leaves_are_checked_exactly_and_all_others_as_well(
     assert bad.check(bad.proof.write(tmp_path / "proof"), "--mode", "exact", "--sample", "1") == 6
 
 
+def test_rows_may_be_scaled_by_positive_numbers(tmp_path: Path) -> None:
+    made = example(tmp_path, 8)
+    rows, arrays = made.proof.header["rows"], made.proof.arrays
+    for factor, status in ((4.0, 0), (0.5, 0), (-1.0, 6)):
+        changed = copy.deepcopy(made.proof)
+        changed.arrays[rows["y"]] = arrays[rows["y"]] * factor
+        changed.arrays[rows["d"]] = arrays[rows["d"]] * factor
+        for step in changed.header["steps"]:
+            if step["kind"] == "cases":  # multipliers are those of the scaled row
+                name = step["tree"]["multipliers"]
+                changed.arrays[name] = (arrays[name] * np.float32(abs(factor))).astype(np.float32)
+        assert made.check(changed.write(tmp_path / "proof")) == status
+
+
 @pytest.mark.parametrize("method", [0, 1, 2])
 @pytest.mark.parametrize("mode", ["float", "exact"])
 def test_trees_of_boxes(tmp_path: Path, method: int, mode: str) -> None:
