@@ -98,8 +98,9 @@ class FloatTotal:
         self.error = self.error + _U * (np.abs(a) @ reach)
 
     def lower(self) -> np.ndarray:
-        """What the rows' constants are at least."""
-        return np.nextafter(self.value - 1.01 * self.error, -np.inf)
+        """What the rows' constants are at least; minus infinity where that is not finite."""
+        low = self.value - 1.01 * self.error
+        return np.where(np.isfinite(low), np.nextafter(low, -np.inf), -np.inf)
 
     def at_least(self, claimed: np.ndarray) -> np.ndarray:
         """bool (B, r); false for anything that is not finite."""
