@@ -24,6 +24,7 @@ from verifier.bounds.crown import (
     open_elements,
     preactivations,
     row_cost,
+    undecided,
 )
 from verifier.bounds.engine import Engine
 from verifier.bounds.walk import Magnitudes, Walk, backward, concretise
@@ -81,6 +82,7 @@ def bound_boxes(
     hidden: Hidden = "crown",
     varying: Tensor | None = None,
     elements: Mapping[int, Tensor] | None = None,
+    alone: bool = False,
 ) -> Bounded:
     """Lower bounds of specification rows on boxes, in the engine's arithmetic.
 
@@ -93,6 +95,7 @@ def bound_boxes(
             by CROWN rows where that matters.
         varying: (k,) coordinates in which the linear sweep is linear; default all.
         elements: by node, (n,) flat positions of the hidden rows; default those that are undecided on some box.
+        alone: a box has the bounds that it would have by itself: hidden rows count where it leaves elements undecided.
     """
     graph, backend, dtype = engine.graph, engine.backend, engine.dtype
     box = box.to(dtype)
@@ -131,7 +134,11 @@ def bound_boxes(
                 value = finite_lower(concretise(engine, walk, box))
                 parts.append((chunk, value.expand(batch, -1)))
             if parts:
-                found = _scatter(bounds[node.index], positions, backend.gather_rows(rows, parts), here)
+                value = backend.gather_rows(rows, parts)
+                if alone:
+                    open_here = undecided(graph, node.index, wide).flatten(1)[:, positions].repeat(1, 2)
+                    value = torch.where(open_here, value, -torch.inf)
+                found = _scatter(bounds[node.index], positions, value, here)
                 ibp.replace(node, found, bounds, magnitudes)
     walk = backward(engine.unhurried(), spec.forms(backend, graph.output, dtype), planes, magnitudes)
     if engine.rounding:

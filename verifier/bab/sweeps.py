@@ -151,7 +151,9 @@ class Sweeps:
         self.table, self.statistics = table, statistics
         certify = context.certify
         self.claims = context.claims if certify else Claims()
-        self.arithmetic = PLAIN if not certify else ROUNDED_32 if float32_suffices(self.graph) else ROUNDED_64
+        # Who checks a proof chooses slopes by float64 bounds: float32 ones may be on the other side of a tie.
+        narrow = float32_suffices(self.graph) and context.proof is None
+        self.arithmetic = PLAIN if not certify else ROUNDED_32 if narrow else ROUNDED_64
         self.log: BoxLog | None = None
         self._look_at_runs()
         self._cheap_kind: Hidden = "linear" if self.table.varying.numel() <= _FEW_INPUTS else "interval"
@@ -377,7 +379,7 @@ class Sweeps:
     def _bounded(self, arithmetic: Arithmetic, box: Interval, given: BoxRows, hidden: Hidden) -> Bounded:
         """Bounds of boxes, by a recording where launches would take longer than the work."""
         engine, varying = self.engine.using(arithmetic), self.table.varying
-        recordings = self.recordings[hidden]
+        recordings, alone = self.recordings[hidden], self.log is not None
         if recordings.possible and given.strict is None and not (self._growing and hidden == "crown"):
             rows = self._elements if hidden == "crown" else None
             spec = self._spec = given.spec if self._spec is None or not self.table.single else self._spec
@@ -386,7 +388,7 @@ class Sweeps:
 
             def work(lower: Tensor, upper: Tensor, *free: Tensor) -> Outputs:
                 asked = Specification(*free) if free else spec  # a fixed one is read where it is
-                now = bound_boxes(engine.unhurried(), Interval(lower, upper), asked, hidden, varying, rows)
+                now = bound_boxes(engine.unhurried(), Interval(lower, upper), asked, hidden, varying, rows, alone)
                 walk, lead = now.walk, now.lower.shape
                 numbers = (walk.constant, walk.rounding_error, walk.error)
                 return (now.lower, walk.a.expand(*lead, *walk.a.shape[2:]), *(t.expand(lead) for t in numbers))
@@ -397,7 +399,7 @@ class Sweeps:
             if out is not None:
                 lower, a, constant, rounding_error, error = out
                 return Bounded(lower, Walk(a, constant, rounding_error, error), {})
-        found = bound_boxes(engine, box, given.spec, hidden, varying)
+        found = bound_boxes(engine, box, given.spec, hidden, varying, alone=alone)
         if recordings.possible and hidden == "crown":
             self._note_elements(found.elements)
         return found
