@@ -49,7 +49,7 @@ from verifier.bounds.api import Method
 from verifier.config import Config, load_config
 from verifier.core.device import default_chunk_bytes
 from verifier.graph.graph import parameter_bytes
-from verifier.solver.phases import BoundNetwork
+from verifier.solver.phases import BoundNetwork, BoundsReport
 from verifier.solver.setup import device_of
 
 PAGE = ROOT / "docs" / "performance.md"
@@ -147,7 +147,7 @@ def memory_row(instance: Instance, method: Method, config: Config) -> Row:
     config = config.model_copy(update={"bounds": config.bounds.model_copy(update={"alpha": short})})
     with api.job(config) as ranks:
         wanted = BoundNetwork(problem.lower[0], problem.upper[0], method)
-        found = api.bound_network(ranks, lambda: network, config, wanted)
+        found = api.bound_network(ranks, lambda: network, config, wanted, BoundsReport)
     (rank,) = found.memory
     chunk = config.memory.chunk_bytes
     return {

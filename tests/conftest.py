@@ -38,6 +38,7 @@ QUICK: dict[str, int] = {
     "tests/bounds/test_splits.py": 10,  # 2
     "tests/bounds/test_underflow.py": 10,  # 8
     "tests/cli/test_main.py": 6,  # 12
+    "tests/certification": 4,
     "tests/core": 4,  # 18
     "tests/examples/test_examples.py": 12,  # 10
     "tests/frontend/test_capture.py": 6,  # 2
@@ -52,6 +53,8 @@ QUICK: dict[str, int] = {
     "tests/graph": 4,
     "tests/ops": 8,  # 9
     "tests/parallel/test_tp.py": 20,  # 12
+    "tests/proof/test_trees.py": 2,
+    "tests/proofcheck/test_parts.py": 4,
     "tests/report": 2,  # 8
     "tests/runtime/test_warm_kernels.py": 1,
     "tests/solver/test_strict.py": 8,  # 5

@@ -214,7 +214,7 @@ def cuts(rng: np.random.Generator) -> str | None:
     )
     box = Interval(*(torch.from_numpy(v.astype(np.float32))[None] for v in (low, up)))
     if rows > 1:
-        half = combine(half, box)
+        half, _ = combine(half, box)
     if bool(half.refuted(least(half, box)).any()):
         return f"a box is refuted, though {edge.tolist()} satisfies its rows {a.tolist()} + {c.tolist()}"
     after = [np.asarray(v[0].double()) for v in cut(half, box)]

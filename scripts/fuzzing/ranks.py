@@ -54,7 +54,7 @@ def bounds_differ(query: Query, network: Any, world: Any) -> Complaint | None:
     """Bounds computed by all ranks against those of one: sound, and with the same bits where weights are whole."""
     from verifier.api import Job, bound_network, round_down
     from verifier.config import as_config
-    from verifier.solver.phases import BoundNetwork
+    from verifier.solver.phases import BoundNetwork, BoundsReport
 
     config = as_config(dict(query.settings))
     low, high = (np.asarray(v) for v in (query.lower, query.upper))
@@ -63,8 +63,8 @@ def bounds_differ(query: Query, network: Any, world: Any) -> Complaint | None:
     method = query.methods[0] if query.methods else "crown"
     box = round_down(low), -round_down(-high)
     wanted = BoundNetwork(*box, method, True)  # type: ignore[arg-type]
-    ours = bound_network(Job(0, lambda _: world), lambda: network, config, wanted)
-    alone = bound_network(_alone(settings), lambda: network, as_config(settings), wanted)
+    ours = bound_network(Job(0, lambda _: world), lambda: network, config, wanted, BoundsReport)
+    alone = bound_network(_alone(settings), lambda: network, as_config(settings), wanted, BoundsReport)
     for name, interval in ours.bounds.certified.items():
         lower, upper = (np.asarray(t.double()).reshape(-1) for t in interval)
         for x, known in values:

@@ -126,7 +126,9 @@ def test_absolute_steps_are_as_long_in_every_input() -> None:
     lower, upper = np.zeros(3), np.array([1.0, 1e4, 0.0])
     context = AttackContext.of(asked(graph, problem(lower, upper, -np.ones((1, 1)), [-1e9], [(0, (0,))])))
     x = torch.tensor([[0.1, 0.1, 0.0]] * 2, device=DEVICE)
-    points = Points(x, torch.zeros(2, dtype=torch.int64, device=DEVICE), torch.zeros(2, dtype=torch.float64))
+    points = Points(
+        x, torch.zeros(2, dtype=torch.int64, device=DEVICE), torch.zeros(2, dtype=torch.float64, device=DEVICE)
+    )
     zero = torch.zeros(2, device=DEVICE)
     style = Style(zero + 0.002, zero, zero, torch.tensor([False, True], device=DEVICE))
     moved = ascend(context, points, style, 1).x.cpu() - x.cpu()

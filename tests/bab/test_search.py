@@ -39,11 +39,11 @@ def tight(monkeypatch: pytest.MonkeyPatch, most: int, copies: int) -> Tight:
     bound, tried, batches = sweeps.bound_boxes, [], []
     shrink = InputSplitting.shrink
 
-    def limited(engine: Any, box: Any, *others: Any) -> Any:
+    def limited(engine: Any, box: Any, *others: Any, **more: Any) -> Any:
         tried.append(box.lower.shape[0])
         if tried[-1] > most:
             raise torch.OutOfMemoryError("out of memory")
-        return bound(engine, box, *others)
+        return bound(engine, box, *others, **more)
 
     def noting(self: InputSplitting, count: int) -> None:
         shrink(self, count)

@@ -25,6 +25,7 @@ from verifier.ops.product import MatMul
 from verifier.ops.registry import our_classes
 from verifier.ops.relu import Relu
 from verifier.ops.shape import Reshape
+from verifier.ops.within import Within
 
 F64 = Arithmetic(torch.float64, rounding=False)
 ROWS = 3
@@ -54,7 +55,8 @@ def arity(op: NonlinearOp) -> int | None:
 
 def parameterised() -> list[NonlinearOp]:
     box = Interval(torch.full((1, 2, 2), 0.5), torch.full((1, 2, 2), 1.5))
-    return [op for op in operators() if (n := arity(op)) is not None and op.parameters([box] * n)]
+    ops = [Within(-0.5, 1.0) if isinstance(op, Within) else op for op in operators()]  # by itself it has no ends
+    return [op for op in ops if (n := arity(op)) is not None and op.parameters([box] * n)]
 
 
 def around(op: NonlinearOp, centre: float, seed: int) -> Case | None:
@@ -68,10 +70,13 @@ def around(op: NonlinearOp, centre: float, seed: int) -> Case | None:
         operands.append(builder.op(Reshape((2, 2)), z))
     x = builder.op(op, *operands)
     builder.linear(builder.flat(x), 3)
-    wide = torch.full((2, 3), 0.6)
-    made = case(builder.graph(), Interval(-wide, wide))
-    bounds = made.state().bounds[x]
-    return made if bool(torch.isfinite(bounds.lower).all() and torch.isfinite(bounds.upper).all()) else None
+    for radius in (0.6, 0.1):  # the second one for ops that are only defined near zero
+        wide = torch.full((2, 3), radius)
+        made = case(builder.graph(), Interval(-wide, wide))
+        bounds = made.state().bounds[x]
+        if bool(torch.isfinite(bounds.lower).all() and torch.isfinite(bounds.upper).all()):
+            return made
+    return None
 
 
 def random_parameters(specs: Mapping[int, Mapping[str, ParamSpec]], seed: int) -> Parameters:

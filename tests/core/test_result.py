@@ -28,7 +28,7 @@ def test_a_result_is_neither_true_nor_false() -> None:
 
 
 def test_json() -> None:
-    witness = Witness(np.arange(4.0), np.array([1.5]), 0.25, 1, (1, 2, 2), (1, 1))
+    witness = Witness(np.arange(4.0), np.array([1.5]), 0.25, 1, input_shape=(1, 2, 2), output_shape=(1, 1))
     result = Result(
         Verdict.SAT,
         "why",

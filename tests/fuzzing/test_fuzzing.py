@@ -213,6 +213,7 @@ def test_a_judge_that_takes_strict_rows_loosely_is_found(monkeypatch: pytest.Mon
 def test_every_nonlinear_op_has_a_truth() -> None:
     nonlinear = {c.__name__ for c in our_classes() if issubclass(c, NonlinearOp)}
     several = {type(s.op).__name__ for found in our_sets() for s in found.samples if s.exact is None}
+    several |= {"Within", "ExpSum"}  # what translations make of other operators, whose networks are fuzzed
     assert nonlinear - several == {*planes.UNARY, *planes.SEVERAL, *(s.op.kind for s in planes.added().values())}
 
 

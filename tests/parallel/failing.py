@@ -35,9 +35,10 @@ def fail(how: str) -> None:
 def plant(how: str) -> None:
     if how == "impatient":
         return
-    from verifier.solver.phases import BoundNetwork, BoundRoot, Memory, Phase, RankState, SplitNeurons
+    from verifier.solver.boxes import BoundBoxes
+    from verifier.solver.phases import BoundRoot, Memory, Phase, RankState, SplitNeurons
 
-    kinds: dict[str, type[Phase[Any]]] = {"sleep": BoundRoot, "late": Memory, "bounds": BoundNetwork}
+    kinds: dict[str, type[Phase[Any]]] = {"sleep": BoundRoot, "late": Memory, "bounds": BoundBoxes}
     kind = kinds.get(how, SplitNeurons)
     run = kind.run
 

@@ -510,7 +510,7 @@ def test_every_field_of_a_query_is_passed_on(tmp_path: Path) -> None:
         query = Query(strange, tmp_path / "p.vnnlib", settings, timeout, 123.456789012345678, quiet=True)
         again = warm_link.unpack(decode(encode(warm_link.pack(query)), QueryFields))
         assert again == query and again.config == query.config == (settings or Config())
-    packed = {*(field.name for field in fields(QueryFields)), "quiet", "verbose"}
+    packed = {*(field.name for field in fields(QueryFields)), "quiet", "verbose", "proof"}  # scripts ask for none
     assert packed == {field.name for field in fields(Query)}
 
 

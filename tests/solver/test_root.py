@@ -105,9 +105,9 @@ def test_records_of_queries_that_end_in_the_root_have_the_worst_bound(monkeypatc
 
 def forward(graph: Graph) -> Callable[[np.ndarray, bool], np.ndarray]:
     def run(x: np.ndarray, optimised: bool) -> np.ndarray:
-        out = graph.forward(torch.from_numpy(x)[None], single(graph).weights)
+        out = graph.forward(torch.from_numpy(x)[None].to(DEVICE), single(graph).weights)
         assert isinstance(out, torch.Tensor)
-        return out[0].numpy()
+        return out[0].cpu().numpy()
 
     return run
 

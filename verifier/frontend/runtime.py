@@ -8,6 +8,7 @@ refused here by name. Graph optimisations replace nodes, so onnxruntime's optimi
 from __future__ import annotations
 
 import json
+import math
 import platform
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -25,6 +26,7 @@ from verifier.graph.op import NonlinearOp
 from verifier.ops.power import Power, Sqrt
 from verifier.ops.reciprocal import Reciprocal
 from verifier.ops.relu import Relu
+from verifier.ops.within import Within
 
 if TYPE_CHECKING:
     import onnx
@@ -170,6 +172,8 @@ def _unmeasured(graph: Graph, model: RunModel) -> str | None:
             known = not isinstance(op, NonlinearOp)
         elif isinstance(op, Reciprocal) and op.row:
             known = op.row > 0 and "Softmax" in model.functions
+        elif isinstance(op, Within):
+            known = op.low == 1.0 and op.high == math.inf  # the denominator of a softmax
         elif type(op).__name__ in _MEASURED:
             known = op.kind in model.functions or type(op) is Relu
         else:
