@@ -17,6 +17,7 @@ from verifier.bab import refine
 from verifier.bounds.crown import BoundState
 from verifier.config import load_config
 from verifier.core.deadline import Deadline
+from verifier.core.errors import DeadlineExceeded
 from verifier.core.problem import Problem
 from verifier.core.result import Result, Verdict
 from verifier.frontend.network import Network
@@ -168,3 +169,14 @@ def test_a_root_that_is_deepened_takes_the_place_of_the_first(monkeypatch: pytes
     look, deeper = (next(p for p in seen if isinstance(p, kind)) for kind in (LookAtNeurons, DeepenRoot))
     assert names.index(look.name) < names.index(deeper.name) < names.index("split_neurons")
     assert found.statistics["root"]["method"] == "alpha-crown"
+
+
+def test_a_look_whose_time_is_over_ends_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    def late(*_: object) -> None:
+        raise DeadlineExceeded("the look")
+
+    monkeypatch.setattr(refine, "look", late)
+    net, question = asked(network(3, INPUTS, width=24, n_out=1, depth=2), 0.1)
+    seen = phases(monkeypatch)
+    assert answered(net, question).verdict is Verdict.UNSAT
+    assert seen.index("look_at_neurons") < seen.index("split_neurons")

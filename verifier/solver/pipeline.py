@@ -412,7 +412,10 @@ class _Run:
                     continue
                 self.deadline.check()
                 seconds = _LOOK_SHARE * min(self.deadline.remaining(), 600.0)
-                ended = run_on_all(state, LookAtNeurons(number, cases, seconds))
+                try:
+                    ended = run_on_all(state, LookAtNeurons(number, cases, seconds))
+                except DeadlineExceeded:  # that of the look; the next step asks whether the query's time is over
+                    return
                 if ended is not None and ended.points is not None:
                     self.points.append(ended.points)
                 if ended is None or not self._searched(state, root, ended):
@@ -434,7 +437,12 @@ class _Run:
                     self.reason = "the configured bounds leave rows open and have no slopes to search with"
                     return
                 each = share / (len(state.roots) - number) * min(self.deadline.remaining(), 600.0)
-                ended = run_on_all(state, SplitNeurons(number, cases, math.inf if share == 1.0 else each))
+                try:
+                    ended = run_on_all(state, SplitNeurons(number, cases, math.inf if share == 1.0 else each))
+                except DeadlineExceeded:
+                    if share == 1.0:
+                        raise
+                    return
                 if not self._searched(state, root, ended) and (self.witness is not None or share == 1.0):
                     return
 
