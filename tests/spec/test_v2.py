@@ -134,6 +134,7 @@ def test_what_is_wrong_is_named_with_line_and_column(case: int) -> None:
         ("(vnnlib-version <3.0>)", "version 3.0"),
         (HEAD + "(assert (<= X[0] 1.0))", "X[0] has no lower bound"),
         (HEAD + f"(assert (<= (* {'X[0] ' * 20}) 1.0))", "degree"),
+        (HEAD + "(assert (<= (+ (* 1e200 X[0]) (* 0.3e-200 Y[0])) 0.0))", "no exact common scale"),
     ],
 )
 def test_what_is_not_supported_is_refused(text: str, part: str) -> None:

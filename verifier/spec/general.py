@@ -19,7 +19,8 @@ from verifier.core.deadline import Deadline
 from verifier.core.errors import InputError, UnsupportedPropertyError
 from verifier.core.problem import Problem
 from verifier.spec import numbers
-from verifier.spec.assemble import LOWER, MAX_CASES, ROW, UPPER, Atoms, Group, Rows, Tables, assemble, guard
+from verifier.spec.assemble import LOWER, MAX_CASES, ROW, UPPER, Atoms, Group, Tables, assemble, guard
+from verifier.spec.linear_rows import RowKey, exact_scale, rows_of
 from verifier.spec.source import Source
 
 _TOKEN = re.compile(r"[()]|[^\s()]+", re.ASCII)
@@ -85,9 +86,6 @@ class _Bound:
     position: int
 
 
-_RowKey = tuple[tuple[tuple[int, Fraction], ...], Fraction, bool]
-
-
 class GeneralReader:
     """Reads one source; use :func:`read`."""
 
@@ -96,7 +94,7 @@ class GeneralReader:
         self.deadline = deadline
         self.declared: dict[str, dict[int, int]] = {"X": {}, "Y": {}}
         self.atoms: list[_Bound | int] = []  # an int is the index of a row
-        self.rows: dict[_RowKey, int] = {}
+        self.rows: dict[RowKey, int] = {}
         self.row_position: list[int] = []
         self.asserts: list[Formula] = []
 
@@ -342,11 +340,8 @@ class GeneralReader:
 
     def _scale(self, coefficients: list[Fraction], position: int) -> Fraction:
         """A positive factor that makes all coefficients exact in float64; 1 when they already are."""
-        if all(_is_double(c) for c in coefficients):
-            return Fraction(1)
-        scale = Fraction(math.lcm(*(c.denominator for c in coefficients)))
-        scale /= math.gcd(*(int(c * scale) for c in coefficients))
-        if not all(_is_double(c * scale) for c in coefficients):
+        scale = exact_scale(coefficients)
+        if scale is None:
             raise self.unsupported(
                 position, "the coefficients of this comparison have no exact common scale in float64; use fewer digits"
             )
@@ -378,7 +373,7 @@ class GeneralReader:
                 base.extend(formula.alternatives[0])
             else:
                 groups.append(_group(formula.alternatives))
-        atoms, rows = Atoms(kind, target, key), self._rows(inputs, outputs)
+        atoms, rows = Atoms(kind, target, key), rows_of(list(self.rows), inputs, outputs)
         return assemble(
             Tables(inputs, numbers.from_fractions(values), atoms, rows),
             np.array(base, dtype=np.int64),
@@ -422,25 +417,6 @@ class GeneralReader:
                         f"({float(high.value):.9g})",
                     )
 
-    def _rows(self, n_in: int, n_out: int) -> Rows:
-        keys = list(self.rows)
-        guard(len(keys) * n_out, "row coefficients")
-        y = np.zeros((len(keys), n_out))
-        x = None
-        if any(variable >= 0 for coefficients, _, _ in keys for variable, _ in coefficients):
-            guard(len(keys) * n_in, "row coefficients")
-            x = np.zeros((len(keys), n_in))
-        for i, (coefficients, _, _) in enumerate(keys):
-            for variable, c in coefficients:
-                if variable < 0:
-                    y[i, ~variable] = float(c)
-                else:
-                    assert x is not None
-                    x[i, variable] = float(c)
-        right = numbers.from_fractions(d for _, d, _ in keys)
-        strict = np.array([s for _, _, s in keys], dtype=bool)
-        return Rows(y, x, right.ceil64, right.floor64, strict if strict.any() else None)
-
     def _missing(self, variable: int, side: str) -> Exception:
         where = self.source.at(self.declared["X"][variable])
         return UnsupportedPropertyError(f"{where}: X_{variable} has no {side} bound in some case; bound every input")
@@ -483,13 +459,6 @@ def _sum(parts: list[Linear]) -> Linear:
                 else:
                     del total[variable]
     return Linear(total, constant)
-
-
-def _is_double(value: Fraction) -> bool:
-    try:
-        return Fraction(value.numerator / value.denominator) == value
-    except OverflowError:
-        return False
 
 
 def _short(text: str) -> str:

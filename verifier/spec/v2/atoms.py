@@ -12,6 +12,7 @@ import numpy as np
 
 from verifier.spec import numbers
 from verifier.spec.assemble import LOWER, MAX_CASES, ROW, UPPER, Atoms, Rows, guard
+from verifier.spec.linear_rows import RowKey, exact_scale, rows_of
 from verifier.spec.v2.polynomial import Polynomial
 from verifier.spec.v2.syntax import Comparison, Formula
 from verifier.spec.v2.tighten import Inequality
@@ -21,7 +22,6 @@ _FLOAT_MAX = Fraction(numbers.LARGEST)
 _DOUBLE_MAX = Fraction(np.finfo(np.float64).max.item())
 
 Alternatives = list[tuple[int, ...]]
-_RowKey = tuple[tuple[tuple[int, Fraction], ...], Fraction, bool]
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class AtomTable:
     def __init__(self, text: Text, n_values: int) -> None:
         self.text, self.n_values = text, n_values
         self.atoms: list[Bound | int] = []  # an int is the index of a row
-        self.rows: dict[_RowKey, int] = {}
-        self._keys: list[_RowKey] = []
+        self.rows: dict[RowKey, int] = {}
+        self._keys: list[RowKey] = []
         self.products: dict[tuple[int, ...], int] = {}
         self._place: dict[Bound | int, int] = {}
 
@@ -128,11 +128,8 @@ class AtomTable:
 
     def _scale(self, coefficients: Sequence[Fraction], position: int) -> Fraction:
         """A positive factor that makes all coefficients exact in float64; 1 when they already are."""
-        if all(map(_is_double, coefficients)):
-            return Fraction(1)
-        scale = Fraction(math.lcm(*(c.denominator for c in coefficients)))
-        scale /= math.gcd(*(int(c * scale) for c in coefficients))
-        if not all(_is_double(c * scale) for c in coefficients):
+        scale = exact_scale(coefficients)
+        if scale is None:
             raise self.text.unsupported(
                 position, "the coefficients of this comparison have no exact common scale in float64; use fewer digits"
             )
@@ -165,27 +162,4 @@ class AtomTable:
 
     def row_arrays(self, n_in: int) -> Rows:
         """The rows, likewise."""
-        n_out = self.n_values + len(self.products)
-        keys = list(self.rows)
-        guard(len(keys) * n_out, "row coefficients")
-        y, x = np.zeros((len(keys), n_out)), None
-        if any(v >= 0 for columns, _, _ in keys for v, _ in columns):
-            guard(len(keys) * n_in, "row coefficients")
-            x = np.zeros((len(keys), n_in))
-        for i, (columns, _, _) in enumerate(keys):
-            for v, c in columns:
-                if v < 0:
-                    y[i, ~v] = float(c)
-                else:
-                    assert x is not None
-                    x[i, v] = float(c)
-        right = numbers.from_fractions(d for _, d, _ in keys)
-        strict = np.array([s for _, _, s in keys], dtype=bool)
-        return Rows(y, x, right.ceil64, right.floor64, strict if strict.any() else None)
-
-
-def _is_double(value: Fraction) -> bool:
-    try:
-        return Fraction(value.numerator / value.denominator) == value
-    except OverflowError:
-        return False
+        return rows_of(list(self.rows), n_in, self.n_values + len(self.products))
